@@ -1,0 +1,135 @@
+"""CXRNet: encoder, decoder, the same encoder again (CXRNet section III-B, figures 4 to 6).
+
+The first pass of the encoder classifies the lungs, the decoder draws from its features a representation image, and
+the second pass classifies that. What the decoder leaves in the representation image is the explanation.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cxr_node.nets.encoders import ENCODERS
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+DECODER_CHANNELS = (128, 64, 48, 32, 16)
+
+Representation = Literal["mask", "image"]
+
+
+class CXRNetOutput(NamedTuple):
+    """What one pass says.
+
+    logits: float (N, C), the first encoder's.
+    representation_logits: float (N, C), the second encoder's.
+    representation: float (N, 1, H, W) in 0..1, the representation image.
+    relevance: float (N, 1, H, W) in 0..1, the heat: how much of each pixel the decoder kept.
+    """
+
+    logits: Tensor
+    representation_logits: Tensor
+    representation: Tensor
+    relevance: Tensor
+
+
+def icnr_(weight: Tensor, scale: int = 2) -> None:
+    """Initialise a convolution before a pixel shuffle so that it starts as nearest-neighbour enlargement.
+
+    Args:
+        weight: float (out * scale², in, k, k), changed in place: the scale² filters of one output channel are equal,
+            so that no checkerboard appears (Aitken et al. 2017, cited by the paper for ICNR).
+        scale: the pixel shuffle's factor.
+    """
+    with torch.no_grad():
+        kernel = torch.empty_like(weight[:: scale * scale])
+        nn.init.kaiming_normal_(kernel)
+        weight.copy_(kernel.repeat_interleave(scale * scale, dim=0))
+
+
+class DecoderBlock(nn.Module):
+    """One decoder step, Decoder_n = F(U(Decoder_{n-1}) + Encoder_{4-n}) (CXRNet eq. 3, figure 5).
+
+    U is pixel shuffle ×2, + is concatenation, F is ReLU and two blocks of 3×3 convolution, batch norm and leaky
+    ReLU with slope 0.1 (eq. 4).
+    """
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.enlarge = nn.Conv2d(in_channels, out_channels * 4, 1)
+        icnr_(self.enlarge.weight)
+        nn.init.zeros_(self.enlarge.bias)  # type: ignore[arg-type]
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(out_channels + skip_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.LeakyReLU(0.1, inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.LeakyReLU(0.1, inplace=True),
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """x (N, in, H, W) and skip (N, skip, about 2H, about 2W) to (N, out, skip's H, skip's W)."""
+        x = functional.pixel_shuffle(self.enlarge(x), 2)
+        if x.shape[2:] != skip.shape[2:]:  # encoders that don't halve exactly (Inception, odd sizes)
+            x = functional.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=False)
+        return self.convolutions(functional.relu(torch.cat([x, skip], dim=1)))  # type: ignore[no-any-return]
+
+
+class CXRNet(nn.Module):
+    """Encoder-decoder-encoder with shared encoder weights.
+
+    representation "image" is the paper's form: the decoder draws the image itself. "mask" Differs: the decoder draws
+    a mask in 0..1 and the representation image is input × mask, so that a decoder with skips cannot copy the image
+    and brightness alone is not relevance; training asks for as little mask as the second encoder can do with.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "resnet50_v1",
+        num_classes: int = 4,
+        representation: Representation = "mask",
+        decoder_channels: tuple[int, ...] = DECODER_CHANNELS,
+    ) -> None:
+        super().__init__()
+        self.encoder = ENCODERS[encoder]()
+        channels = self.encoder.channels
+        skips = (*reversed(channels[:-1]), 1)  # the last block's skip is the input image
+        blocks = []
+        current = channels[-1]
+        for skip, width in zip(skips, decoder_channels, strict=True):
+            blocks.append(DecoderBlock(current, skip, width))
+            current = width
+        self.decoder = nn.ModuleList(blocks)
+        self.draw = nn.Conv2d(current, 1, 1)
+        self.fc = nn.Linear(channels[-1], num_classes)
+        self.representation: Representation = representation
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """image float (N, 1, H, W) in 0..1 to the encoder's five features."""
+        rgb = (image - self.get_buffer("mean")) / self.get_buffer("deviation")
+        return self.encoder(rgb)  # type: ignore[no-any-return]
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Deepest features (N, K, h, w) to logits (N, C): average pool and the fully connected head."""
+        return self.fc(features.mean((2, 3)))  # type: ignore[no-any-return]
+
+    def decode(self, features: list[Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of `image` to the representation image and the relevance, both float (N, 1, H, W) in 0..1."""
+        x = features[-1]
+        for block, skip in zip(self.decoder, (*reversed(features[:-1]), image), strict=True):
+            x = block(x, skip)
+        drawn = torch.sigmoid(self.draw(x))
+        return (image * drawn if self.representation == "mask" else drawn), drawn
+
+    def forward(self, image: Tensor) -> CXRNetOutput:
+        """Classify and explain lungs cut out and enhanced, float (N, 1, H, W) in 0..1."""
+        features = self.encode(image)
+        representation, relevance = self.decode(features, image)
+        second = self.encode(representation)
+        return CXRNetOutput(self.classify(features[-1]), self.classify(second[-1]), representation, relevance)

@@ -1,0 +1,236 @@
+"""One frozen tree of settings, from a TOML file, the environment and secret files.
+
+Later wins: defaults, the file, `CXR_NODE__SECTION__KEY_FILE` (a path whose content is the value), and
+`CXR_NODE__SECTION__KEY`. A list of tables (`senders`, `destinations`, `routes`) is given as JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from cxr_node.errors import SettingsError
+from cxr_node.records import ResultKind
+
+_PREFIX = "CXR_NODE__"
+
+AETitle = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
+"""PS3.5 section 6.2: at most 16 characters of the default repertoire, no backslash, not only spaces."""
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class NodeSettings(_Section):
+    """[node]"""
+
+    ae_title: AETitle = "CXRNODE"
+    host: str = "127.0.0.1"
+    port: Port = 11112
+    """0 lets the system choose; the line printed at start says which."""
+    data_dir: Path = Path("var")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class DatabaseSettings(_Section):
+    """[database]"""
+
+    url: str = ""
+    """SQLAlchemy URL; empty: SQLite in node.data_dir."""
+
+
+class ReceiveSettings(_Section):
+    """[receive]"""
+
+    max_associations: int = Field(64, ge=1)
+    accept_unknown_senders: bool = True
+    require_called_ae_title: bool = True
+    """Refuse associations that call the node by another AE title than its own."""
+    other_storage_classes: Literal["refuse", "keep"] = "refuse"
+    """What to do with instances that are no radiographs: refuse (0122) or keep them unanalysed."""
+    changed_instance: Literal["new_revision", "refuse"] = "new_revision"
+    """Same SOP instance UID, other content: keep as a new revision and analyse again, or refuse."""
+    network_timeout_s: float = Field(60, gt=0)
+    min_free_mb: int = Field(1024, ge=0)
+    """Below this much free disk an instance is refused with A700, so that the sender keeps it."""
+
+
+class SenderSettings(_Section):
+    """[[senders]]"""
+
+    ae_title: AETitle
+    hosts: tuple[str, ...] = ()
+    """Addresses or networks (10.1.0.0/16) it may call from; empty: any."""
+
+
+class DestinationSettings(_Section):
+    """[[destinations]]"""
+
+    name: str = Field(min_length=1)
+    ae_title: AETitle
+    host: str
+    port: Port
+    send: tuple[ResultKind, ...] = (ResultKind.OVERLAY, ResultKind.REPORT)
+    timeout_s: float = Field(30, gt=0)
+    max_attempts: int = Field(40, ge=1)
+    """After as many failures a delivery is held for a person; with the growing waits, about a week."""
+
+
+class RouteSettings(_Section):
+    """[[routes]]"""
+
+    calling_ae_title: str = "*"
+    destinations: tuple[str, ...]
+
+
+class InferenceSettings(_Section):
+    """[inference]"""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    max_batch: int = Field(8, ge=1)
+    max_attempts: int = Field(3, ge=1)
+    lease_s: float = Field(120, gt=0)
+    """A worker that hasn't renewed its claim for so long is taken for dead."""
+    weights_dir: Path | None = None
+    """Empty: the weights that come with the program."""
+
+
+class OverlaySettings(_Section):
+    """[overlay]"""
+
+    max_side_px: int = Field(1280, ge=256)
+
+
+class RetentionSettings(_Section):
+    """[retention]"""
+
+    received_days: float = Field(7, ge=0)
+    results_days: float = Field(30, ge=0)
+
+
+class WebSettings(_Section):
+    """[web]"""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+
+
+class Settings(BaseSettings):
+    """The whole tree."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=_PREFIX, env_nested_delimiter="__")
+
+    node: NodeSettings = NodeSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    receive: ReceiveSettings = ReceiveSettings()
+    senders: tuple[SenderSettings, ...] = ()
+    destinations: tuple[DestinationSettings, ...] = ()
+    routes: tuple[RouteSettings, ...] = ()
+    inference: InferenceSettings = InferenceSettings()
+    overlay: OverlaySettings = OverlaySettings()
+    retention: RetentionSettings = RetentionSettings()
+    web: WebSettings = WebSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over the TOML file, which arrives as keyword arguments."""
+        return _Environment(settings_cls), init_settings
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Settings:
+        names = [destination.name for destination in self.destinations]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"destinations: the name {name!r} is used twice; give each destination a name of its own")
+        for route in self.routes:
+            for name in route.destinations:
+                if name not in names:
+                    known = ", ".join(names) or "none"
+                    raise ValueError(f"routes: no destination is named {name!r} (there are: {known})")
+        return self
+
+    @property
+    def database_url(self) -> str:
+        """The URL to connect to, SQLite in the data folder by default."""
+        return self.database.url or f"sqlite:///{self.node.data_dir.absolute() / 'cxr-node.sqlite3'}"
+
+    def destinations_for(self, calling_ae_title: str) -> tuple[DestinationSettings, ...]:
+        """Where results of a sender go: the first route whose pattern matches; all destinations if there are no routes.
+
+        An AE title that no route matches has no destinations.
+        """
+        if not self.routes:
+            return self.destinations
+        for route in self.routes:
+            if fnmatchcase(calling_ae_title, route.calling_ae_title):
+                return tuple(d for d in self.destinations if d.name in route.destinations)
+        return ()
+
+
+class _Environment(EnvSettingsSource):
+    """The environment, where `CXR_NODE__SECTION__KEY_FILE=PATH` stands for what the file holds."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        values: dict[str, str | None] = {}
+        for name, value in os.environ.items():
+            key = name.lower()
+            if not key.startswith(_PREFIX.lower()):
+                continue
+            if key.endswith("_file"):
+                try:
+                    values.setdefault(key.removesuffix("_file"), Path(value).read_text().strip())
+                except OSError as error:
+                    raise SettingsError(f"{name}: {value} can't be read ({error.strerror})") from error
+            else:
+                values[key] = value
+        return values
+
+
+def load_settings(path: Path | None) -> Settings:
+    """Settings from a TOML file (None: defaults and environment alone).
+
+    Raises:
+        SettingsError: the file can't be read, is not TOML, or holds a wrong key or value; says which.
+    """
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise SettingsError(f"{path}: can't be read ({error.strerror})") from error
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return Settings(**content)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise SettingsError("\n".join(f"{path or 'environment'}: {line}" for line in lines)) from error
+
+
+def _explain(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or "settings"
+    if item["type"] == "extra_forbidden":
+        return f"{place}: no such key; see conf/cxr-node.example.toml for those there are"
+    return f"{place}: {item['msg'].removeprefix('Value error, ')} (found: {item.get('input')!r})"

@@ -1,0 +1,74 @@
+"""Random changes of a prepared radiograph that a network must not care about.
+
+Besides position, these are the ways in which hospitals differ more than diseases do: contrast, sharpness, borders,
+letters. Every function takes and gives uint8 (H, W) in 0..255 and draws from the generator it is handed.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+
+def move(
+    image: Image, mask: NDArray[np.bool_], rng: np.random.Generator, degrees: float = 10, zoom: float = 0.15, shift: float = 0.08
+) -> tuple[Image, NDArray[np.bool_]]:
+    """Rotate, zoom each axis and shift image and mask (bool (H, W)) together."""
+    height, width = image.shape
+    angle = np.deg2rad(rng.uniform(-degrees, degrees))
+    zoom_x, zoom_y = np.exp(rng.uniform(-zoom, zoom, 2))
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.array([[cos * zoom_x, -sin * zoom_y], [sin * zoom_x, cos * zoom_y]])
+    centre = np.array([width, height]) / 2
+    offset = centre - turn @ centre + rng.uniform(-shift, shift, 2) * (width, height)
+    matrix = np.hstack([turn, offset[:, None]])
+    moved = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    moved_mask = cv2.warpAffine(mask.astype(np.uint8), matrix, (width, height), flags=cv2.INTER_NEAREST)
+    return np.asarray(moved, np.uint8), moved_mask.astype(bool)
+
+
+def regrade(image: Image, rng: np.random.Generator) -> Image:
+    """Change gamma, contrast and brightness, as another detector or window would."""
+    grey = np.arange(256, dtype=np.float32) / 255
+    curve = grey ** np.exp(rng.uniform(-0.45, 0.45))
+    curve = (curve - 0.5) * np.exp(rng.uniform(-0.3, 0.3)) + 0.5 + rng.uniform(-0.1, 0.1)
+    return np.asarray(cv2.LUT(image, np.clip(curve * 255, 0, 255).astype(np.uint8)), np.uint8)
+
+
+def resharpen(image: Image, rng: np.random.Generator) -> Image:
+    """Blur, sharpen, add noise or compress, as another detector or archive would."""
+    kind = rng.integers(5)
+    if kind == 0:
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3)), np.uint8)
+    if kind == 1:
+        soft = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.8, 2.0))
+        amount = rng.uniform(0.2, 1.0)
+        return np.asarray(cv2.addWeighted(image, 1 + amount, soft, -amount, 0), np.uint8)
+    if kind == 2:
+        noise = rng.normal(0, rng.uniform(2, 9), image.shape).astype(np.float32)
+        return np.clip(image + noise, 0, 255).astype(np.uint8)
+    if kind == 3:
+        _, packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 90))])
+        return np.asarray(cv2.imdecode(packed, cv2.IMREAD_GRAYSCALE), np.uint8)
+    return image
+
+
+def decorate(image: Image, rng: np.random.Generator) -> Image:
+    """Add borders, side letters or inverted greys at the margins, which say something of the hospital only."""
+    image = image.copy()
+    height, width = image.shape
+    if rng.random() < 0.3:
+        for edge in range(4):
+            if rng.random() < 0.5:
+                depth = int(rng.uniform(0, 0.08) * height)
+                value = 0 if rng.random() < 0.8 else 255
+                turned = np.rot90(image, edge)
+                turned[:depth] = value
+    if rng.random() < 0.3:
+        text = rng.choice(["R", "L", "AP", "PA", "PORTABLE", "12:30"])
+        place = (int(rng.uniform(0, 0.8) * width), int(rng.uniform(0.06, 0.2) * height))
+        cv2.putText(image, str(text), place, cv2.FONT_HERSHEY_SIMPLEX, rng.uniform(0.3, 0.9), 255, int(rng.integers(1, 3)))
+    return image
