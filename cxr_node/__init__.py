@@ -1,0 +1,1 @@
+"""A DICOM node that analyses chest radiographs and returns overlays and reports."""

@@ -1,12 +1,13 @@
 """Everything that cxr_node raises on purpose.
 
-    CxrNodeError
-    ├── SettingsError       the settings are wrong: say which key and what to write instead
-    ├── Rejected            the input's fault: reasons that a radiographer understands
-    ├── WeightsError        a weight file is missing, damaged or of another architecture
-    ├── StoreError          the data folder or the database can't be used
-    │   └── NoRoom          the disk is too full to accept an instance
-    └── DeliveryError       a destination can't be reached or refuses: tried again later
+CxrNodeError
+├── SettingsError       the settings are wrong: say which key and what to write instead
+├── Rejected            the input's fault: reasons that a radiographer understands
+├── WeightsError        a weight file is missing, damaged or of another architecture
+├── StoreError          the data folder or the database can't be used
+│   └── NoRoom          the disk is too full to accept an instance
+└── DeliveryError       a destination can't be reached or refuses: tried again later
+    └── AssociationLost the association ended while it was used
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class SettingsError(CxrNodeError):
     """The settings are wrong."""
 
 
-class Rejected(CxrNodeError):
+class Rejected(CxrNodeError):  # noqa: N818 - the word of the field for this ending
     """An input that will not be analysed, with the reasons.
 
     Attributes:
@@ -40,9 +41,13 @@ class StoreError(CxrNodeError):
     """The data folder or the database can't be used."""
 
 
-class NoRoom(StoreError):
+class NoRoom(StoreError):  # noqa: N818
     """The disk is too full to accept an instance."""
 
 
 class DeliveryError(CxrNodeError):
     """A destination can't be reached or refuses."""
+
+
+class AssociationLost(DeliveryError):  # noqa: N818
+    """The association ended while it was used: by the peer, or with the connection."""

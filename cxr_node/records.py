@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 LABELS = ("healthy", "bacterial_pneumonia", "viral_pneumonia", "covid19_pneumonia")
 """The classes, in the order of the networks' outputs."""
 
+MODEL_NAME = "cxr_node"
+"""ManufacturerModelName of every object that a node makes; what carries it is taken in and never analysed."""
+
 
 class JobState(StrEnum):
     """Where a job is. Done, rejected, held and cancelled rest; held waits for a person (`cxr-node queue retry`)."""

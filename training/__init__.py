@@ -1,0 +1,1 @@
+"""Training, evaluation and explanation of the networks: straight scripts over prepare, analyse and nets."""

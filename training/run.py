@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that a crash leaves the old or the new one, never half."""
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -82,7 +82,10 @@ def train(recipe_path: Path, data: Path, out: Path) -> None:
         log.write(epoch, {"loss": float(np.mean(losses)), "val_iou": iou, "seconds": time.monotonic() - started})
         if iou > best:
             best = iou
-            save_checkpoint(out / "best.pt", {"network": network.state_dict(), "widths": recipe["widths"], "patch": recipe["patch"], "val_iou": iou})
+            save_checkpoint(
+                out / "best.pt",
+                {"network": network.state_dict(), "widths": recipe["widths"], "patch": recipe["patch"], "val_iou": iou},
+            )
         save_checkpoint(
             out / "checkpoint.pt",
             {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch, "best": best},

@@ -1,0 +1,1 @@
+"""From a prepared radiograph to findings: pure functions of arrays and networks."""

@@ -72,7 +72,7 @@ class DecoderBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """x (N, in, H, W) and skip (N, skip, about 2H, about 2W) to (N, out, skip's H, skip's W)."""
+        """X (N, in, H, W) and skip (N, skip, about 2H, about 2W) to (N, out, skip's H, skip's W)."""
         x = functional.pixel_shuffle(self.enlarge(x), 2)
         if x.shape[2:] != skip.shape[2:]:  # encoders that don't halve exactly (Inception, odd sizes)
             x = functional.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=False)
@@ -111,7 +111,7 @@ class CXRNet(nn.Module):
         self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """image float (N, 1, H, W) in 0..1 to the encoder's five features."""
+        """Image float (N, 1, H, W) in 0..1 to the encoder's five features."""
         rgb = (image - self.get_buffer("mean")) / self.get_buffer("deviation")
         return self.encoder(rgb)  # type: ignore[no-any-return]
 

@@ -54,6 +54,7 @@ def to_network_image(pixels: NDArray[np.float32], size_px: int = NETWORK_SIZE_PX
     padding = np.isnan(pixels)
     filled = np.where(padding, np.float32(0), pixels) if padding.any() else pixels
     small = filled if pixels.shape == (size_px, size_px) else cv2.resize(filled, (size_px, size_px), None, 0, 0, interpolation)
+    small = np.asarray(small, np.float32)
     top, bottom, left, right = content_box(small)
     inside = small[top:bottom, left:right]
     if padding.any():
@@ -62,4 +63,4 @@ def to_network_image(pixels: NDArray[np.float32], size_px: int = NETWORK_SIZE_PX
     low, high = np.percentile(inside, (_LOW_PERCENTILE, _HIGH_PERCENTILE))
     spread = max(float(high - low), 1e-6)
     stretched = np.clip((small - low) * (255.0 / spread), 0, 255)
-    return np.rint(stretched).astype(np.uint8)
+    return np.asarray(np.rint(stretched), np.uint8)

@@ -1,0 +1,56 @@
+# cxr_node from a fresh clone. `make` alone lists what there is.
+#
+# Variables: PYTHON (the interpreter to start from), PIP_OPTIONS (words for pip), WORKERS (of pytest),
+# PYTEST_OPTIONS (such as "-k receive").
+
+SHELL := /bin/bash
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+export PYTHON PIP_OPTIONS
+
+WORKERS ?= 2
+PYTEST_OPTIONS ?=
+installation := setup.cfg pyproject.toml constraints.txt scripts/install
+
+.PHONY: help
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Stamps, so that pip runs only when what it would install has changed.
+.venv/.installed: $(installation)
+	scripts/install
+
+.venv/.installed-dev: $(installation)
+	scripts/install test,dev
+
+.PHONY: setup
+setup: .venv/.installed-dev  ## make .venv and install everything for running, testing and developing
+
+.PHONY: demo
+demo: .venv/.installed  ## radiographs into the node, overlays and reports into a PACS, all started and stopped here
+	.venv/bin/cxr-node demo
+
+.PHONY: peers
+peers:  ## install the programs that tests talk to, where that is allowed
+	scripts/install-peers
+
+.PHONY: check
+check: .venv/.installed-dev  ## lint, formatting, types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.PHONY: test
+test: .venv/.installed-dev peers check  ## everything that can be checked here
+	.venv/bin/python -m pytest -n $(WORKERS) -rs $(PYTEST_OPTIONS)
+
+.PHONY: bench
+bench: .venv/.installed-dev peers  ## the benchmarks, in a short form
+	.venv/bin/python -m benchmarks.receive --repetitions 1 --seconds 1
+	.venv/bin/python -m benchmarks.turnaround --quick
+
+.PHONY: clean
+clean:  ## remove .venv, build results and caches; data and training runs stay
+	rm -rf .venv build dist demo-output test-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf ./*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,283 @@
+"""Reception side by side: the node, dcmtk's storescp and Orthanc take the same radiographs from dcmtk's storescu.
+
+For each size of image and number of associations, every receiver is started anew on an empty folder, gets the same
+number of distinct DX instances, must hold all of them afterwards, and is stopped. The receivers take turns within each
+repetition, so that whatever else the machine does hits them alike; the table shows medians.
+
+The node runs as it does in production: fsync of file and folder and the database row before each response. Orthanc
+(Debian's package) keeps its defaults, storage and index in an empty folder. `TCP_NODELAY=1` is set for the sender and
+both peers: without it they stall some 40 ms an instance on Nagle's algorithm, which would flatter the node.
+
+    python -m benchmarks.receive                      the full table, several minutes
+    python -m benchmarks.receive --repetitions 1 --seconds 1 --receivers node orthanc
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+SIZES = {"2.1 MB": (1050, 1000), "15.5 MB": (3056, 2544)}
+"""Name: rows, columns, at 16 bits allocated."""
+ASSOCIATIONS = (1, 4, 8)
+RATE_GUESS = {"2.1 MB": 60.0, "15.5 MB": 20.0}
+"""Instances/s from which the number of instances of one measurement is worked out."""
+STORESCU = "/usr/bin/storescu"
+STORESCP = "/usr/bin/storescp"
+ORTHANC = "/usr/sbin/Orthanc"
+_SERVE_NODE = """
+import signal, sys, threading
+from pathlib import Path
+from cxr_node.receive import scp
+from cxr_node.settings import NodeSettings, Settings
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+scp.run(Settings(node=NodeSettings(ae_title="NODE", port=int(sys.argv[2]), data_dir=Path(sys.argv[1]))), stop, lambda *_: None)
+"""
+
+
+class Instances:
+    """Distinct DX instances as files whose SOP Instance UIDs are changed in place between measurements.
+
+    They lie in memory (/dev/shm) where there is such a folder, so that the sender doesn't compete for the disk.
+    """
+
+    def __init__(self, rows: int, columns: int, count: int, folder: Path) -> None:
+        template, offsets = _template(rows, columns)
+        self.size_bytes = len(template)
+        self._offsets = offsets
+        self._serial = 0
+        self.paths = [folder / f"{number:04d}.dcm" for number in range(count)]
+        for path in self.paths:
+            path.write_bytes(template)
+
+    def renew(self) -> None:
+        """Give every file a SOP Instance UID that no receiver has seen."""
+        for path in self.paths:
+            self._serial += 1
+            with path.open("r+b") as file:
+                for offset in self._offsets:
+                    file.seek(offset)
+                    file.write(b"%012d" % self._serial)
+
+
+def _template(rows: int, columns: int) -> tuple[bytes, list[int]]:
+    """A DX instance as a file, and where the serial number of its SOP Instance UID stands in it."""
+    serial = "999999999999"
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID = DigitalXRayImageStorageForPresentation
+    ds.SOPInstanceUID = f"{generate_uid()[:40].rstrip('.')}.{serial}"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Bench^Mark", "BENCHMARK", "", ""
+    ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber, ds.ReferringPhysicianName = "", "", "1", "1", ""
+    ds.Modality, ds.SeriesNumber, ds.InstanceNumber, ds.BodyPartExamined = "DX", "1", "1", "CHEST"
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    ds.PixelData = np.random.default_rng(0).integers(0, 4096, (rows, columns), np.uint16).tobytes()
+    with tempfile.TemporaryFile() as file:
+        ds.save_as(file, enforce_file_format=True)
+        file.seek(0)
+        content = file.read()
+    header = content[:4096]
+    return content, [at for at in range(len(header)) if header.startswith(serial.encode(), at)]
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """How to start a receiver in a folder on a port, and how to count what it holds."""
+
+    command: Callable[[Path, int], list[str]]
+    count: Callable[[Path, int], int]
+
+
+def _node_count(folder: Path, _port: int) -> int:
+    return sum(1 for path in (folder / "instances").rglob("*") if path.is_file())
+
+
+def _orthanc_command(folder: Path, port: int) -> list[str]:
+    configuration = {
+        "StorageDirectory": str(folder),
+        "IndexDirectory": str(folder),
+        "DicomPort": port,
+        "HttpPort": port + 1,
+        "DicomAet": "NODE",
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomAlwaysAllowStore": True,
+    }
+    path = folder / "orthanc.json"
+    path.write_text(json.dumps(configuration))
+    return [ORTHANC, str(path)]
+
+
+def _orthanc_count(_folder: Path, port: int) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/statistics", timeout=10) as answer:
+        return int(json.load(answer)["CountInstances"])
+
+
+RECEIVERS = {
+    "node": Receiver(lambda folder, port: [sys.executable, "-c", _SERVE_NODE, str(folder), str(port)], _node_count),
+    "storescp": Receiver(
+        lambda folder, port: [STORESCP, "--fork", "-pdu", "131072", "-aet", "NODE", "-od", str(folder), str(port)],
+        lambda folder, _port: sum(1 for _ in folder.iterdir()),
+    ),
+    "orthanc": Receiver(_orthanc_command, _orthanc_count),
+}
+
+
+@contextmanager
+def serving(receiver: Receiver, folder: Path) -> Iterator[int]:
+    """A receiver, listening; yields its port and stops it in the end."""
+    port = _free_ports()
+    environment = os.environ | {"TCP_NODELAY": "1"}
+    log = folder.with_suffix(".log")
+    with log.open("wb") as output:
+        process = subprocess.Popen(receiver.command(folder, port), stdout=output, stderr=output, env=environment)
+        try:
+            deadline = time.monotonic() + 60
+            while not _listening(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{process.args!r} did not start: {log.read_text()[-2000:]}")
+                time.sleep(0.05)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _free_ports() -> int:
+    """A port that is free, as the one after it is (Orthanc needs two)."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def measure(receiver: Receiver, instances: Instances, associations: int, root: Path) -> float:
+    """Seconds from the start of the senders until the last of them has its last response.
+
+    Raises:
+        RuntimeError: a sender failed, or the receiver doesn't hold every instance.
+    """
+    folder = root / "receiver"
+    folder.mkdir()
+    instances.renew()
+    environment = os.environ | {"TCP_NODELAY": "1"}
+    shares = [instances.paths[number::associations] for number in range(associations)]
+    try:
+        with serving(receiver, folder) as port:
+            command = [STORESCU, "-q", "-aec", "NODE", "127.0.0.1", str(port)]
+            before = receiver.count(folder, port)
+            start = time.perf_counter()
+            senders = [subprocess.Popen([*command, *map(str, share)], env=environment) for share in shares]
+            statuses = [sender.wait() for sender in senders]
+            seconds = time.perf_counter() - start
+            held = receiver.count(folder, port) - before
+        if any(statuses) or held != len(instances.paths):
+            raise RuntimeError(f"sender statuses {statuses}, {held} of {len(instances.paths)} instances held")
+    finally:
+        shutil.rmtree(folder)
+        os.sync()  # the next receiver doesn't pay for what this one left to be written
+    return seconds
+
+
+def run(options: argparse.Namespace) -> list[dict[str, object]]:
+    """All measurements; one row a size, number of associations and receiver."""
+    rows: list[dict[str, object]] = []
+    memory = Path("/dev/shm")
+    with (
+        tempfile.TemporaryDirectory(dir=options.folder) as work,
+        tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else options.folder) as source,
+    ):
+        for size in options.sizes:
+            count = max(16, 8 * round(RATE_GUESS[size] * options.seconds / 8))
+            instances = Instances(*SIZES[size], count, Path(source))
+            for associations in options.associations:
+                seconds: dict[str, list[float]] = {name: [] for name in options.receivers}
+                for repetition in range(options.repetitions):
+                    turn = repetition % len(options.receivers)
+                    for name in options.receivers[turn:] + options.receivers[:turn]:
+                        seconds[name].append(measure(RECEIVERS[name], instances, associations, Path(work)))
+                for name, values in seconds.items():
+                    rate = count / statistics.median(values)
+                    rows.append(
+                        {
+                            "size": size,
+                            "associations": associations,
+                            "receiver": name,
+                            "instances": count,
+                            "instances_per_s": round(rate, 1),
+                            "mb_per_s": round(rate * instances.size_bytes / 1e6, 1),
+                            "seconds": [round(value, 3) for value in values],
+                        }
+                    )
+                _print(rows[-len(seconds) :])
+            for path in instances.paths:
+                path.unlink()
+    return rows
+
+
+def _print(rows: list[dict[str, object]]) -> None:
+    rates = {row["receiver"]: float(str(row["instances_per_s"])) for row in rows}
+    for row in rows:
+        ratio = f"{rates['node'] / rates[row['receiver']]:6.2f}" if "node" in rates else ""
+        print(
+            f"{row['size']:>8} {row['associations']:>6} {row['receiver']:>10} {row['instances_per_s']:>12}"
+            f" {row['mb_per_s']:>8} {ratio:>10}",
+            flush=True,
+        )
+
+
+def main() -> int:
+    """Measure, print the table, write the JSON; exit 1 if the node is less than 1.5 times Orthanc in any cell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2, help="about how long one measurement lasts")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--associations", nargs="+", type=int, default=ASSOCIATIONS)
+    parser.add_argument("--receivers", nargs="+", choices=RECEIVERS, default=list(RECEIVERS))
+    parser.add_argument("--folder", type=Path, help="where the receivers keep what they get (default: the temporary folder)")
+    parser.add_argument("--json", type=Path, default=Path("build/benchmark-receive.json"))
+    options = parser.parse_args()
+    print(f"{'size':>8} {'assoc.':>6} {'receiver':>10} {'instances/s':>12} {'MB/s':>8} {'node ÷ it':>10}")
+    rows = run(options)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"processors": os.cpu_count(), "rows": rows}, indent=1))
+    rates = {(row["size"], row["associations"], row["receiver"]): float(str(row["instances_per_s"])) for row in rows}
+    slow = [key for key, rate in rates.items() if key[2] == "orthanc" and rates.get((*key[:2], "node"), rate * 2) < 1.5 * rate]
+    for size, associations, _ in slow:
+        print(f"below 1.5 times Orthanc: {size}, {associations} associations")
+    return 1 if slow else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""`python -m cxr_node` is `cxr-node`."""
+
+from cxr_node.cli import main
+
+main()

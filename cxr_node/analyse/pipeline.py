@@ -1,0 +1,123 @@
+"""From prepared radiographs to findings: segment → gate → enhance → classify and explain.
+
+Pure: arrays and networks in, findings out; no database, no file, no DICOM. The daemon, the command line and training's
+evaluation all run this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cxr_node.analyse.enhance import LungCrop, cut_out_lungs
+from cxr_node.analyse.gate import check_frontal
+from cxr_node.analyse.networks import Networks
+from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left
+from cxr_node.errors import Rejected
+from cxr_node.records import LABELS, Findings
+
+_SHARE_OF_FULL_HEAT = 0.995
+"""This percentile of the relevance in the lungs is drawn as full heat."""
+
+
+def analyse(network_images: Sequence[NDArray[np.uint8]], networks: Networks) -> list[Findings | Rejected]:
+    """Analyse a batch.
+
+    Args:
+        network_images: uint8 (224, 224) each, from `prepare.to_network_image`.
+        networks: see `analyse.networks.load_networks`.
+
+    Returns:
+        for each image its findings, or the reasons why it is turned away (returned, not raised, so that one image
+        costs the others nothing).
+    """
+    if not network_images:
+        return []
+    started = time.perf_counter()
+    masks, bottlenecks = segment_batch(network_images, networks)
+    outcomes: dict[int, Findings | Rejected] = {}
+    for index, mask in enumerate(masks):
+        try:
+            check_lungs(mask)
+            if networks.gate is not None:
+                check_frontal(bottlenecks[index], mask, networks.gate)
+        except Rejected as rejected:
+            outcomes[index] = rejected
+    segment_s = (time.perf_counter() - started) / len(masks)
+    accepted = [index for index in range(len(masks)) if index not in outcomes]
+    findings = classify_batch([network_images[i] for i in accepted], [masks[i] for i in accepted], networks)
+    for index, found in zip(accepted, findings, strict=True):
+        outcomes[index] = replace(found, seconds={"segment": segment_s, **found.seconds})
+    return [outcomes[index] for index in range(len(masks))]
+
+
+def segment_batch(
+    network_images: Sequence[NDArray[np.uint8]], networks: Networks
+) -> tuple[list[NDArray[np.bool_]], NDArray[np.float32]]:
+    """Cleaned lung masks, bool (224, 224) each, and what the gate judges by, float32 (N, 2 K)."""
+    with torch.inference_mode(), networks.autocast():
+        logits, bottlenecks = networks.unet(networks.to_device(list(network_images)))
+    raw = (logits > 0).squeeze(1).cpu().numpy()
+    return [clean_mask(mask) for mask in raw], bottlenecks.float().cpu().numpy()
+
+
+def classify_batch(
+    network_images: Sequence[NDArray[np.uint8]], lungs: Sequence[NDArray[np.bool_]], networks: Networks
+) -> list[Findings]:
+    """Findings of images whose lungs, bool (224, 224) each, are known and believed."""
+    if not network_images:
+        return []
+    started = time.perf_counter()
+    crops = [cut_out_lungs(image, mask, networks.input_size_px) for image, mask in zip(network_images, lungs, strict=True)]
+    probabilities, relevances = _classify([crop.image for crop in crops], networks)
+    seconds = {"classify": (time.perf_counter() - started) / len(crops)}
+    return [
+        _findings(mask, crop, probabilities[row], relevances[row], networks, seconds)
+        for row, (mask, crop) in enumerate(zip(lungs, crops, strict=True))
+    ]
+
+
+def _classify(crops: list[NDArray[np.uint8]], networks: Networks) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Calibrated probabilities, float64 (N, 4), and relevance, float32 (N, S, S) in 0..1."""
+    with torch.inference_mode(), networks.autocast():
+        image = networks.to_device(crops)
+        features = networks.cxrnet.encode(image)
+        logits = networks.cxrnet.classify(features[-1])
+        _, relevance = networks.cxrnet.decode(features, image)
+    probabilities = torch.softmax(logits.double() / networks.temperature, dim=1)
+    return probabilities.cpu().numpy(), relevance.squeeze(1).float().cpu().numpy()
+
+
+def _findings(
+    lungs: NDArray[np.bool_],
+    crop: LungCrop,
+    probabilities: NDArray[np.float64],
+    relevance: NDArray[np.float32],
+    networks: Networks,
+    seconds: dict[str, float],
+) -> Findings:
+    inside = relevance * crop.mask
+    total = float(relevance.sum())
+    heat = np.where(lungs, crop.to_prepared(inside, lungs.shape), np.float32(0))
+    full = float(np.quantile(heat[lungs], _SHARE_OF_FULL_HEAT)) if lungs.any() else 0.0
+    heatmap = np.clip(heat / max(full, 1e-6), 0, 1).astype(np.float32)
+    right, left = right_and_left(lungs)
+    by_lung = {"right": float(heatmap[right].sum()), "left": float(heatmap[left].sum())}
+    sum_by_lung = sum(by_lung.values())
+    return Findings(
+        label=LABELS[int(probabilities.argmax())],
+        probabilities=dict(zip(LABELS, (float(p) for p in probabilities), strict=True)),
+        heatmap=np.asarray(cv2.GaussianBlur(heatmap, (0, 0), 1.0), np.float32) * lungs,
+        lungs=lungs,
+        heat_in_lungs=float(inside.sum()) / total if total > 0 else 1.0,
+        heat_by_lung={side: value / sum_by_lung if sum_by_lung > 0 else 0.5 for side, value in by_lung.items()},
+        lung_area_fraction=float(lungs.mean()),
+        model=networks.model,
+        seconds=dict(seconds),
+    )

@@ -1,0 +1,162 @@
+"""`cxr-node analyze`: files in, result files out, no network and no database."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cxr_node import logs
+from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
+from cxr_node.analyse.pipeline import analyse
+from cxr_node.compose import compose_results, draw_overlay
+from cxr_node.errors import Rejected
+from cxr_node.prepare.decode import is_dicom
+from cxr_node.records import Findings
+from cxr_node.settings import Settings
+from cxr_node.source import Source, read_any
+from cxr_node.work import as_json
+
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"}
+
+
+def collect(paths: Sequence[Path]) -> list[Path]:
+    """The files meant by paths: a file is itself, a folder the DICOM files and images in it, at any depth."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = (p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith("."))
+            files += [p for p in inside if p.suffix.lower() in _IMAGE_SUFFIXES or is_dicom(p)]
+        else:
+            files.append(path)
+    return files
+
+
+def analyze_files(files: Sequence[Path], out: Path, settings: Settings) -> list[dict[str, Any]]:
+    """Analyse files, write their results below `out`, and OUT/results.json; a progress bar where there are many.
+
+    Args:
+        files: DICOM, PNG, JPEG or TIFF.
+        out: folder, made if missing.
+        settings: `inference` and `overlay` are used.
+
+    Returns:
+        the content of results.json: one object a file, in their order.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    use_all_cores()
+    networks = load_networks(settings.inference)
+    names = _names(files)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    rows: list[dict[str, Any]] = []
+    with Progress(*columns, console=Console(stderr=True), disable=len(files) < 2) as progress:
+        task = progress.add_task("Analysing", total=len(files))
+        for batch in _read_ahead(files, settings.inference.max_batch):
+            for path, row in zip([path for path, _ in batch], _analyze_batch(batch, networks, out, names, settings), strict=True):
+                rows.append({"source": str(path), **row})
+                progress.advance(task)
+    (out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    return rows
+
+
+def _names(files: Sequence[Path]) -> dict[Path, str]:
+    """A name for each file's results: its own without suffix, numbered where two are alike."""
+    counts: Counter[str] = Counter()
+    names: dict[Path, str] = {}
+    for path in files:
+        stem = path.name[: -len(path.suffix)] if path.suffix.lower() in _IMAGE_SUFFIXES else path.name
+        counts[stem] += 1
+        names[path] = stem if counts[stem] == 1 else f"{stem}-{counts[stem]}"
+    return names
+
+
+def _read_ahead(files: Sequence[Path], batch_size: int) -> Iterator[list[tuple[Path, Source | Exception]]]:
+    """Batches of files with what was read, or why it wasn't; the next batch is read meanwhile."""
+
+    def read(path: Path) -> tuple[Path, Source | Exception]:
+        try:
+            return path, read_any(path)
+        except Exception as error:  # one file costs itself alone
+            return path, error
+
+    groups = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    with ThreadPoolExecutor(2) as readers:
+        pending = [readers.submit(read, path) for path in groups[0]] if groups else []
+        for index in range(len(groups)):
+            following = [readers.submit(read, path) for path in groups[index + 1]] if index + 1 < len(groups) else []
+            yield [future.result() for future in pending]
+            pending = following
+
+
+def _analyze_batch(
+    batch: Sequence[tuple[Path, Source | Exception]], networks: Networks, out: Path, names: dict[Path, str], settings: Settings
+) -> Iterator[dict[str, Any]]:
+    readable = [source for _, source in batch if isinstance(source, Source)]
+    outcomes = iter(analyse([source.radiograph.network_image for source in readable], networks))
+    for path, source in batch:
+        if isinstance(source, Rejected):
+            yield _row("", "rejected", source.reasons, networks)
+        elif isinstance(source, Exception):
+            yield _row("", "failed", (_explain_reading(source),), networks)
+        else:
+            outcome = next(outcomes)
+            uid = str(source.ds.get("SOPInstanceUID", ""))
+            if isinstance(outcome, Rejected):
+                yield _row(uid, "rejected", outcome.reasons, networks)
+            else:
+                try:
+                    yield _write_results(names[path], source, outcome, out, settings, networks)
+                except Exception as error:
+                    yield _row(uid, "failed", (f"The results couldn't be made: {logs.explain(error)}",), networks)
+
+
+def _write_results(
+    name: str, source: Source, findings: Findings, out: Path, settings: Settings, networks: Networks
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    side = settings.overlay.max_side_px
+    files: dict[str, str] = {}
+    for item in compose_results(source.ds, source.radiograph, findings, max_side_px=side, now=datetime.now(UTC).astimezone()):
+        target = out / f"{name}.{item.kind}.dcm"
+        target.write_bytes(item.content)
+        files[item.kind] = str(target)
+    picture = out / f"{name}.overlay.png"
+    Image.fromarray(draw_overlay(source.ds, source.radiograph, findings, side)).save(picture, compress_level=1)
+    files["overlay_png"] = str(picture)
+    seconds = {"decode": source.decode_s, **findings.seconds, "compose": time.perf_counter() - started}
+    seconds["total"] = sum(seconds.values())
+    row = _row(str(source.ds.SOPInstanceUID), "done", (), networks)
+    return {**row, **as_json(findings, seconds), "files": files}
+
+
+def _row(uid: str, status: str, reasons: Sequence[str], networks: Networks) -> dict[str, Any]:
+    """An object of results.json with nothing found in it."""
+    return {
+        "sop_instance_uid": uid,
+        "status": status,
+        "reasons": list(reasons),
+        "label": None,
+        "probabilities": None,
+        "heat_in_lungs": None,
+        "lung_area_fraction": None,
+        "model": {"name": networks.model.name, "version": networks.model.version},
+        "seconds": None,
+        "files": {},
+    }
+
+
+def _explain_reading(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "There is no such file."
+    if isinstance(error, OSError) and error.strerror:
+        return f"The file can't be read: {error.strerror}."
+    return f"The file can't be read: {logs.explain(error)}"

@@ -1,0 +1,281 @@
+"""Who a result object says it is: its UIDs, the patient and study it belongs to, and the equipment that made it.
+
+What the object shows is left to the module of its kind.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
+from typing import Any
+
+from highdicom import ContributingEquipment
+from pydicom import DataElement, Dataset
+from pydicom.charset import convert_encodings, python_encoding
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.sr.codedict import codes
+from pydicom.uid import UID
+from pydicom.valuerep import validate_value
+
+from cxr_node.records import MODEL_NAME, ComposedObject, Model, ResultKind
+
+NOT_FOR_DIAGNOSIS = "AI result, not for primary diagnosis"
+
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+"""PS3.3 C.7.1.1 and C.7.2.1: present in every object, empty where the source doesn't say."""
+
+_COPIED = (
+    *_TYPE_2,
+    *("IssuerOfPatientID", "TypeOfPatientID", "IssuerOfPatientIDQualifiersSequence", "OtherPatientIDsSequence"),
+    *("PatientBirthTime", "PatientAge", "PatientSize", "PatientWeight", "AdmissionID", "IssuerOfAdmissionIDSequence"),
+    *("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence"),
+    *("StudyDescription", "IssuerOfAccessionNumberSequence", "ProcedureCodeSequence"),
+    *("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName", "ClinicalTrialSiteID"),
+    *("ClinicalTrialSiteName", "ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID"),
+    "TimezoneOffsetFromUTC",
+)
+
+_TEXT = frozenset(("LO", "SH", "PN", "ST", "LT", "UT", "UC"))
+"""VRs that Specific Character Set governs (PS3.5 section 6.1.2.3)."""
+
+_VERBATIM = _TEXT | {"SQ"}
+"""Copied even where a value breaks its VR (an accession number that is too long): an archive matches by it."""
+
+_SERIES_NUMBER = {ResultKind.OVERLAY: 91, ResultKind.REPORT: 92}
+"""Leading digits, so that results sort behind the images they were made from."""
+
+
+def derived_uid(*parts: str) -> str:
+    """A UID that is always the same for the same texts (PS3.5 B.2: 2.25 and a UUID as a decimal number).
+
+    The UUID is of version 8 (RFC 9562), from 122 bits of a SHA-256.
+    """
+    digest = hashlib.sha256("\0".join((MODEL_NAME, *parts)).encode()).digest()
+    number = int.from_bytes(digest[:16], "big")
+    number = number & ~(0xF << 76) | 0x8 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return f"2.25.{number}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a result stands in its study. All of it is derived, so that composing twice makes the same object."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    series_number: int
+    instance_number: int
+
+
+def place(source: Dataset, model: Model, kind: ResultKind, revision: int) -> Place:
+    """Where the result of a kind stands.
+
+    One new series for each series of the source, kind and model, and one more for each later revision of an image:
+    what a revision corrects may be the patient, whom all instances of a series share.
+    """
+    made_by = (model.name, model.version, model.digest, str(kind), str(revision))
+    instance_number = value_of(source, "InstanceNumber")
+    source_series = value_of(source, "SeriesNumber")
+    number = int(source_series) if source_series not in (None, "") and 0 <= source_series < 1_000_000 else 0
+    return Place(
+        sop_instance_uid=derived_uid("instance", source.SOPInstanceUID, *made_by),
+        series_instance_uid=derived_uid("series", source.StudyInstanceUID, source_series_uid(source), *made_by),
+        series_number=int(f"{_SERIES_NUMBER[kind]}{number:03d}"),
+        instance_number=int(instance_number) if instance_number not in (None, "") and 0 < instance_number < 2**31 else 1,
+    )
+
+
+def source_series_uid(source: Dataset) -> str:
+    """The source's series; derived where the source has none, since an evidence list (type 1) can't go without."""
+    return str(value_of(source, "SeriesInstanceUID") or derived_uid("lost series", source.StudyInstanceUID))
+
+
+def device_uid(model: Model) -> str:
+    """The UID of this program with these weights."""
+    return derived_uid("device", model.name, model.version, model.digest)
+
+
+def serial_number(model: Model) -> str:
+    """What tells one set of weights from another, 16 characters."""
+    return model.digest[:16] or hashlib.sha256(f"{model.name}\0{model.version}".encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def program_version() -> str:
+    """Version of the installed program."""
+    try:
+        return version("cxr-node")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "0"
+
+
+def software_versions(model: Model) -> str:
+    """The network's version and the program's, at most 64 characters (VR LO)."""
+    return f"{model.name} {model.version}; {MODEL_NAME} {program_version()}".replace("\\", "/")[:64]
+
+
+def value_of(ds: Dataset, keyword: str) -> Any:
+    """The value of an attribute; None where it is absent or can't be read at all."""
+    try:
+        return ds.get(keyword)
+    except (ValueError, TypeError, OverflowError, NotImplementedError):
+        return None
+
+
+def bare_reference(source: Dataset) -> Dataset:
+    """The least that highdicom wants of a source: its UIDs, and empty patient and study attributes.
+
+    highdicom refuses values that real files hold (a birth date of hex digits); `identify` fills in what can be used.
+    """
+    bare = Dataset()
+    for keyword in _TYPE_2:
+        setattr(bare, keyword, None)
+    bare.StudyInstanceUID = source.StudyInstanceUID
+    bare.SeriesInstanceUID = source_series_uid(source)
+    bare.SOPInstanceUID = source.SOPInstanceUID
+    bare.SOPClassUID = source.SOPClassUID
+    return bare
+
+
+def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: datetime) -> None:
+    """Give an object its patient, study, equipment, dates and character set, in place.
+
+    Args:
+        ds: as highdicom composed it.
+        source: the image that it is about; only its header is read.
+        model: what made the findings.
+        kind: of the object.
+        now: when it was made; written in the source's time zone if it names one, otherwise in its own.
+    """
+    for keyword in _COPIED:
+        _copy(source, ds, keyword)
+    ds.Manufacturer = ds.ManufacturerModelName = MODEL_NAME
+    ds.SoftwareVersions = software_versions(model)
+    ds.DeviceSerialNumber = serial_number(model)
+    ds.SeriesDescription = f"{NOT_FOR_DIAGNOSIS}: {kind}"
+    made_at = _in_zone(now, ds.get("TimezoneOffsetFromUTC"))
+    for keyword in ("InstanceCreationDate", "ContentDate", "SeriesDate", "DateOfSecondaryCapture"):
+        if keyword in ds or keyword == "SeriesDate":
+            setattr(ds, keyword, f"{made_at:%Y%m%d}")
+    for keyword in ("InstanceCreationTime", "ContentTime", "SeriesTime", "TimeOfSecondaryCapture"):
+        if keyword in ds or keyword == "SeriesTime":
+            setattr(ds, keyword, f"{made_at:%H%M%S.%f}")
+    ds.ContributingEquipmentSequence = _equipment(source, model, made_at)
+    declared = value_of(source, "SpecificCharacterSet")
+    names = [declared or ""] if isinstance(declared, str | None) else list(declared)
+    if not _can_hold(ds, names):
+        ds.SpecificCharacterSet = "ISO_IR 192"
+    elif declared:
+        ds.SpecificCharacterSet = declared
+    elif "SpecificCharacterSet" in ds:
+        del ds.SpecificCharacterSet
+
+
+def to_composed(ds: Dataset, kind: ResultKind) -> ComposedObject:
+    """An object as the bytes of a DICOM file (PS3.10)."""
+    ds.file_meta.ImplementationClassUID = UID(derived_uid("implementation"))
+    ds.file_meta.ImplementationVersionName = f"{MODEL_NAME.upper()} {program_version()}"[:16]
+    buffer = BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return ComposedObject(
+        kind, str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.file_meta.TransferSyntaxUID), buffer.getvalue()
+    )
+
+
+def _can_hold(ds: Dataset, names: list[str]) -> bool:
+    """Whether character sets (values of Specific Character Set) are known and have every character of an object's texts."""
+    if not all(name in python_encoding for name in names):
+        return False
+    characters = set()
+    for element in ds.iterall():
+        if element.VR in _TEXT:
+            characters.update(str(element.value))
+    encodings = convert_encodings(names)
+    return all(any(_has(encoding, character) for encoding in encodings) for character in characters if not character.isascii())
+
+
+def _has(encoding: str, character: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _copy(source: Dataset, ds: Dataset, keyword: str) -> None:
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    vr = dictionary_VR(tag)
+    try:
+        value = source[tag].value if tag in source else None
+    except (ValueError, TypeError, OverflowError, NotImplementedError):
+        value = None
+    if value is not None and vr not in _VERBATIM:
+        value = _valid(vr, keyword, value)
+    if value is None and keyword not in _TYPE_2:
+        if tag in ds:
+            del ds[tag]
+        return
+    ds[tag] = DataElement(tag, vr, copy.deepcopy(value) if vr == "SQ" else value, validation_mode=0)
+
+
+def _valid(vr: str, keyword: str, value: Any) -> Any:
+    """The value in the form that its VR wants, or None: a wrong date is worse than none."""
+    text = str(value)
+    if vr == "DA" and re.fullmatch(r"\d{4}\.\d{2}\.\d{2}", text):  # ACR-NEMA, PS3.5 table 6.2-1
+        text = text.replace(".", "")
+    if keyword == "PatientSex" and text not in ("M", "F", "O", ""):
+        return None
+    try:
+        validate_value(vr, text, validation_mode=2)
+        if vr == "DA" and text:
+            datetime.strptime(text, "%Y%m%d")
+    except ValueError:
+        return None
+    return text
+
+
+def _in_zone(now: datetime, offset: Any) -> datetime:
+    """`now` at an offset such as +0100 (PS3.3 C.12.1.1.8), or as it is."""
+    match = re.fullmatch(r"([+-])(\d{2})(\d{2})", str(offset or ""))
+    if match is None:
+        return now
+    minutes = int(match[2]) * 60 + int(match[3])
+    return now.astimezone(timezone(timedelta(minutes=-minutes if match[1] == "-" else minutes)))
+
+
+def _equipment(source: Dataset, model: Model, made_at: datetime) -> list[Dataset]:
+    """Contributing Equipment Sequence (PS3.3 C.12.1.1.5): what took the image, then what analysed it."""
+    items: list[Dataset] = []
+    try:
+        items.append(ContributingEquipment.for_image_acquisition(source))
+    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, OverflowError):
+        pass  # the source says too little, or it says it in a form that can't be written
+    items.append(
+        ContributingEquipment(
+            MODEL_NAME,
+            codes.DCM.ProcessingEquipment,
+            manufacturer_model_name=MODEL_NAME,
+            software_versions=software_versions(model),
+            device_serial_number=serial_number(model),
+            contribution_datetime=f"{made_at:%Y%m%d%H%M%S.%f%z}",
+            contribution_description=f"Analysis of a chest radiograph by {model.name} {model.version}",
+        )
+    )
+    return items

@@ -1,0 +1,96 @@
+"""Tries each destination out, and explains each mistake in the settings in words that lead to its cure."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cxr_node.deliver.request import EXPECTED, Peer
+from cxr_node.deliver.scu import Association
+from cxr_node.errors import DeliveryError
+from cxr_node.settings import DestinationSettings, Settings
+
+
+class Severity(StrEnum):
+    """How grave a finding is: `error` keeps results from arriving, `warning` some of them, or points at a surprise."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found at one destination."""
+
+    severity: Severity
+    destination: str
+    text: str
+
+
+def check_destinations(settings: Settings) -> list[Finding]:
+    """Associate with every destination, C-ECHO it, and see whether it takes what it is to be sent. Stores nothing there."""
+    if not settings.destinations:
+        text = "There are no [[destinations]]: results will stay in the data folder."
+        return [Finding(Severity.WARNING, "", text)]
+    with ThreadPoolExecutor(min(16, len(settings.destinations))) as threads:
+        found = threads.map(lambda destination: _check(settings, destination), settings.destinations)
+        return [finding for findings in found for finding in findings]
+
+
+def _check(settings: Settings, destination: DestinationSettings) -> list[Finding]:
+    found: list[Finding] = []
+
+    def note(severity: Severity, text: str) -> None:
+        found.append(Finding(severity, destination.name, text))
+
+    if _is_this_node(settings, destination):
+        note(
+            Severity.WARNING,
+            f"{destination.host}:{destination.port} is this node itself: it would take its own results in and keep them, "
+            "unanalysed. Set `host` and `port` to the PACS's.",
+        )
+    peer = Peer(destination.host, destination.port, destination.ae_title, settings.node.ae_title, destination.timeout_s)
+    try:
+        association = Association(peer, {EXPECTED[kind] for kind in destination.send})
+    except DeliveryError as error:
+        note(Severity.ERROR, str(error))
+        return found
+    try:
+        refused = [kind for kind in destination.send if not association.accepts(EXPECTED[kind])]
+        for kind in refused:
+            severity = Severity.WARNING if len(refused) < len(destination.send) else Severity.ERROR
+            note(severity, f"The {kind} will be refused: {association.refusal(EXPECTED[kind])}")
+        try:
+            association.echo()
+        except DeliveryError as error:
+            note(Severity.WARNING, f"{error} Storing may work all the same.")
+    finally:
+        association.release()
+    if not found:
+        kinds = " and ".join(destination.send) or "nothing"
+        note(Severity.OK, f"{peer} answers C-ECHO and takes: {kinds}.")
+    return found
+
+
+def _is_this_node(settings: Settings, destination: DestinationSettings) -> bool:
+    """Whether the address is one of this machine's, and the port the node's own."""
+    if destination.port != settings.node.port:
+        return False
+    try:
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(destination.host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return False
+    return any(_is_local(address) for address in addresses)
+
+
+def _is_local(address: str) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))  # only an address of this machine can be bound to
+        except OSError:
+            return False
+    return True

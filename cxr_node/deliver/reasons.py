@@ -1,0 +1,130 @@
+"""Says in a PACS administrator's words why a peer didn't take something, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from pydicom.uid import UID
+
+from cxr_node.deliver.request import Peer
+
+
+def not_connected(peer: Peer, error: OSError | None, waited_s: float) -> str:
+    """Why there is no connection. `error`: None if the peer didn't answer in `waited_s` seconds."""
+    where = f"{peer.host}:{peer.port}"
+    if isinstance(error, socket.gaierror):
+        return f"The host name {peer.host!r} is unknown here: correct `host`, or write the IP address."
+    if error is None or isinstance(error, TimeoutError):
+        return (
+            f"{where} didn't answer within {waited_s:.0f} s: is the machine switched on, its address right, "
+            "and does no firewall lie between?"
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return (
+            f"Nothing listens on {where} (connection refused): start the DICOM service there, or correct `port` "
+            "(it is the PACS's DICOM port, not its web port)."
+        )
+    if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return f"There is no way to {where} ({error.strerror}): check the address, the network and the firewall."
+    return f"No connection to {where}: {error.strerror or error}."
+
+
+def rejected(peer: Peer, source: int, diagnostic: int) -> str:
+    """Why a peer rejected an association (PS3.8 table 9-21, Source and Reason/Diag.)."""
+    match source, diagnostic:
+        case 1, 7:
+            return (
+                f"{peer} rejects the association: it doesn't know itself as {peer.called_ae_title!r} (called AE title not "
+                "recognised). Ask its administrator for its exact AE title, upper and lower case count, and set `ae_title` to it."
+            )
+        case 1, 3:
+            return (
+                f"{peer} rejects the association: it doesn't know {peer.calling_ae_title!r} (calling AE title not recognised). "
+                "Register this node there with that AE title and this machine's address."
+            )
+        case 1, 2:
+            return f"{peer} rejects the association: it doesn't speak the DICOM application context. Is it a DICOM service?"
+        case 3, (1 | 2):
+            return f"{peer} rejects the association for now: it is busy or has too many associations open."
+        case 2, _:
+            return f"{peer} rejects the association: its DICOM protocol version differs. Is it a DICOM service?"
+        case _:
+            return (
+                f"{peer} rejects the association and gives no reason: most often the AE titles ({peer.called_ae_title!r}, "
+                f"called by {peer.calling_ae_title!r}) or this machine's address are not registered there."
+            )
+
+
+def aborted(peer: Peer) -> str:
+    """The peer sent A-ABORT in answer to the association request."""
+    return (
+        f"{peer} aborts the association as soon as it is asked for one: its log says why. Most often the AE title "
+        f"{peer.calling_ae_title!r} or this machine's address is not registered there."
+    )
+
+
+def hung_up(peer: Peer) -> str:
+    """The connection was closed, or something else than DICOM came back, instead of an answer to the request."""
+    return (
+        f"{peer.host}:{peer.port} takes the connection but doesn't answer in DICOM: is this its DICOM port (not a web port, "
+        "not one that expects TLS)? Some PACS also hang up on callers that they don't know."
+    )
+
+
+def silent(peer: Peer) -> str:
+    """The peer took the connection and never answered the association request."""
+    return (
+        f"{peer} takes the connection but didn't answer the association request within {peer.timeout_s:.0f} s: is this its "
+        "DICOM port, and does the service there still work?"
+    )
+
+
+def nothing_accepted(peer: Peer) -> str:
+    """The association was accepted with no presentation context."""
+    return f"{peer} accepts the association but nothing that was proposed: is it a PACS that stores images?"
+
+
+def refused(peer: Peer, sop_class_uid: str, transfer_syntax_uid: str, *, class_accepted: bool) -> str:
+    """No presentation context was accepted for an object."""
+    name = UID(sop_class_uid).name
+    if class_accepted:
+        return f"{peer} takes {name}, but not as {UID(transfer_syntax_uid).name}: enable this transfer syntax there."
+    return (
+        f"{peer} doesn't take {name} ({sop_class_uid}) as {UID(transfer_syntax_uid).name}: enable this SOP class there, "
+        "or leave this kind of object out of `send`."
+    )
+
+
+def unanswered(peer: Peer, waited_s: float) -> str:
+    """A request was sent and no response came."""
+    return f"{peer} didn't answer the request within {waited_s:.0f} s: is it overloaded, or its disk full?"
+
+
+def lost(peer: Peer) -> str:
+    """The association ended while a request was under way."""
+    return f"{peer} ended the association in the middle of a request: its log says why."
+
+
+def out_of_resources(status: int) -> bool:
+    """Whether the whole peer, not this one object, is in trouble (PS3.4 table B.2-1)."""
+    return 0xA700 <= status <= 0xA7FF
+
+
+def not_stored(peer: Peer, status: int, comment: str) -> str:
+    """What a C-STORE status that is no success means (PS3.4 table B.2-1, PS3.7 annex C)."""
+    if out_of_resources(status):
+        meaning = "it is out of resources; free disk space there"
+    elif 0xA900 <= status <= 0xA9FF:
+        meaning = "the data set doesn't match its SOP class"
+    elif 0xC000 <= status <= 0xCFFF:
+        meaning = "it can't understand or process the object; its log says why"
+    else:
+        meaning = {
+            0x0110: "processing failed there; its log says why",
+            0x0111: "it holds an object with this SOP instance UID already",
+            0x0117: "it takes the SOP instance UID for invalid",
+            0x0122: "it doesn't take this SOP class; enable it there",
+            0x0124: "it doesn't allow this node to store; register its AE title there",
+        }.get(status, "a status that DICOM doesn't define for C-STORE")
+    return f"{peer} didn't store it, status 0x{status:04X}: {meaning}." + (f" It says: {comment[:64]!r}." if comment else "")

@@ -1,0 +1,300 @@
+"""The service class user: C-ECHO and C-STORE over an association. The only door to pynetdicom on the sending side.
+
+Files go out as they lie on disk, undecoded. What to send and when to try again is for others to decide.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, _config, build_context, evt
+from pynetdicom.association import Association as PynetdicomAssociation
+from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+from cxr_node.deliver import reasons
+from cxr_node.deliver.request import STORED, Offer, Outcome, Peer, StoreRequest, unusable
+from cxr_node.errors import AssociationLost, DeliveryError
+
+_config.STORE_SEND_CHUNKED_DATASET = True  # a path given to send_c_store is sent as it lies on disk
+
+_MAXIMUM_PDU = 131072
+_LONGEST_CONNECT_S = 10.0
+_LONGEST_RELEASE_S = 5.0
+_SLOWEST_LINK = 64 * 1024  # bytes/s: an object may take so long on top of the peer's time to answer
+_MOST_OFFERS = 60  # an association has room for 128 presentation contexts (PS3.8 9.3.2.2); an offer takes up to two
+_LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+
+
+class Association:
+    """An association to a peer, from the request that `__init__` makes until `release` or `abort`.
+
+    Verification is always proposed beside what is offered. An uncompressed object is offered in both VR encodings.
+    """
+
+    def __init__(self, peer: Peer, offers: Iterable[Offer] = ()) -> None:
+        """Associate.
+
+        Raises:
+            DeliveryError: it can't be had; the text says why and what to do about it.
+        """
+        self.peer = peer
+        self._offers = frozenset(offers)
+        self._connected = False
+        self._abort: A_ABORT | A_P_ABORT | None = None
+        self._messages = 0
+        ae = AE(peer.calling_ae_title)
+        ae.acse_timeout = ae.dimse_timeout = peer.timeout_s
+        ae.connection_timeout = min(peer.timeout_s, _LONGEST_CONNECT_S)
+        ae.network_timeout = None  # that would end idle associations; waits are bounded by the others
+        handlers: list[tuple[evt.EventType, Callable[[evt.Event], None]]] = [
+            (evt.EVT_CONN_OPEN, self._on_connected),
+            (evt.EVT_DATA_SENT, _acknowledge_quickly),
+            (evt.EVT_ACSE_RECV, self._on_acse),
+        ]
+        started = time.monotonic()
+        try:
+            self._assoc: PynetdicomAssociation = ae.associate(
+                peer.host,
+                peer.port,
+                _contexts(self._offers),
+                ae_title=peer.called_ae_title,
+                max_pdu=_MAXIMUM_PDU,
+                evt_handlers=handlers,  # type: ignore[arg-type]  # narrower than pynetdicom's own alias
+            )
+        except OSError as error:
+            raise DeliveryError(reasons.not_connected(peer, error, 0)) from error
+        if not self._assoc.is_established:
+            raise DeliveryError(self._why_not_established(time.monotonic() - started))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is established, as far as is known: a peer may have vanished unnoticed."""
+        return bool(self._assoc.is_established)
+
+    def offered(self, offers: Iterable[Offer]) -> bool:
+        """Whether all these were proposed when it was requested."""
+        return self._offers.issuperset(offers)
+
+    def accepts(self, offer: Offer) -> bool:
+        """Whether the peer takes such an object, as it is or in the other VR encoding."""
+        return self._way_for(offer) is not None
+
+    def refusal(self, offer: Offer) -> str:
+        """Why such an object can't be sent."""
+        classes = {context.abstract_syntax for context in self._assoc.accepted_contexts}
+        return reasons.refused(self.peer, *offer, class_accepted=offer[0] in classes)
+
+    def echo(self) -> None:
+        """C-ECHO.
+
+        Raises:
+            DeliveryError: the peer doesn't take Verification, answers with a failure, or not at all.
+        """
+        if Verification not in [context.abstract_syntax for context in self._assoc.accepted_contexts]:
+            raise DeliveryError(f"{self.peer} doesn't take Verification (C-ECHO).")
+        status = self._answer(lambda: self._assoc.send_c_echo(self._next_message_id()), self.peer.timeout_s)
+        if status.Status != 0:
+            raise DeliveryError(f"{self.peer} answers C-ECHO with status 0x{status.Status:04X}.")
+
+    def store(self, request: StoreRequest) -> Outcome:
+        """C-STORE a file and wait for the response.
+
+        Raises:
+            AssociationLost: it ended before the response.
+            DeliveryError: no response came in time; the association is aborted.
+        """
+        if error := unusable(request):
+            return Outcome(None, error, unusable=True)
+        as_transfer_syntax = self._way_for(request.offer)
+        if as_transfer_syntax is None:
+            return Outcome(None, self.refusal(request.offer))
+        instance: Path | Dataset = request.path
+        if as_transfer_syntax != request.transfer_syntax_uid:
+            instance = dcmread(request.path)  # pynetdicom encodes it anew for the accepted context
+        timeout_s = self.peer.timeout_s + request.path.stat().st_size / _SLOWEST_LINK
+        response = self._answer(lambda: self._assoc.send_c_store(instance, self._next_message_id()), timeout_s)
+        status = int(response.Status)
+        if status in STORED:
+            return Outcome(status)
+        return Outcome(status, reasons.not_stored(self.peer, status, str(response.get("ErrorComment", ""))))
+
+    def release(self) -> None:
+        """End it in order; aborts it if the peer doesn't answer soon."""
+        self._assoc.acse_timeout = min(self.peer.timeout_s, _LONGEST_RELEASE_S)
+        self._assoc.release()
+
+    def abort(self) -> None:
+        """End it at once."""
+        self._assoc.abort()
+
+    def hang_up(self) -> None:
+        """Cut the connection under a request of another thread, which then loses the association."""
+        with suppress(OSError, AttributeError):  # it is closed already
+            _connection(self._assoc).shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, send: Callable[[], Dataset], timeout_s: float) -> Dataset:
+        self._assoc.dimse_timeout = timeout_s
+        started = time.monotonic()
+        try:
+            response = send()
+        except RuntimeError as error:  # pynetdicom's word for "no longer established"
+            raise AssociationLost(reasons.lost(self.peer)) from error
+        except Exception:  # perhaps in the middle of a message: nothing else can be sent over it
+            self.abort()
+            raise
+        if "Status" in response:
+            return response
+        self.abort()
+        waited_s = time.monotonic() - started
+        if waited_s >= timeout_s:
+            raise DeliveryError(reasons.unanswered(self.peer, waited_s))
+        raise AssociationLost(reasons.lost(self.peer))
+
+    def _way_for(self, offer: Offer) -> str | None:
+        """The transfer syntax in which such an object can be sent, its own if possible."""
+        sop_class_uid, transfer_syntax_uid = offer
+        accepted = {
+            context.transfer_syntax[0]
+            for context in self._assoc.accepted_contexts
+            if context.abstract_syntax == sop_class_uid and context.transfer_syntax
+        }
+        if transfer_syntax_uid in accepted:
+            return transfer_syntax_uid
+        if _convertible(transfer_syntax_uid):
+            return next((syntax for syntax in _LITTLE_ENDIAN if syntax in accepted), None)
+        return None
+
+    def _next_message_id(self) -> int:
+        self._messages = self._messages % 65535 + 1
+        return self._messages
+
+    def _why_not_established(self, waited_s: float) -> str:
+        answer = self._assoc.acceptor.primitive
+        if not self._connected:
+            return reasons.not_connected(self.peer, _why_not_connected(self.peer, waited_s), waited_s)
+        if self._assoc.is_rejected and answer is not None:
+            return reasons.rejected(self.peer, answer.result_source or 0, answer.diagnostic or 0)
+        if answer is not None:
+            return reasons.nothing_accepted(self.peer)
+        if isinstance(self._abort, A_ABORT):
+            return reasons.aborted(self.peer)
+        if isinstance(self._abort, A_P_ABORT):
+            return reasons.hung_up(self.peer)
+        return reasons.silent(self.peer)
+
+    def _on_connected(self, event: evt.Event) -> None:
+        self._connected = True
+        connection = _connection(event.assoc)
+        # without it the last piece of an object waits some 40 ms for the acknowledgement of the piece before
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # without it a peer that stops reading blocks pynetdicom's thread for ever
+        connection.settimeout(self.peer.timeout_s)
+
+    def _on_acse(self, event: evt.Event) -> None:
+        primitive = getattr(event, "primitive", None)
+        if isinstance(primitive, A_ABORT | A_P_ABORT):
+            self._abort = primitive
+
+
+def echo(host: str, port: int, called_ae_title: str, calling_ae_title: str, timeout_s: float) -> None:
+    """C-ECHO a peer.
+
+    Raises:
+        DeliveryError: it doesn't answer as it should; the text says why and what to do about it.
+    """
+    association = Association(Peer(host, port, called_ae_title, calling_ae_title, timeout_s))
+    association.echo()
+    association.release()
+
+
+def store_files(
+    requests: Sequence[StoreRequest], peer: Peer, on_result: Callable[[StoreRequest, Outcome], None] = lambda *_: None
+) -> list[Outcome]:
+    """C-STORE files over one association, in order; `on_result` hears of each as soon as it is decided.
+
+    Raises:
+        DeliveryError: there is no association at all. One that ends on the way is told in the outcomes that remain.
+    """
+    outcomes: list[Outcome] = []
+    association: Association | None = None
+    trouble = ""
+    try:
+        for position, request in enumerate(requests):
+            if trouble:
+                outcome = Outcome(None, f"Not sent: {trouble}")
+            else:
+                if association is None or not association.offered([request.offer]):
+                    if association is not None:
+                        association.release()
+                    association = Association(peer, _first_offers(requests[position:]))
+                try:
+                    outcome = association.store(request)
+                except DeliveryError as error:
+                    trouble = str(error)
+                    outcome = Outcome(None, trouble)
+            outcomes.append(outcome)
+            on_result(request, outcome)
+    finally:
+        if association is not None:
+            association.release()
+    return outcomes
+
+
+def _first_offers(requests: Iterable[StoreRequest]) -> list[Offer]:
+    """As many different offers as one association has room for."""
+    return list(dict.fromkeys(request.offer for request in requests))[:_MOST_OFFERS]
+
+
+def _contexts(offers: Iterable[Offer]) -> list[PresentationContext]:
+    contexts = [build_context(Verification, ImplicitVRLittleEndian)]
+    for sop_class_uid, transfer_syntax_uid in sorted(offers):
+        # its own context for the file's syntax, else the peer may choose another although it takes this one
+        contexts.append(build_context(sop_class_uid, transfer_syntax_uid))
+        if _convertible(transfer_syntax_uid):
+            others: list[str | UID] = [syntax for syntax in _LITTLE_ENDIAN if syntax != transfer_syntax_uid]
+            contexts.append(build_context(sop_class_uid, others))
+    return contexts
+
+
+def _convertible(transfer_syntax_uid: str) -> bool:
+    """Whether it can be encoded anew without touching pixels."""
+    syntax = UID(transfer_syntax_uid)
+    return syntax.is_transfer_syntax and not syntax.is_compressed and syntax.is_little_endian
+
+
+def _why_not_connected(peer: Peer, waited_s: float) -> OSError | None:
+    """Connect once more, bare, for the system's reason, which pynetdicom only logs; None: it would only wait again."""
+    timeout_s = min(peer.timeout_s, _LONGEST_CONNECT_S)
+    if waited_s >= timeout_s:
+        return None
+    try:
+        socket.create_connection((peer.host, peer.port), timeout_s).close()
+    except OSError as error:
+        return error
+    return OSError("it was refused a moment ago; now the port is open")
+
+
+def _connection(assoc: PynetdicomAssociation) -> socket.socket:
+    """The TCP connection under an association; AttributeError once it is closed."""
+    connection: socket.socket = assoc.dul.socket.socket  # type: ignore[union-attr,assignment]
+    return connection
+
+
+def _acknowledge_quickly(event: evt.Event) -> None:
+    """Have the kernel acknowledge the response's first piece at once.
+
+    dcmtk's kin (Orthanc too) write header and body of a response in two pieces, and send the second only after the
+    acknowledgement of the first, which the kernel delays by 40 ms. It forgets this option: set after each piece sent.
+    """
+    if hasattr(socket, "TCP_QUICKACK"):  # Linux
+        with suppress(OSError, AttributeError):  # the connection is closed already
+            _connection(event.assoc).setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

@@ -1,0 +1,117 @@
+"""The small SCU for trying things out: sends DICOM files, and PNG or JPEG files wrapped as radiographs."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from cxr_node.deliver.request import Outcome, Peer, StoreRequest
+from cxr_node.deliver.scu import store_files
+from cxr_node.errors import DeliveryError
+
+_META = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+
+
+def send_files(
+    files: Sequence[Path],
+    host: str,
+    port: int,
+    called: str,
+    calling: str = "CXRNODE-SEND",
+    associations: int = 1,
+    progress: Callable[[Path, Outcome], None] = lambda *_: None,
+    timeout_s: float = 30.0,
+) -> list[Outcome]:
+    """C-STORE files to a peer.
+
+    Args:
+        files: DICOM files, with or without file meta information (then sent as they are encoded), PNG or JPEG files.
+        host: the peer's address.
+        port: its DICOM port.
+        called: its AE title.
+        calling: the AE title to call with.
+        associations: how many to use at once.
+        progress: told of each file as soon as it is decided; one call at a time.
+        timeout_s: longest wait for an answer.
+
+    Returns:
+        The outcomes, in the order of the files.
+
+    Raises:
+        DeliveryError: there is no association with the peer; the text says why and what to do about it.
+    """
+    outcomes: dict[int, Outcome] = {}
+    peer = Peer(host, port, called, calling, timeout_s)
+    one_at_a_time = threading.Lock()
+
+    def decide(position: int, outcome: Outcome) -> None:
+        with one_at_a_time:
+            outcomes[position] = outcome
+            progress(files[position], outcome)
+
+    with tempfile.TemporaryDirectory(prefix="cxr-node-send-") as folder:
+        requests: dict[int, StoreRequest] = {}
+        for position, file in enumerate(files):
+            try:
+                requests[position] = _request(file, Path(folder) / f"{position}.dcm")
+            except Exception as error:  # whatever broken bytes lead the readers to: this file's fault
+                decide(position, Outcome(None, f"Not sent: {_reason(error)}", unusable=True))
+
+        def send(share: list[int]) -> None:
+            position = iter(share)
+            store_files([requests[p] for p in share], peer, lambda _, outcome: decide(next(position), outcome))
+
+        sendable = list(requests)
+        shares = [share for first in range(max(1, associations)) if (share := sendable[first :: max(1, associations)])]
+        if len(shares) == 1:
+            send(shares[0])
+        elif shares:
+            with ThreadPoolExecutor(len(shares)) as threads:
+                list(threads.map(send, shares))
+    return [outcomes[position] for position in range(len(files))]
+
+
+def _request(file: Path, temporary: Path) -> StoreRequest:
+    """What a file is; if it is no complete DICOM file, one is made of it at `temporary`."""
+    with file.open("rb") as stream:
+        start = stream.read(132)
+    if start.startswith(_IMAGES):
+        from cxr_node.emulate import radiograph_from_image
+
+        radiograph_from_image(file).save_as(temporary, enforce_file_format=True)
+        return _request(temporary, temporary)
+    ds = dcmread(file, force=True, stop_before_pixels=True)
+    meta = getattr(ds, "file_meta", Dataset())
+    if start.endswith(b"DICM") and all(meta.get(keyword) for keyword in _META):
+        return StoreRequest(file, meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID, meta.MediaStorageSOPInstanceUID)
+    if "SOPClassUID" not in ds or "SOPInstanceUID" not in ds:
+        raise DeliveryError("it is no DICOM file, PNG or JPEG.")
+    ds = dcmread(file, force=True)
+    if not getattr(ds, "file_meta", None):
+        ds.file_meta = FileMetaDataset()
+    if "TransferSyntaxUID" not in ds.file_meta:
+        ds.file_meta.TransferSyntaxUID = _encoding(ds)
+    ds.save_as(temporary, enforce_file_format=True)
+    return _request(temporary, temporary)
+
+
+def _encoding(ds: Dataset) -> UID:
+    """The transfer syntax that a data set without file meta information was read in."""
+    implicit_vr, little_endian = ds.original_encoding
+    if implicit_vr:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"it can't be read ({error.strerror})."
+    return str(error) or type(error).__name__

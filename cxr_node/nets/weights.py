@@ -1,0 +1,148 @@
+"""Weight files: safetensors beside a JSON that says what they are, checked before anything is believed.
+
+`NAME.json` holds: name, version, architecture (arguments of the network), classes, preprocessing, calibration,
+training (what data, which recipe), metrics, licence, and files ({name, sha256, size_bytes} each). A large network lies
+in several files, each under 50 MB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from cxr_node.errors import WeightsError
+from cxr_node.nets.cxrnet import CXRNet
+from cxr_node.nets.unet import UNet
+from cxr_node.records import LABELS, Model
+
+_FILE_LIMIT_BYTES = 45_000_000
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with its JSON."""
+
+    network: nn.Module
+    description: dict[str, Any]
+
+
+def shipped_folder() -> Path:
+    """Where the weights lie that come with the program."""
+    return Path(str(resources.files("cxr_node.nets") / "weights"))
+
+
+def describe(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON of a network.
+
+    Raises:
+        WeightsError: it is missing or not JSON.
+    """
+    path = folder / f"{name}.json"
+    try:
+        description: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise WeightsError(f"No weights at {path}: set inference.weights_dir to a folder that holds {name}.json.") from error
+    except ValueError as error:
+        raise WeightsError(f"{path} is damaged ({error}): install the weights again.") from error
+    return description
+
+
+def model_of(folder: Path) -> Model:
+    """What the weights in a folder are called, without loading them."""
+    description = describe(folder, "cxrnet")
+    checksums = [file["sha256"] for name in ("unet", "cxrnet") for file in describe(folder, name)["files"]]
+    return Model(description["name"], description["version"], hashlib.sha256("".join(checksums).encode()).hexdigest())
+
+
+def load_unet(folder: Path) -> LoadedNetwork:
+    """The lung U-Net, in evaluation mode, float32.
+
+    Raises:
+        WeightsError: a file is missing, damaged, or of another architecture.
+    """
+    description = describe(folder, "unet")
+    architecture = description["architecture"]
+    network = UNet(tuple(architecture["widths"]), architecture["patch"])
+    _fill(network, folder, description)
+    return LoadedNetwork(network, description)
+
+
+def load_cxrnet(folder: Path) -> LoadedNetwork:
+    """CXRNet, in evaluation mode, float32.
+
+    Raises:
+        WeightsError: a file is missing, damaged, of another architecture or for other classes.
+    """
+    description = describe(folder, "cxrnet")
+    if tuple(description["classes"]) != LABELS:
+        raise WeightsError(f"{folder / 'cxrnet.json'} is for the classes {description['classes']}, this program for {LABELS}.")
+    architecture = description["architecture"]
+    network = CXRNet(
+        architecture["encoder"],
+        len(LABELS),
+        architecture["representation"],
+        tuple(architecture["decoder_channels"]),
+    )
+    _fill(network, folder, description)
+    return LoadedNetwork(network, description)
+
+
+def save(folder: Path, name: str, network: nn.Module, description: dict[str, Any]) -> None:
+    """Write a network as fp16 (but for vectors, such as batch normalisation's statistics) with its JSON.
+
+    Args:
+        folder: made if missing; older files of the same name are replaced.
+        name: "unet" or "cxrnet".
+        network: what to write.
+        description: the JSON's content but for `files`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    filled_bytes = 0
+    for key, tensor in network.state_dict().items():
+        packed = tensor.half() if tensor.ndim > 1 else tensor
+        size_bytes = packed.numel() * packed.element_size()
+        if filled_bytes + size_bytes > _FILE_LIMIT_BYTES:
+            shards.append({})
+            filled_bytes = 0
+        shards[-1][key] = packed.contiguous()
+        filled_bytes += size_bytes
+    files = []
+    for index, shard in enumerate(shards, start=1):
+        path = folder / (f"{name}.safetensors" if len(shards) == 1 else f"{name}-{index}.safetensors")
+        save_file(shard, path)
+        content = path.read_bytes()
+        files.append({"name": path.name, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)})
+    (folder / f"{name}.json").write_text(json.dumps({**description, "files": files}, indent=2) + "\n")
+
+
+def _fill(network: nn.Module, folder: Path, description: dict[str, Any]) -> None:
+    tensors: dict[str, Tensor] = {}
+    for file in description["files"]:
+        path = folder / file["name"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{path} can't be read ({error.strerror}): install the weights again.") from error
+        if hashlib.sha256(content).hexdigest() != file["sha256"]:
+            raise WeightsError(f"{path} is damaged (its SHA-256 is not the one in its JSON): install the weights again.")
+        try:
+            tensors.update(load(content))
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is not a safetensors file: {error}") from error
+    widened = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    try:
+        network.load_state_dict(widened)
+    except RuntimeError as error:
+        raise WeightsError(f"{folder}: the weights don't fit the architecture that their JSON names: {error}") from error
+    network.eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)

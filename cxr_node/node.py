@@ -1,0 +1,230 @@
+"""The roles as processes: how one is run, and the supervisor that starts, watches and stops them in order.
+
+Each child holds one end of a socket pair: over it it says that it is ready, and it stops when the other end closes,
+which the system does even if the supervisor is killed. So no role outlives its supervisor.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from cxr_node import housekeeping, logs
+from cxr_node.errors import StoreError
+from cxr_node.records import DataFolder
+from cxr_node.settings import Settings
+from cxr_node.store.database import open_database
+from cxr_node.store.instances import make_folders
+
+log = structlog.get_logger()
+
+ROLES = ("receive", "work", "deliver")
+"""In the order in which they are stopped: first nothing new comes in, then what came is finished, then sent."""
+
+_PIPE_VARIABLE = "CXR_NODE_SUPERVISOR_FD"
+_STOP_GRACE_S = {"receive": 20.0, "work": 60.0, "deliver": 30.0}
+_FIRST_RESTART_S, _LONGEST_RESTART_S, _STEADY_S = 0.5, 30.0, 60.0
+
+
+def run_role(role: str, settings: Settings) -> None:
+    """Run one role in this process until SIGTERM, SIGINT, or the end of its supervisor.
+
+    Args:
+        role: one of ROLES.
+        settings: the settings tree.
+    """
+    logs.set_up(settings.node.log_level, role)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    pipe = _supervisor_pipe(stop)
+
+    def ready(host: str = "", port: int = 0) -> None:
+        if pipe is not None:
+            pipe.sendall(json.dumps({"host": host, "port": port}).encode() + b"\n")
+        elif role == "receive":
+            print(_ready_line(settings, host, port), flush=True)
+
+    if role == "receive":
+        from cxr_node.receive import scp
+
+        scp.run(settings, stop, ready)
+    elif role == "work":
+        from cxr_node import work
+
+        work.run(settings, stop, ready)
+    else:
+        from cxr_node.deliver import loop
+
+        loop.run(settings, stop, ready)
+
+
+def serve(settings: Settings, config: Path | None) -> None:
+    """Run all roles until SIGTERM or SIGINT, restarting one that dies; prints one line when ready to receive.
+
+    Args:
+        settings: the settings tree, already loaded from `config`.
+        config: the settings file, handed on to the roles.
+
+    Raises:
+        StoreError: another node runs on this data folder, or the folder can't be used.
+    """
+    logs.set_up(settings.node.log_level, "serve")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    make_folders(DataFolder(settings.node.data_dir))
+    with _alone(settings.node.data_dir):
+        engine = open_database(settings)
+        clock = housekeeping.start(settings, engine)
+        children = [Child(role, config) for role in ROLES]
+        announced = _Announcement(settings)
+        try:
+            for child in children:
+                child.start(announced if child.role == "receive" else None)
+            while not stop.wait(0.2):
+                for child in children:
+                    child.watch(announced if child.role == "receive" else None)
+        finally:
+            for child in children:
+                child.stop()
+            clock.shutdown(wait=False)
+            engine.dispose()
+
+
+@dataclass
+class Child:
+    """A role's process and what is needed to restart it."""
+
+    role: str
+    config: Path | None
+    process: subprocess.Popen[bytes] | None = None
+    pipe: socket.socket | None = None
+    started_at: float = 0.0
+    restart_at: float = 0.0
+    restart_wait_s: float = field(default=_FIRST_RESTART_S)
+
+    def start(self, on_ready: Callable[[str, int], None] | None) -> None:
+        """Start the process; `on_ready` is called from a thread when it says that it is."""
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "cxr_node", self.role]
+        if self.config is not None:
+            command += ["--config", str(self.config)]
+        with theirs:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, _PIPE_VARIABLE: str(theirs.fileno())},
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops in order
+            )
+        self.pipe = ours
+        self.started_at = time.monotonic()
+        threading.Thread(target=_await_ready, args=(ours, on_ready), daemon=True).start()
+
+    def watch(self, on_ready: Callable[[str, int], None] | None) -> None:
+        """Restart the process if it died, after a wait that grows while it keeps dying."""
+        now = time.monotonic()
+        if self.process is not None:
+            if self.process.poll() is None:
+                if now - self.started_at > _STEADY_S:
+                    self.restart_wait_s = _FIRST_RESTART_S
+                return
+            log.error("a role died and is restarted", died=self.role, exit_status=self.process.returncode)
+            self._close()
+            self.process = None
+            self.restart_at = now + self.restart_wait_s
+            self.restart_wait_s = min(_LONGEST_RESTART_S, self.restart_wait_s * 2)
+        if now >= self.restart_at:
+            self.start(on_ready)
+
+    def stop(self) -> None:
+        """End the process: politely, and after its grace with force (its leases make that harmless)."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(_STOP_GRACE_S[self.role])
+            except subprocess.TimeoutExpired:
+                log.error("a role did not stop in time and is killed", killed=self.role)
+                self.process.kill()
+                self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        if self.pipe is not None:
+            self.pipe.close()
+            self.pipe = None
+
+
+class _Announcement:
+    """Prints the ready line, once, whatever is restarted later."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._done = False
+
+    def __call__(self, host: str, port: int) -> None:
+        if not self._done:
+            self._done = True
+            print(_ready_line(self._settings, host, port), flush=True)
+
+
+def _ready_line(settings: Settings, host: str, port: int) -> str:
+    return f"cxr-node is ready to receive: {settings.node.ae_title} on {host}:{port}"
+
+
+def _await_ready(pipe: socket.socket, on_ready: Callable[[str, int], None] | None) -> None:
+    try:
+        with pipe.makefile("rb") as lines:
+            line = lines.readline()
+    except OSError:
+        return
+    if line and on_ready is not None:
+        said = json.loads(line)
+        on_ready(said["host"], said["port"])
+
+
+def _supervisor_pipe(stop: threading.Event) -> socket.socket | None:
+    """The end of the socket pair that the supervisor gave, watched for its closing; None for a role run alone."""
+    descriptor = os.environ.pop(_PIPE_VARIABLE, None)
+    if descriptor is None:
+        return None
+    pipe = socket.socket(fileno=int(descriptor))
+    os.set_inheritable(pipe.fileno(), False)
+
+    def watch() -> None:
+        try:
+            while pipe.recv(1):
+                pass
+        except OSError:
+            pass
+        stop.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    return pipe
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    """One supervisor a data folder, held by a lock that the system releases however the process ends."""
+    with (data_dir / ".serve.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(
+                f"Another cxr-node serves the data folder {data_dir.absolute()}: stop it, or set node.data_dir to another folder."
+            ) from error
+        yield

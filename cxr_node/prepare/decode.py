@@ -1,0 +1,283 @@
+"""From a file or a data set to stored pixel values, whatever they are compressed with.
+
+Guards against what can't or mustn't be decoded. What the values mean is `render`'s to say, what they show `quality`'s.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import get_frame
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.pixels.decoders import get_decoder
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KTransferSyntaxes,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
+
+from cxr_node.errors import Rejected
+from cxr_node.prepare.codestream import codestream_shape
+
+MAX_PIXELS = 100_000_000
+"""Rows × columns; the largest radiographs have about 20 million. More is a decompression bomb or a mistake."""
+
+_MAX_INFLATED_BYTES = 4 * MAX_PIXELS + 64 * 1024 * 1024
+
+_MAX_CHANNEL_SPREAD = 16 / 255
+"""Channels that differ by no more are grey: the rounding of a JPEG, not a colour."""
+_MAX_COLOURED_SHARE = 0.001
+
+_IMAGE_FORMATS = ("PNG", "JPEG", "TIFF")
+
+_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+
+_PLUGINS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_NATIVE, ("",)),
+    **dict.fromkeys(JPEGTransferSyntaxes, ("gdcm", "pylibjpeg")),
+    **dict.fromkeys(JPEGLSTransferSyntaxes, ("pyjpegls", "gdcm", "pylibjpeg")),
+    **dict.fromkeys(JPEG2000TransferSyntaxes, ("gdcm", "pylibjpeg")),
+    **dict.fromkeys(HTJ2KTransferSyntaxes, ("pylibjpeg",)),
+    RLELossless: ("pylibjpeg", "pydicom"),
+}
+"""pydicom's plugins for each transfer syntax, the fastest first; the others are tried where it fails."""
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file looks like DICOM: by its preamble, or, without file meta information, by its first element."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    if start[128:132] == b"DICM":
+        return True
+    # A data set alone begins with a low group, little or big endian: (0002,eeee) or (0008,eeee).
+    return start[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08", b"\x00\x02") and b"\x00" in start[2:8]
+
+
+def read_dataset(path: Path) -> Dataset:
+    """A DICOM file, with or without file meta information (PS3.10 section 7.1).
+
+    Returns:
+        the whole data set; `file_meta.TransferSyntaxUID` is always there, found out from the encoding if need be.
+
+    Raises:
+        Rejected: it is no DICOM object, it is damaged, or it inflates beyond all measure.
+        OSError: the file can't be read.
+    """
+    try:
+        _check_inflated_size(path)
+        ds = dcmread(path, force=True)
+    except (OSError, MemoryError, Rejected):
+        raise
+    except Exception as error:  # pydicom passes on what its many parts raise
+        raise Rejected("The file is not a readable DICOM object.") from error
+    if "SOPClassUID" not in ds and "PixelData" not in ds:
+        raise Rejected("The file is not a DICOM object.")
+    if not isinstance(getattr(ds, "file_meta", None), FileMetaDataset):
+        ds.file_meta = FileMetaDataset()
+    if not ds.file_meta.get("TransferSyntaxUID"):
+        implicit_vr, little_endian = ds.original_encoding
+        explicit = ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+        ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit_vr else explicit
+    return ds
+
+
+def decode_pixels(ds: Dataset) -> NDArray[Any]:
+    """The stored values of a single-frame image, before any LUT.
+
+    Args:
+        ds: with `file_meta.TransferSyntaxUID`, as `read_dataset` returns it.
+
+    Returns:
+        (rows, columns) of uint8, uint16, uint32 or the signed kinds, by BitsAllocated and PixelRepresentation. An image of
+        three equal colour channels becomes one of uint8 or uint16.
+
+    Raises:
+        Rejected: no pixels, several frames, colour, too large, or damaged.
+    """
+    check_pixel_header(ds)
+    syntax = UID(ds.file_meta.TransferSyntaxUID)
+    plugins = _PLUGINS.get(syntax)
+    if plugins is None:
+        raise Rejected(f"The picture is compressed in a way that can't be decoded ({syntax.name}).")
+    if syntax.is_encapsulated:
+        _check_codestream(ds)
+    coloured = ds.SamplesPerPixel == 3
+    shift = _unused_low_bits(ds) if syntax in _NATIVE else 0
+    options: dict[str, Any] = {"raw": not coloured, "index": 0, "allow_excess_frames": False}
+    if shift:
+        options["correct_unused_bits"] = False
+    pixels = _first_that_works(
+        [lambda plugin=plugin: get_decoder(syntax).as_array(ds, decoding_plugin=plugin, **options)[0] for plugin in plugins]
+    )
+    if shift:
+        bits = ds.BitsStored
+        pixels = (pixels >> shift) & ((1 << bits) - 1)
+        if ds.PixelRepresentation == 1:
+            pixels = pixels - ((pixels >> (bits - 1)) << bits)
+    return _grey(pixels, ds.BitsStored) if coloured else pixels
+
+
+def check_pixel_header(ds: Dataset) -> None:
+    """What the Image Pixel module must say before its pixels are touched.
+
+    Raises:
+        Rejected: with every reason that is found.
+    """
+    if "PixelData" not in ds:
+        raise Rejected("The object holds no picture.")
+    rows, columns = ds.get("Rows") or 0, ds.get("Columns") or 0
+    reasons = []
+    if rows < 1 or columns < 1:
+        reasons.append("The header does not say how large the picture is.")
+    elif rows * columns > MAX_PIXELS:
+        reasons.append(f"The picture has {rows} x {columns} pixels, more than can be analysed.")
+    if _frames(ds) != 1:
+        reasons.append("The object holds several frames; single radiographs are analysed.")
+    photometric = ds.get("PhotometricInterpretation") or ""
+    samples = ds.setdefault("SamplesPerPixel", 1).value if photometric.startswith("MONOCHROME") else ds.get("SamplesPerPixel")
+    if samples not in (1, 3) or photometric == "PALETTE COLOR" or (samples == 1) != photometric.startswith("MONOCHROME"):
+        reasons.append("The picture is in colour; radiographs are grey.")
+    if ds.get("BitsAllocated") not in (8, 16, 32) or not 1 <= (ds.get("BitsStored") or 0) <= ds.BitsAllocated:
+        reasons.append("The picture is stored in a way that no radiograph is (number of bits).")
+    if reasons:
+        raise Rejected(*reasons)
+
+
+def read_image_file(path: Path) -> NDArray[Any]:
+    """A PNG, JPEG or TIFF file.
+
+    Returns:
+        uint8 or uint16 (rows, columns), turned as EXIF says, bright where the radiograph is bright.
+
+    Raises:
+        Rejected: another format, damaged, coloured, too large, or several pages.
+        OSError: the file can't be opened.
+    """
+    content = path.open("rb")
+    with content:
+        try:
+            with Image.open(content, formats=_IMAGE_FORMATS) as image:
+                return _read_picture(image)
+        except Image.DecompressionBombError as error:
+            raise Rejected("The picture has more pixels than can be analysed.") from error
+        except UnidentifiedImageError as error:
+            raise Rejected("The file is neither DICOM nor a PNG, JPEG or TIFF picture.") from error
+        except (OSError, SyntaxError, ValueError) as error:
+            raise Rejected("The picture file is damaged.") from error
+
+
+def _read_picture(image: Image.Image) -> NDArray[Any]:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Rejected(f"The picture has {height} x {width} pixels, more than can be analysed.")
+    if getattr(image, "n_frames", 1) != 1:
+        raise Rejected("The file holds several pictures; single radiographs are analysed.")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # I;16, I;16B: 16 bit; I: 16 bit read as 32
+        pixels = np.asarray(upright)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise Rejected("The picture has more than 16 bits a pixel.")
+        pixels = pixels.astype(np.uint16)
+        white_is_zero = image.format == "TIFF" and image.getexif().get(262) == 0  # PhotometricInterpretation WhiteIsZero,
+        return 65535 - pixels if white_is_zero else pixels  # which Pillow undoes for 8 bit alone
+    if upright.mode in ("L", "1"):
+        return np.asarray(upright.convert("L"))
+    return _grey(np.asarray(upright.convert("RGB")), 8)
+
+
+def _grey(pixels: NDArray[Any], bits_stored: int) -> NDArray[Any]:
+    """The middle channel of (rows, columns, 3), if all three are practically equal."""
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    limit = _MAX_CHANNEL_SPREAD * (2**bits_stored - 1)
+    if np.count_nonzero(spread > limit) > _MAX_COLOURED_SHARE * spread.size:
+        raise Rejected("The picture is in colour; radiographs are grey.")
+    return np.ascontiguousarray(green)
+
+
+def _first_that_works(attempts: list[Callable[[], NDArray[Any]]]) -> NDArray[Any]:
+    """The first decoder's pixels that doesn't fail.
+
+    Raises:
+        Rejected: all fail, with the first one's error as its cause.
+    """
+    first: Exception | None = None
+    for attempt in attempts:
+        try:
+            return attempt()
+        except MemoryError:
+            raise  # this machine's fault, not the input's
+        except Exception as error:  # decoders raise whatever their C libraries make of it
+            first = first or error
+    raise Rejected("The picture's data are damaged and can't be decoded.") from first
+
+
+def _frames(ds: Dataset) -> int:
+    try:
+        return int(ds.get("NumberOfFrames") or 1)
+    except (TypeError, ValueError):
+        return 0
+
+
+def _unused_low_bits(ds: Dataset) -> int:
+    """Bits below the stored ones: 0 since HighBit has to be BitsStored - 1; older images may lie higher in their word."""
+    high_bit = ds.get("HighBit")
+    if high_bit is None or not ds.BitsStored <= high_bit + 1 <= ds.BitsAllocated:
+        return 0
+    return int(high_bit) + 1 - int(ds.BitsStored)
+
+
+def _check_codestream(ds: Dataset) -> None:
+    """A codestream says its own size, and decoders believe that one: it must not be far larger than the header's."""
+    try:
+        start = get_frame(ds.PixelData, 0, number_of_frames=1)
+    except Exception as error:  # a broken encapsulation raises in many ways
+        raise Rejected("The picture's data are damaged and can't be decoded.") from error
+    shape = codestream_shape(start)
+    if shape is not None and shape[0] * shape[1] > MAX_PIXELS:
+        raise Rejected(f"The picture has {shape[0]} x {shape[1]} pixels, more than can be analysed.")
+
+
+def _check_inflated_size(path: Path) -> None:
+    """Inflate a deflated data set (PS3.5 annex A.5) piece by piece, keeping nothing, and stop where it is too large."""
+    try:
+        meta = read_file_meta_info(path)
+    except InvalidDicomError:  # no preamble: no file meta information, and so not deflated
+        return
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    with path.open("rb") as file:
+        file.seek(_end_of_meta(meta))
+        inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        waiting = b""
+        while waiting := waiting or file.read(1 << 20):
+            inflated += len(inflater.decompress(waiting, 1 << 22))
+            waiting = inflater.unconsumed_tail
+            if inflated > _MAX_INFLATED_BYTES:
+                raise Rejected("The object is larger than can be analysed.")
+            if inflater.eof:
+                return
+
+
+def _end_of_meta(meta: FileMetaDataset) -> int:
+    """Where the data set begins: preamble, prefix, and the group length element with what it counts."""
+    return 128 + 4 + 12 + int(meta.FileMetaInformationGroupLength)

@@ -1,0 +1,126 @@
+"""Who may send, what is taken, and whether there is room: decisions without side effects, and the words for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+from pydicom import uid
+
+from cxr_node.records import Sender
+from cxr_node.settings import Settings
+from cxr_node.store.instances import free_bytes
+
+RADIOGRAPHS = frozenset(
+    {
+        uid.ComputedRadiographyImageStorage,
+        uid.DigitalXRayImageStorageForPresentation,
+        uid.DigitalXRayImageStorageForProcessing,
+        uid.SecondaryCaptureImageStorage,
+        # taken in so that the worker can say why it rejects them
+        uid.MultiFrameSingleBitSecondaryCaptureImageStorage,
+        uid.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+        uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+        uid.MultiFrameTrueColorSecondaryCaptureImageStorage,
+    }
+)
+"""Storage classes whose instances are analysed."""
+
+RESULTS = frozenset(
+    {
+        uid.Comprehensive3DSRStorage,
+        uid.SegmentationStorage,
+        uid.GrayscaleSoftcopyPresentationStateStorage,
+    }
+)
+"""Storage classes of what nodes like this one make: always negotiated, so that a PACS that routes everything back is
+answered 0000 for them rather than trying for ever."""
+
+TRANSFER_SYNTAXES = (
+    uid.ExplicitVRLittleEndian,
+    uid.ImplicitVRLittleEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+    uid.RLELossless,
+    uid.JPEGLSLossless,
+    uid.HTJ2KLossless,
+    uid.HTJ2KLosslessRPCL,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLossless,
+    uid.JPEG2000Lossless,
+    uid.HTJ2K,
+    uid.JPEGLSNearLossless,
+    uid.JPEG2000,
+    uid.JPEGExtended12Bit,
+    uid.JPEGBaseline8Bit,
+    uid.ExplicitVRBigEndian,
+)
+"""What the worker can decode. Where a sender offers several in one presentation context the first of this order is
+taken: cheap to decode before expensive, lossless before lossy."""
+
+# PS3.4 table B.2-1 and PS3.7 section 9.1.1.1.9
+SUCCESS = 0x0000
+INVALID_INSTANCE = 0x0117
+CLASS_NOT_SUPPORTED = 0x0122
+NOT_AUTHORISED = 0x0124
+OUT_OF_RESOURCES = 0xA700
+DOES_NOT_MATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A C-STORE response: the status, and for failures a comment of at most 64 characters without patient data."""
+
+    status: int
+    comment: str = ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an association is refused: the reason/diagnostic field of A-ASSOCIATE-RJ (PS3.8 table 9-21), and in words."""
+
+    diagnostic: int
+    reason: str
+
+
+def refusal_of(settings: Settings, sender: Sender) -> Refusal | None:
+    """Why an association of this sender is refused; None if it is welcome."""
+    if settings.receive.require_called_ae_title and sender.called_ae_title != settings.node.ae_title:
+        return Refusal(0x07, f"called AE title {sender.called_ae_title!r} is not {settings.node.ae_title!r}")
+    entries = [entry for entry in settings.senders if entry.ae_title == sender.calling_ae_title]
+    if not entries:
+        if settings.receive.accept_unknown_senders:
+            return None
+        return Refusal(0x03, f"calling AE title {sender.calling_ae_title!r} is not among the [[senders]]")
+    if any(not entry.hosts or _is_among(sender.host, entry.hosts) for entry in entries):
+        return None
+    return Refusal(0x03, f"{sender.calling_ae_title!r} may not call from {sender.host}")
+
+
+def _is_among(host: str, networks: tuple[str, ...]) -> bool:
+    address = ip_address(host)
+    mapped = getattr(address, "ipv4_mapped", None)  # an IPv4 sender on a socket that listens on "::"
+    return any((mapped or address) in ip_network(network, strict=False) for network in networks)
+
+
+class Room:
+    """Whether the disk has room for another instance; looks at most once a second."""
+
+    def __init__(self, folder: Path, min_free_mb: int) -> None:
+        self._folder = folder
+        self._min_free_bytes = min_free_mb * 1024 * 1024
+        self._looked_at = float("-inf")
+        self._is_left = False
+        self._lock = threading.Lock()
+
+    def is_left(self) -> bool:
+        """True while more than the reserve is free."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._looked_at >= 1:
+                self._looked_at = now
+                self._is_left = free_bytes(self._folder) >= self._min_free_bytes
+            return self._is_left

@@ -1,0 +1,136 @@
+"""From a complete data set to the C-STORE response: header, loops and revisions, file, row, and only then 0x0000."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cxr_node.errors import Rejected
+from cxr_node.receive.admission import (
+    CANNOT_UNDERSTAND,
+    CLASS_NOT_SUPPORTED,
+    DOES_NOT_MATCH,
+    INVALID_INSTANCE,
+    NOT_AUTHORISED,
+    OUT_OF_RESOURCES,
+    RADIOGRAPHS,
+    SUCCESS,
+    Answer,
+    Room,
+)
+from cxr_node.receive.header import read_header
+from cxr_node.receive.incoming import IncomingDataSet
+from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, Sender
+from cxr_node.settings import Settings
+from cxr_node.store import audit, jobs
+from cxr_node.store.instances import is_uid, keep_instance, keep_unparsed
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+log = structlog.get_logger()
+
+
+class Intake:
+    """Takes data sets in for as long as the receiver runs; called from the threads of all associations."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings = settings.receive
+        self._engine = engine
+        self._folders = DataFolder(settings.node.data_dir)
+        self._room = Room(settings.node.data_dir, settings.receive.min_free_mb)
+
+    def begin(self, sender: Sender, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingDataSet:
+        """A data set whose C-STORE command has arrived; refused at once if the command alone is reason enough."""
+        refusal = None
+        if not is_uid(sop_instance_uid):
+            refusal = Answer(INVALID_INSTANCE, "The SOP instance UID is no UID")
+        return IncomingDataSet(
+            self._folders.incoming,
+            self._room,
+            sop_class_uid=sop_class_uid,
+            sop_instance_uid=sop_instance_uid,
+            transfer_syntax_uid=transfer_syntax_uid,
+            calling_ae_title=sender.calling_ae_title,
+            refusal=refusal,
+        )
+
+    def end(self, sender: Sender, incoming: IncomingDataSet) -> Answer:
+        """The response to a data set that is complete. Never raises: what goes wrong here is answered A700, try again."""
+        try:
+            answer = self._end(sender, incoming)
+        except Exception as error:
+            log.exception("instance not stored", sop_instance_uid=incoming.sop_instance_uid)
+            answer = Answer(OUT_OF_RESOURCES, "The instance could not be stored; send it again later")
+            self._record_refusal(sender, incoming, f"{answer.comment} ({type(error).__name__})")
+        return answer
+
+    def _end(self, sender: Sender, incoming: IncomingDataSet) -> Answer:
+        if incoming.refusal is not None:
+            self._record_refusal(sender, incoming, incoming.refusal.comment)
+            return incoming.refusal
+        try:
+            header, is_own = read_header(incoming.path, incoming.offset, incoming.transfer_syntax_uid)
+        except Rejected as rejected:
+            return self._keep_unparsed(sender, incoming, CANNOT_UNDERSTAND, str(rejected))
+        if (header.sop_class_uid, header.sop_instance_uid) != (incoming.sop_class_uid, incoming.sop_instance_uid):
+            return self._keep_unparsed(sender, incoming, DOES_NOT_MATCH, "its UIDs are not those of the request")
+        return self._keep(sender, incoming, header, is_own)
+
+    def _keep(self, sender: Sender, incoming: IncomingDataSet, header: InstanceHeader, is_own: bool) -> Answer:
+        is_radiograph = header.sop_class_uid in RADIOGRAPHS
+        if not (is_radiograph or is_own) and self._settings.other_storage_classes == "refuse":
+            answer = Answer(CLASS_NOT_SUPPORTED, "The SOP class is not accepted here")
+            self._record_refusal(sender, incoming, answer.comment)
+            return answer
+        sha256 = incoming.sha256
+        if self._settings.changed_instance == "refuse" and not is_own:
+            known = jobs.known_digests(self._engine, header.sop_instance_uid)
+            if known and sha256 not in known:
+                answer = Answer(NOT_AUTHORISED, "Other content is stored under this SOP instance UID")
+                self._record_refusal(sender, incoming, answer.comment)
+                return answer
+        note = ""
+        if is_own:
+            note = "own result, not analysed"
+        elif not is_radiograph:
+            note = "no radiograph, not analysed"
+        stored = keep_instance(self._folders, incoming.path, header, sha256)
+        admission = jobs.admit(self._engine, stored, sender, analyse=not note, note=note)
+        log.info(
+            "instance received",
+            sop_instance_uid=header.sop_instance_uid,
+            admission=str(admission),
+            size_bytes=stored.size_bytes,
+            calling_ae_title=sender.calling_ae_title,
+        )
+        return Answer(SUCCESS)
+
+    def _keep_unparsed(self, sender: Sender, incoming: IncomingDataSet, status: int, reason: str) -> Answer:
+        path = keep_unparsed(self._folders, incoming.path)
+        kept_as = path.relative_to(self._folders.root)
+        log.warning("data set not understood", sop_instance_uid=incoming.sop_instance_uid, reason=reason, kept_as=str(kept_as))
+        self._record(sender, incoming.sop_instance_uid, "instance-unparsed", f"{reason}; kept as {kept_as}")
+        return Answer(status, f"Not understood: {reason}"[:64])
+
+    def _record_refusal(self, sender: Sender, incoming: IncomingDataSet, reason: str) -> None:
+        log.warning("instance refused", sop_instance_uid=incoming.sop_instance_uid, reason=reason)
+        uid = incoming.sop_instance_uid if is_uid(incoming.sop_instance_uid) else ""
+        try:
+            self._record(sender, uid, "instance-refused", reason)
+        except Exception:  # a full disk refuses the audit event as it does the instance
+            log.exception("refusal not recorded", sop_instance_uid=uid)
+
+    def _record(self, sender: Sender, sop_instance_uid: str, event: str, detail: str) -> None:
+        audit.record(
+            self._engine,
+            AuditEvent(
+                event=event,
+                outcome="failure",
+                user=sender.calling_ae_title,
+                host=sender.host,
+                sop_instance_uid=sop_instance_uid,
+                detail=detail,
+            ),
+        )

@@ -1,0 +1,167 @@
+"""The receive role: a Storage and Verification SCP, from listening to an orderly end."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+from pydicom import Dataset
+from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+from cxr_node.errors import SettingsError
+from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, Answer, refusal_of
+from cxr_node.receive.incoming import IncomingDataSet, remove_leftovers
+from cxr_node.receive.intake import Intake
+from cxr_node.receive.wire import MAXIMUM_PDU_SIZE, Server
+from cxr_node.records import AuditEvent, DataFolder, Sender
+from cxr_node.settings import Settings
+from cxr_node.store import audit
+from cxr_node.store.database import open_database
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+log = structlog.get_logger()
+
+_GRACE_S = 5.0
+"""How long associations may go on after the stop."""
+
+
+def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int], None]) -> None:
+    """Receive until `stop` is set.
+
+    1. open the database and remove what a receiver that died left half-received
+    2. listen, and say so: `ready(host, port)`
+    3. on stop: listen no more, let associations end for some seconds, abort those that don't
+
+    A C-STORE that is being answered at the stop is stored and answered first; one that is still arriving is dropped
+    without a response, so its sender keeps it.
+
+    Raises:
+        StoreError: the data folder or the database can't be used.
+        SettingsError: the node can't listen where the settings say.
+    """
+    engine = open_database(settings)
+    removed = remove_leftovers(DataFolder(settings.node.data_dir).incoming)
+    if removed:
+        log.warning("half-received files of an earlier run removed", count=removed)
+    server = _listen(settings, engine)
+    thread = threading.Thread(target=server.serve_forever, name="accept", daemon=True)
+    thread.start()
+    try:
+        ready(settings.node.host, server.server_address[1])
+        stop.wait()
+    finally:
+        server.shutdown()
+        thread.join()
+        _end_associations(server.ae)
+        engine.dispose()
+
+
+def _listen(settings: Settings, engine: Engine) -> Server:
+    ae = AE(settings.node.ae_title)
+    ae.maximum_pdu_size = MAXIMUM_PDU_SIZE
+    ae.maximum_associations = settings.receive.max_associations
+    ae.network_timeout = settings.receive.network_timeout_s
+    ae.implementation_version_name = "CXR_NODE"
+    ae.add_supported_context(Verification)
+    for sop_class in sorted(_storage_classes(settings)):
+        ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+    _config.LOG_HANDLER_LEVEL = "none"  # its log lines are formatted before they are thrown away
+    intake = Intake(settings, engine)
+
+    def begin(assoc: Association, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingDataSet:
+        return intake.begin(_sender_of(assoc), sop_class_uid, sop_instance_uid, transfer_syntax_uid)
+
+    try:
+        # a name such as "localhost" is looked up; pynetdicom wants the address
+        address = socket.getaddrinfo(settings.node.host, settings.node.port, type=socket.SOCK_STREAM)[0][4]
+        return ae.make_server(
+            (str(address[0]), settings.node.port),
+            server_class=Server,
+            begin=begin,
+            evt_handlers=[
+                (evt.EVT_REQUESTED, _on_requested, [settings, engine]),
+                (evt.EVT_REJECTED, _on_rejected, [engine]),
+                (evt.EVT_C_STORE, _on_c_store, [intake]),
+            ],
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"node.host, node.port: can't listen on {settings.node.host}:{settings.node.port} ({error.strerror or error}). "
+            "Is another program listening there? Ports below 1024 need a privilege (CAP_NET_BIND_SERVICE)."
+        ) from error
+
+
+def _storage_classes(settings: Settings) -> set[str]:
+    classes = {str(sop_class) for sop_class in RADIOGRAPHS | RESULTS}
+    if settings.receive.other_storage_classes == "keep":
+        classes |= {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
+    return classes
+
+
+def _on_requested(event: evt.Event, settings: Settings, engine: Engine) -> None:
+    """Refuse an association whose sender isn't welcome, before anything is negotiated."""
+    assoc = event.assoc
+    sender = _sender_of(assoc)
+    try:
+        refusal = refusal_of(settings, sender)
+        if refusal is None:
+            return
+        diagnostic, reason = refusal.diagnostic, refusal.reason
+    except ValueError as error:  # a host or network in the settings that is none
+        diagnostic, reason = 0x01, f"the [[senders]] can't be checked: {error}"
+    assoc.acse.send_reject(0x01, 0x01, diagnostic)  # permanent, by the service user
+    assoc.is_rejected = True
+    _record_refused(engine, sender, reason)
+    assoc.kill()
+
+
+def _on_rejected(event: evt.Event, engine: Engine) -> None:
+    """What pynetdicom itself refuses: one association too many."""
+    _record_refused(engine, _sender_of(event.assoc), "too many associations at the same time")
+
+
+def _record_refused(engine: Engine, sender: Sender, reason: str) -> None:
+    log.warning("association refused", calling_ae_title=sender.calling_ae_title, host=sender.host, reason=reason)
+    try:
+        audit.record(
+            engine,
+            AuditEvent("association-refused", outcome="failure", user=sender.calling_ae_title, host=sender.host, detail=reason),
+        )
+    except Exception:
+        log.exception("refusal not recorded")
+
+
+def _on_c_store(event: evt.Event, intake: Intake) -> Dataset:
+    answer: Answer = intake.end(_sender_of(event.assoc), event.assoc.dimse.incoming)  # type: ignore[attr-defined]
+    response = Dataset()
+    response.Status = answer.status
+    if answer.comment:
+        response.ErrorComment = answer.comment
+    return response
+
+
+def _sender_of(assoc: Association) -> Sender:
+    request = assoc.requestor.primitive
+    return Sender(
+        calling_ae_title=str(request.calling_ae_title).strip(),  # type: ignore[union-attr]
+        called_ae_title=str(request.called_ae_title).strip(),  # type: ignore[union-attr]
+        host=str(assoc.requestor.address),
+    )
+
+
+def _end_associations(ae: AE) -> None:
+    """Let associations end by themselves for a while, then abort them."""
+    deadline = time.monotonic() + _GRACE_S
+    while ae.active_associations and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for assoc in ae.active_associations:
+        log.warning("association aborted at the stop", host=str(assoc.requestor.address))
+        assoc.abort()

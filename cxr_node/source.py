@@ -1,0 +1,58 @@
+"""Reads one source image, whatever its file format, into what the pipeline and the composer need."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cxr_node.prepare.decode import is_dicom, read_dataset, read_image_file
+from cxr_node.prepare.quality import check_header
+from cxr_node.prepare.radiograph import prepare_dataset, prepare_pixels
+from cxr_node.records import Radiograph
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source image with its header. `decode_s` is the time that reading, decoding and rendering took."""
+
+    ds: Dataset
+    radiograph: Radiograph
+    decode_s: float
+
+
+def read_dicom(path: Path) -> Source:
+    """A DICOM file, with or without file meta information.
+
+    Raises:
+        Rejected: it can't be read or decoded, or its header or pixels say that it is no frontal chest radiograph.
+    """
+    started = time.perf_counter()
+    ds = read_dataset(path)
+    check_header(ds)
+    radiograph = prepare_dataset(ds)
+    if "PixelData" in ds:
+        del ds.PixelData  # rendered: what follows needs the header alone
+    return Source(ds, radiograph, time.perf_counter() - started)
+
+
+def read_any(path: Path) -> Source:
+    """A DICOM file, or a PNG, JPEG or TIFF that gets the header of an emulated modality.
+
+    Raises:
+        Rejected: as `read_dicom`, or the file is neither.
+    """
+    if is_dicom(path):
+        return read_dicom(path)
+    from cxr_node.emulate import radiograph_from_image
+
+    started = time.perf_counter()
+    pixels = read_image_file(path)
+    radiograph = prepare_pixels(pixels)
+    ds = radiograph_from_image(path)
+    del ds.PixelData
+    return Source(ds, radiograph, time.perf_counter() - started)

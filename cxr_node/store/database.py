@@ -1,0 +1,105 @@
+"""Opens the database that the roles meet in: engine, SQLite's pragmas, migrations."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from cxr_node.errors import StoreError
+from cxr_node.records import DataFolder
+from cxr_node.settings import Settings
+from cxr_node.store.instances import make_folders
+
+SCHEMA_REVISION = "0001"
+"""The newest migration that this program knows; the migrations' test holds the two together."""
+
+DatabaseTrouble = SQLAlchemyError
+"""What reading and writing raise when the database is locked, full, or away; for those who catch it outside the store."""
+
+_BUSY_TIMEOUT_S = 30
+
+
+def open_database(settings: Settings) -> Engine:
+    """Make the data folder, connect, and bring the schema up to date.
+
+    Raises:
+        StoreError: the folder can't be written, the database can't be reached, or a newer program has migrated it.
+    """
+    folders = DataFolder(settings.node.data_dir)
+    make_folders(folders)
+    url = settings.database_url
+    engine = create_engine(url, pool_size=5, max_overflow=100, pool_pre_ping=not url.startswith("sqlite"))
+    if engine.dialect.name == "sqlite":
+        _tune_sqlite(engine)
+    try:
+        if _revision_of(engine) != SCHEMA_REVISION:
+            with _one_at_a_time(folders.root):
+                _migrate(engine)
+    except SQLAlchemyError as error:
+        raise StoreError(f"The database {engine.url.render_as_string()} can't be used: {error}") from error
+    return engine
+
+
+@contextmanager
+def write(engine: Engine) -> Iterator[Connection]:
+    """A transaction that will write: on SQLite it takes the write lock at once, so that no reader has to upgrade."""
+    with engine.connect() as connection:  # leaving by an exception rolls back
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
+        connection.commit()
+
+
+def _tune_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver starts no transaction of its own: `write` does
+        for pragma in (
+            f"busy_timeout={_BUSY_TIMEOUT_S * 1000}",
+            "journal_mode=WAL",
+            "synchronous=FULL",  # what is acknowledged survives a power cut
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _revision_of(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _migrate(engine: Engine) -> None:
+    # imported here: only a first start or an upgrade pays for it
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("cxr_node.store") / "migrations"))
+    current = _revision_of(engine)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if current is not None and current not in known:
+        raise StoreError(
+            f"The database was written by a newer version of cxr-node (schema {current}, this program knows "
+            f"{SCHEMA_REVISION}). Start that version, or restore the backup made before the upgrade."
+        )
+    with write(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def _one_at_a_time(root: Path) -> Iterator[None]:
+    """Roles that start together migrate one after the other."""
+    with (root / ".migration.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,170 @@
+"""Results on their way: one row for each object and destination, claimed and ended by deliver."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Engine, and_, or_, select, update
+
+from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind
+from cxr_node.store import audit
+from cxr_node.store.backoff import backoff_s
+from cxr_node.store.database import write
+from cxr_node.store.schema import deliveries, instances, jobs, results
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 3600.0
+
+
+def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: float) -> list[Delivery]:
+    """Take up to `limit` deliveries to a destination that are due, oldest first, for `lease_s` seconds.
+
+    One whose lease lapsed (its sender died between sending and writing that down) is due again: it is sent twice
+    rather than never, and as the same instance a PACS keeps it once.
+    """
+    now = time.time()
+    with engine.connect() as connection:  # an idle sender looks without taking the write lock
+        if connection.execute(select(deliveries.c.id).where(_due(destination, now)).limit(1)).first() is None:
+            return []
+    with write(engine) as connection:
+        due = select(deliveries.c.id).where(_due(destination, now)).order_by(deliveries.c.id).limit(limit)
+        if engine.dialect.name == "postgresql":
+            due = due.with_for_update(skip_locked=True)
+        ids = list(
+            connection.execute(
+                update(deliveries)
+                .where(deliveries.c.id.in_(due))
+                .values(
+                    state=DeliveryState.SENDING,
+                    attempts=deliveries.c.attempts + 1,
+                    lease_owner=owner,
+                    lease_until=now + lease_s,
+                )
+                .returning(deliveries.c.id)
+            ).scalars()
+        )
+        rows = connection.execute(
+            select(
+                deliveries.c.id,
+                results.c.job_id,
+                deliveries.c.destination,
+                results.c.kind,
+                results.c.sop_instance_uid,
+                results.c.sop_class_uid,
+                results.c.transfer_syntax_uid,
+                instances.c.study_instance_uid,
+                results.c.path,
+                deliveries.c.attempts,
+                deliveries.c.created_at,
+            )
+            .join(results, deliveries.c.result_id == results.c.id)
+            .join(jobs, results.c.job_id == jobs.c.id)
+            .join(instances, jobs.c.instance_id == instances.c.id)
+            .where(deliveries.c.id.in_(ids))
+            .order_by(deliveries.c.id)
+        ).mappings()
+        return [
+            Delivery(
+                **{
+                    **row,
+                    "kind": ResultKind(row["kind"]),
+                    "created_at": datetime.fromtimestamp(row["created_at"], UTC),
+                }
+            )
+            for row in rows
+        ]
+
+
+def renew(engine: Engine, owner: str, claimed: Sequence[Delivery], lease_s: float) -> None:
+    """Keep claimed deliveries for another `lease_s` seconds."""
+    with write(engine) as connection:
+        connection.execute(
+            update(deliveries)
+            .where(
+                deliveries.c.id.in_([delivery.id for delivery in claimed]),
+                deliveries.c.state == DeliveryState.SENDING,
+                deliveries.c.lease_owner == owner,
+            )
+            .values(lease_until=time.time() + lease_s)
+        )
+
+
+def mark_sent(engine: Engine, delivery: Delivery, status: int) -> None:
+    """The destination has answered that it stored the object."""
+    with write(engine) as connection:
+        if connection.execute(
+            update(deliveries)
+            .where(_still_sending(delivery))
+            .values(state=DeliveryState.SENT, status=status, reason="", sent_at=time.time(), lease_owner="", lease_until=0)
+        ).rowcount:
+            audit.add(connection, _event("result-sent", delivery, "success", f"{delivery.kind}, status 0x{status:04X}"))
+
+
+def mark_failed(
+    engine: Engine, delivery: Delivery, reason: str, max_attempts: int, status: int | None = None, *, hold: bool = False
+) -> None:
+    """Note a failed attempt: due again after a growing wait, held after `max_attempts`, or at once with `hold`.
+
+    The audit log has the first failure and the last of a delivery, not each of a night's.
+    """
+    held = hold or delivery.attempts >= max_attempts
+    with write(engine) as connection:
+        changed = connection.execute(
+            update(deliveries)
+            .where(_still_sending(delivery))
+            .values(
+                state=DeliveryState.HELD if held else DeliveryState.WAITING,
+                not_before=time.time() + backoff_s(delivery.attempts, _FIRST_WAIT_S, _LONGEST_WAIT_S),
+                status=status,
+                reason=reason,
+                lease_owner="",
+                lease_until=0,
+            )
+        ).rowcount
+        if changed and (held or delivery.attempts == 1):
+            event = "result-held" if held else "result-delayed"
+            audit.add(connection, _event(event, delivery, "failure", f"{delivery.kind}: {reason}"))
+
+
+def give_back(engine: Engine, claimed: Sequence[Delivery]) -> None:
+    """Return deliveries that were not attempted, the attempt not counted."""
+    with write(engine) as connection:
+        for delivery in claimed:
+            connection.execute(
+                update(deliveries)
+                .where(_still_sending(delivery))
+                .values(state=DeliveryState.WAITING, attempts=deliveries.c.attempts - 1, lease_owner="", lease_until=0)
+            )
+
+
+def _due(destination: str, now: float) -> Any:
+    return and_(
+        deliveries.c.destination == destination,
+        deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.SENDING)),
+        or_(
+            and_(deliveries.c.state == DeliveryState.WAITING, deliveries.c.not_before <= now),
+            and_(deliveries.c.state == DeliveryState.SENDING, deliveries.c.lease_until < now),
+        ),
+    )
+
+
+def _still_sending(delivery: Delivery) -> Any:
+    """Guarded by the attempt too: a sender that was taken for dead changes nothing of its successor's."""
+    return and_(
+        deliveries.c.id == delivery.id,
+        deliveries.c.state == DeliveryState.SENDING,
+        deliveries.c.attempts == delivery.attempts,
+    )
+
+
+def _event(event: str, delivery: Delivery, outcome: str, detail: str) -> AuditEvent:
+    return AuditEvent(
+        event,
+        outcome,
+        user=delivery.destination,
+        study_instance_uid=delivery.study_instance_uid,
+        sop_instance_uid=delivery.sop_instance_uid,
+        detail=detail,
+    )

@@ -1,0 +1,125 @@
+"""Instances and results as files: durable, private, and named by what can't escape the data folder.
+
+Knows nothing of the database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+from cxr_node.errors import StoreError
+from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, Job, Result, StoredInstance
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+def make_folders(folders: DataFolder) -> None:
+    """Make the data folder and what it holds, for the owner alone.
+
+    Raises:
+        StoreError: it can't be made or written.
+    """
+    try:
+        for folder in (folders.root, folders.incoming, folders.instances, folders.unparsed, folders.results):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"The data folder {folders.root} can't be made ({error.strerror}): "
+            "set node.data_dir to a folder that the user running cxr-node may write."
+        ) from error
+    if not os.access(folders.root, os.W_OK | os.X_OK):
+        raise StoreError(f"The data folder {folders.root} is not writable for this user: change its owner or node.data_dir.")
+
+
+def is_uid(value: str) -> bool:
+    """Whether a text is a UID (PS3.5 section 9.1): digits and single dots, at most 64 characters."""
+    return len(value) <= 64 and _UID.fullmatch(value) is not None
+
+
+def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, sha256: str) -> StoredInstance:
+    """Give a received file its final place, safe from a power cut before this returns.
+
+    The name is the digest of UID and content, so that no UID can become a path, revisions lie side by side, and the
+    same instance received twice at once ends in one file.
+
+    Args:
+        folders: the data folder.
+        temporary: the complete file, in `folders.incoming`.
+        header: what it is.
+        sha256: hexadecimal digest of its data set without file meta.
+    """
+    name = hashlib.sha256(f"{header.sop_instance_uid}/{header.transfer_syntax_uid}/{sha256}".encode()).hexdigest()
+    folder = folders.instances / name[:2]
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _sync_folder(folders.instances)
+    final = folder / f"{name}.dcm"
+    size_bytes = _publish(temporary, final)
+    return StoredInstance(header, str(final.relative_to(folders.root)), size_bytes, sha256)
+
+
+def keep_unparsed(folders: DataFolder, temporary: Path) -> Path:
+    """Keep a data set that couldn't be parsed for a person to look at; gives its final path."""
+    final = folders.unparsed / f"{uuid.uuid4().hex}.dcm"
+    _publish(temporary, final)
+    return final
+
+
+def write_result(folders: DataFolder, job: Job, composed: ComposedObject) -> Result:
+    """Write a composed object, safe from a power cut before this returns; writing it again replaces it."""
+    if not is_uid(composed.sop_instance_uid):
+        raise StoreError(f"{composed.sop_instance_uid!r} is no UID")
+    folder = folders.results / f"{job.id % 256:02x}"
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _sync_folder(folders.results)
+    final = folder / f"{composed.sop_instance_uid}.dcm"
+    temporary = final.with_suffix(f".{os.getpid()}.tmp")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(composed.content)
+    size_bytes = _publish(temporary, final)
+    return Result(
+        composed.kind,
+        composed.sop_instance_uid,
+        composed.sop_class_uid,
+        composed.transfer_syntax_uid,
+        str(final.relative_to(folders.root)),
+        size_bytes,
+    )
+
+
+def remove(folders: DataFolder, path: str) -> None:
+    """Remove a file of the store; no error if it is gone already."""
+    (folders.root / path).unlink(missing_ok=True)
+
+
+def free_bytes(root: Path) -> int:
+    """Free bytes for this user in the filesystem of `root`."""
+    return shutil.disk_usage(root).free
+
+
+def _publish(temporary: Path, final: Path) -> int:
+    """Flush, rename, flush the folder (the order that makes a rename durable); the file's size in bytes."""
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.fsync(descriptor)
+        size_bytes = os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+    temporary.replace(final)
+    _sync_folder(final.parent)
+    return size_bytes
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

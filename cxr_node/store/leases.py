@@ -1,0 +1,52 @@
+"""Who holds a claim, and whether that process still lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+import psutil
+from sqlalchemy import Engine, select, update
+
+from cxr_node.records import DeliveryState, JobState
+from cxr_node.store.database import write
+from cxr_node.store.schema import deliveries, jobs
+
+
+def owner_name() -> str:
+    """Name of this process in a lease: host, process id and start time, so that a reused id isn't mistaken for it."""
+    return f"{socket.gethostname()[:32]}/{os.getpid()}/{_started(os.getpid())}"
+
+
+def is_gone(owner: str) -> bool:
+    """Whether the owner of a lease ran on this host and no longer does; of other hosts nothing is known."""
+    host, _, rest = owner.partition("/")
+    pid, _, started = rest.partition("/")
+    if host != socket.gethostname()[:32] or not pid.isdigit():
+        return False
+    try:
+        return str(_started(int(pid))) != started
+    except psutil.NoSuchProcess:
+        return True
+
+
+def release_dead(engine: Engine) -> int:
+    """End the leases of processes of this host that died, so that nobody waits for them to lapse; how many owners."""
+    now = time.time()
+    gone: set[str] = set()
+    for table, state in ((jobs, JobState.RUNNING), (deliveries, DeliveryState.SENDING)):
+        with engine.connect() as connection:
+            owners = connection.execute(select(table.c.lease_owner).where(table.c.state == state).distinct()).scalars().all()
+        dead = [owner for owner in owners if is_gone(owner)]
+        if dead:
+            with write(engine) as connection:
+                connection.execute(
+                    update(table).where(table.c.state == state, table.c.lease_owner.in_(dead)).values(lease_until=now - 1)
+                )
+        gone.update(dead)
+    return len(gone)
+
+
+def _started(pid: int) -> int:
+    return round(psutil.Process(pid).create_time() * 100)

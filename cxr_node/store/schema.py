@@ -1,0 +1,124 @@
+"""The tables in which roles meet.
+
+Times are UTC seconds since the epoch, from the wall clock, so that leases and waits survive a restart.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint, text
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sop_instance_uid", String(64), nullable=False),
+    Column("revision", Integer, nullable=False),  # 0 for the first content seen under this UID
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    Column("path", String(255), nullable=False),
+    Column("sop_class_uid", String(64), nullable=False),
+    Column("transfer_syntax_uid", String(64), nullable=False),
+    Column("study_instance_uid", String(64), nullable=False, index=True),
+    Column("series_instance_uid", String(64), nullable=False),
+    Column("patient_id", String(64), nullable=False),
+    Column("accession_number", String(64), nullable=False),
+    Column("calling_ae_title", String(16), nullable=False),
+    Column("called_ae_title", String(16), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("received_at", Float, nullable=False, index=True),
+    Column("note", Text, nullable=False),  # why it is not analysed, if it isn't
+    Column("removed_at", Float),  # when retention took the file
+    UniqueConstraint("sop_instance_uid", "revision"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("instance_id", ForeignKey("instances.id"), nullable=False, index=True),
+    Column("state", String(16), nullable=False, index=True),
+    Column("priority", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("lease_owner", String(64), nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Column("reasons", Text, nullable=False),  # JSON list of sentences
+    Column("findings", Text, nullable=False),  # JSON object
+    Column("model_version", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+)
+Index(
+    "ix_jobs_due", jobs.c.priority.desc(), jobs.c.id, sqlite_where=text("state = 'new'"), postgresql_where=text("state = 'new'")
+)
+Index(
+    "ix_jobs_lease",
+    jobs.c.lease_until,
+    sqlite_where=text("state = 'running'"),
+    postgresql_where=text("state = 'running'"),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("sop_instance_uid", String(64), nullable=False),
+    Column("sop_class_uid", String(64), nullable=False),
+    Column("transfer_syntax_uid", String(64), nullable=False),
+    Column("path", String(255), nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    Column("created_at", Float, nullable=False, index=True),
+    Column("removed_at", Float),
+    UniqueConstraint("sop_instance_uid"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("result_id", ForeignKey("results.id"), nullable=False),
+    Column("destination", String(64), nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("lease_owner", String(64), nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Column("status", Integer),  # the last C-STORE status
+    Column("reason", Text, nullable=False),  # why the last attempt failed
+    Column("created_at", Float, nullable=False),
+    Column("sent_at", Float),
+    UniqueConstraint("result_id", "destination"),
+)
+Index(
+    "ix_deliveries_due",
+    deliveries.c.destination,
+    deliveries.c.id,
+    sqlite_where=text("state IN ('waiting', 'sending')"),
+    postgresql_where=text("state IN ('waiting', 'sending')"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("event", String(32), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("user", String(64), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("patient_id", String(64), nullable=False, index=True),
+    Column("study_instance_uid", String(64), nullable=False, index=True),
+    Column("sop_instance_uid", String(64), nullable=False),
+    Column("detail", Text, nullable=False),
+)

