@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
@@ -107,6 +108,7 @@ class Receiver:
 
     command: Callable[[Path, int], list[str]]
     count: Callable[[Path, int], int]
+    ports: int = 1
 
 
 def _node_count(folder: Path, _port: int) -> int:
@@ -140,13 +142,13 @@ RECEIVERS = {
         lambda folder, port: [STORESCP, "--fork", "-pdu", "131072", "-aet", "NODE", "-od", str(folder), str(port)],
         lambda folder, _port: sum(1 for _ in folder.iterdir()),
     ),
-    "orthanc": Receiver(_orthanc_command, _orthanc_count),
+    "orthanc": Receiver(_orthanc_command, _orthanc_count, ports=2),
 }
 
 
 @contextmanager
-def serving(receiver: Receiver, folder: Path) -> Iterator[int]:
-    """A receiver, listening; yields its port and stops it in the end."""
+def serving(receiver: Receiver, folder: Path) -> Iterator[tuple[int, psutil.Process]]:
+    """A receiver, listening; yields its port and process, and stops it in the end."""
     port = _free_ports()
     environment = os.environ | {"TCP_NODELAY": "1"}
     log = folder.with_suffix(".log")
@@ -154,11 +156,11 @@ def serving(receiver: Receiver, folder: Path) -> Iterator[int]:
         process = subprocess.Popen(receiver.command(folder, port), stdout=output, stderr=output, env=environment)
         try:
             deadline = time.monotonic() + 60
-            while not _listening(port):
+            while not all(_listening(port + number) for number in range(receiver.ports)):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"{process.args!r} did not start: {log.read_text()[-2000:]}")
                 time.sleep(0.05)
-            yield port
+            yield port, psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait(timeout=60)
@@ -182,8 +184,8 @@ def _listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def measure(receiver: Receiver, instances: Instances, associations: int, root: Path) -> float:
-    """Seconds from the start of the senders until the last of them has its last response.
+def measure(receiver: Receiver, instances: Instances, associations: int, root: Path) -> tuple[float, float]:
+    """Seconds from the start of the senders until the last has its last response, and the receiver's processor seconds.
 
     Raises:
         RuntimeError: a sender failed, or the receiver doesn't hold every instance.
@@ -194,20 +196,22 @@ def measure(receiver: Receiver, instances: Instances, associations: int, root: P
     environment = os.environ | {"TCP_NODELAY": "1"}
     shares = [instances.paths[number::associations] for number in range(associations)]
     try:
-        with serving(receiver, folder) as port:
+        with serving(receiver, folder) as (port, process):
             command = [STORESCU, "-q", "-aec", "NODE", "127.0.0.1", str(port)]
             before = receiver.count(folder, port)
+            busy = sum(process.cpu_times()[:4])
             start = time.perf_counter()
             senders = [subprocess.Popen([*command, *map(str, share)], env=environment) for share in shares]
             statuses = [sender.wait() for sender in senders]
             seconds = time.perf_counter() - start
+            busy = sum(process.cpu_times()[:4]) - busy
             held = receiver.count(folder, port) - before
         if any(statuses) or held != len(instances.paths):
             raise RuntimeError(f"sender statuses {statuses}, {held} of {len(instances.paths)} instances held")
     finally:
         shutil.rmtree(folder)
         os.sync()  # the next receiver doesn't pay for what this one left to be written
-    return seconds
+    return seconds, busy
 
 
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
@@ -223,10 +227,13 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
             instances = Instances(*SIZES[size], count, Path(source))
             for associations in options.associations:
                 seconds: dict[str, list[float]] = {name: [] for name in options.receivers}
+                busy: dict[str, list[float]] = {name: [] for name in options.receivers}
                 for repetition in range(options.repetitions):
                     turn = repetition % len(options.receivers)
                     for name in options.receivers[turn:] + options.receivers[:turn]:
-                        seconds[name].append(measure(RECEIVERS[name], instances, associations, Path(work)))
+                        wall_s, processor_s = measure(RECEIVERS[name], instances, associations, Path(work))
+                        seconds[name].append(wall_s)
+                        busy[name].append(processor_s)
                 for name, values in seconds.items():
                     rate = count / statistics.median(values)
                     rows.append(
@@ -237,6 +244,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
                             "instances": count,
                             "instances_per_s": round(rate, 1),
                             "mb_per_s": round(rate * instances.size_bytes / 1e6, 1),
+                            "processor_ms": round(1000 * statistics.median(busy[name]) / count, 1),
                             "seconds": [round(value, 3) for value in values],
                         }
                     )
@@ -252,7 +260,7 @@ def _print(rows: list[dict[str, object]]) -> None:
         ratio = f"{rates['node'] / rates[row['receiver']]:6.2f}" if "node" in rates else ""
         print(
             f"{row['size']:>8} {row['associations']:>6} {row['receiver']:>10} {row['instances_per_s']:>12}"
-            f" {row['mb_per_s']:>8} {ratio:>10}",
+            f" {row['mb_per_s']:>8} {row['processor_ms']:>12} {ratio:>10}",
             flush=True,
         )
 
@@ -268,7 +276,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the receivers keep what they get (default: the temporary folder)")
     parser.add_argument("--json", type=Path, default=Path("build/benchmark-receive.json"))
     options = parser.parse_args()
-    print(f"{'size':>8} {'assoc.':>6} {'receiver':>10} {'instances/s':>12} {'MB/s':>8} {'node ÷ it':>10}")
+    print(f"{'size':>8} {'assoc.':>6} {'receiver':>10} {'instances/s':>12} {'MB/s':>8} {'CPU ms/inst.':>12} {'node ÷ it':>10}")
     rows = run(options)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"processors": os.cpu_count(), "rows": rows}, indent=1))

@@ -59,6 +59,8 @@ def explain(error: BaseException) -> str:
 
 def _without_values(_logger: object, _name: str, event: EventDict) -> EventDict:
     error = event.pop("exc_info", None)
+    if error is True:  # from `log.exception`
+        error = sys.exc_info()[1]
     if isinstance(error, BaseException):
         event["error"] = explain(error)
         event["frames"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]

@@ -174,6 +174,7 @@ class Findings:
     heat_in_lungs: share of the explanation's heat that lay inside the lungs before it was confined to them, 0..1.
     heat_by_lung: share of the heat in the patient's "right" and "left" lung; they sum to 1.
     lung_area_fraction: lungs' share of the image, 0..1.
+    greys_inverted: the image shows white lungs as its header has it, and was analysed with its greys inverted.
     seconds: wall-clock time by stage, for this image's share of its batch: segment, classify.
     """
 
@@ -185,6 +186,7 @@ class Findings:
     heat_by_lung: dict[str, float]
     lung_area_fraction: float
     model: Model
+    greys_inverted: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -86,7 +86,7 @@ class DestinationSettings(_Section):
     port: Port
     send: tuple[ResultKind, ...] = (ResultKind.OVERLAY, ResultKind.REPORT)
     timeout_s: float = Field(30, gt=0)
-    max_attempts: int = Field(40, ge=1)
+    max_attempts: int = Field(200, ge=1)
     """After as many failures a delivery is held for a person; with the growing waits, about a week."""
 
 
@@ -177,16 +177,11 @@ class Settings(BaseSettings):
         return self.database.url or f"sqlite:///{self.node.data_dir.absolute() / 'cxr-node.sqlite3'}"
 
     def destinations_for(self, calling_ae_title: str) -> tuple[DestinationSettings, ...]:
-        """Where results of a sender go: the first route whose pattern matches; all destinations if there are no routes.
-
-        An AE title that no route matches has no destinations.
-        """
-        if not self.routes:
-            return self.destinations
+        """Where results of a sender go: the first route whose pattern matches; all destinations where none does."""
         for route in self.routes:
             if fnmatchcase(calling_ae_title, route.calling_ae_title):
                 return tuple(d for d in self.destinations if d.name in route.destinations)
-        return ()
+        return self.destinations
 
 
 class _Environment(EnvSettingsSource):

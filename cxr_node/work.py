@@ -164,6 +164,7 @@ def as_json(findings: Findings, seconds: dict[str, float]) -> dict[str, Any]:
         "heat_in_lungs": round(findings.heat_in_lungs, 4),
         "heat_by_lung": {side: round(value, 4) for side, value in findings.heat_by_lung.items()},
         "lung_area_fraction": round(findings.lung_area_fraction, 4),
+        "greys_inverted": findings.greys_inverted,
         "model": {"name": findings.model.name, "version": findings.model.version},
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
     }

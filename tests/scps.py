@@ -29,6 +29,7 @@ class Scp:
     """What a listening SCP has seen. `received`: per C-STORE the SOP instance UID, transfer syntax and data set's bytes."""
 
     port: int = 0
+    answer: Callable[[evt.Event], int | Dataset] = lambda _: 0x0000
     received: list[tuple[str, str, bytes]] = field(default_factory=list)
     associations: list[evt.Event] = field(default_factory=list)
 
@@ -64,14 +65,12 @@ def storage_scp(
         ae.add_supported_context(abstract_syntax, list(transfer_syntaxes))
     if verification:
         ae.add_supported_context(Verification)
-    scp = Scp()
+    scp = Scp(answer=answer)
 
     def on_store(event: evt.Event) -> int | Dataset:
         request = event.request
-        scp.received.append(
-            (str(request.AffectedSOPInstanceUID), str(event.context.transfer_syntax), request.DataSet.getvalue())
-        )
-        return answer(event)
+        scp.received.append((str(request.AffectedSOPInstanceUID), str(event.context.transfer_syntax), request.DataSet.getvalue()))
+        return scp.answer(event)
 
     server = ae.start_server(
         ("127.0.0.1", port),

@@ -25,6 +25,9 @@ from cxr_node.records import LABELS, Findings
 _SHARE_OF_FULL_HEAT = 0.995
 """This percentile of the relevance in the lungs is drawn as full heat."""
 
+_SURELY_FRONTAL = 2.0
+"""By so much an image with inverted greys must pass the gate's threshold: the second try must not be a second chance."""
+
 
 def analyse(network_images: Sequence[NDArray[np.uint8]], networks: Networks) -> list[Findings | Rejected]:
     """Analyse a batch.
@@ -40,21 +43,43 @@ def analyse(network_images: Sequence[NDArray[np.uint8]], networks: Networks) -> 
     if not network_images:
         return []
     started = time.perf_counter()
-    masks, bottlenecks = segment_batch(network_images, networks)
-    outcomes: dict[int, Findings | Rejected] = {}
+    images = list(network_images)
+    masks, refusals = _admit(images, networks)
+    # a wrong PhotometricInterpretation shows white lungs, in viewers as here: such an image is analysed the right way round
+    refused = list(refusals)
+    inverted: set[int] = set()
+    if refused and networks.gate is not None:
+        turned = [np.asarray(255 - images[index], np.uint8) for index in refused]
+        turned_masks, turned_refusals = _admit(turned, networks, _SURELY_FRONTAL)
+        for place, index in enumerate(refused):
+            if place not in turned_refusals:
+                images[index], masks[index] = turned[place], turned_masks[place]
+                inverted.add(index)
+                del refusals[index]
+    segment_s = (time.perf_counter() - started) / len(masks)
+    accepted = [index for index in range(len(masks)) if index not in refusals]
+    findings = classify_batch([images[i] for i in accepted], [masks[i] for i in accepted], networks)
+    outcomes: dict[int, Findings | Rejected] = dict(refusals)
+    for index, found in zip(accepted, findings, strict=True):
+        seconds = {"segment": segment_s, **found.seconds}
+        outcomes[index] = replace(found, greys_inverted=index in inverted, seconds=seconds)
+    return [outcomes[index] for index in range(len(masks))]
+
+
+def _admit(
+    images: Sequence[NDArray[np.uint8]], networks: Networks, above_threshold: float = 0.0
+) -> tuple[list[NDArray[np.bool_]], dict[int, Rejected]]:
+    """Lungs of each image, bool (224, 224), and why some are turned away, by index."""
+    masks, bottlenecks = segment_batch(images, networks)
+    refusals: dict[int, Rejected] = {}
     for index, mask in enumerate(masks):
         try:
             check_lungs(mask)
             if networks.gate is not None:
-                check_frontal(bottlenecks[index], mask, networks.gate)
+                check_frontal(bottlenecks[index], mask, networks.gate, above_threshold)
         except Rejected as rejected:
-            outcomes[index] = rejected
-    segment_s = (time.perf_counter() - started) / len(masks)
-    accepted = [index for index in range(len(masks)) if index not in outcomes]
-    findings = classify_batch([network_images[i] for i in accepted], [masks[i] for i in accepted], networks)
-    for index, found in zip(accepted, findings, strict=True):
-        outcomes[index] = replace(found, seconds={"segment": segment_s, **found.seconds})
-    return [outcomes[index] for index in range(len(masks))]
+            refusals[index] = rejected
+    return masks, refusals
 
 
 def segment_batch(

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pydicom
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,10 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cxr_node import logs
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse
-from cxr_node.compose import compose_results, draw_overlay
+from cxr_node.compose import compose_results
 from cxr_node.errors import Rejected
 from cxr_node.prepare.decode import is_dicom
-from cxr_node.records import Findings
+from cxr_node.records import Findings, ResultKind
 from cxr_node.settings import Settings
 from cxr_node.source import Source, read_any
 from cxr_node.work import as_json
@@ -129,9 +130,10 @@ def _write_results(
         target = out / f"{name}.{item.kind}.dcm"
         target.write_bytes(item.content)
         files[item.kind] = str(target)
-    picture = out / f"{name}.overlay.png"
-    Image.fromarray(draw_overlay(source.ds, source.radiograph, findings, side)).save(picture, compress_level=1)
-    files["overlay_png"] = str(picture)
+        if item.kind == ResultKind.OVERLAY:
+            picture = out / f"{name}.overlay.png"
+            Image.fromarray(pydicom.dcmread(target).pixel_array).save(picture, compress_level=1)
+            files["overlay_png"] = str(picture)
     seconds = {"decode": source.decode_s, **findings.seconds, "compose": time.perf_counter() - started}
     seconds["total"] = sum(seconds.values())
     row = _row(str(source.ds.SOPInstanceUID), "done", (), networks)

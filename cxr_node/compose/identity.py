@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -202,7 +203,7 @@ def _can_hold(ds: Dataset, names: list[str]) -> bool:
     """Whether character sets (values of Specific Character Set) are known and have every character of an object's texts."""
     if not all(name in python_encoding for name in names):
         return False
-    characters = set()
+    characters: set[str] = set()
     for element in ds.iterall():
         if element.VR in _TEXT:
             characters.update(str(element.value))
@@ -263,10 +264,9 @@ def _in_zone(now: datetime, offset: Any) -> datetime:
 def _equipment(source: Dataset, model: Model, made_at: datetime) -> list[Dataset]:
     """Contributing Equipment Sequence (PS3.3 C.12.1.1.5): what took the image, then what analysed it."""
     items: list[Dataset] = []
-    try:
+    # Skipped where the source says too little, or says it in a form that can't be written.
+    with suppress(ValueError, TypeError, AttributeError, KeyError, NotImplementedError, OverflowError):
         items.append(ContributingEquipment.for_image_acquisition(source))
-    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, OverflowError):
-        pass  # the source says too little, or it says it in a form that can't be written
     items.append(
         ContributingEquipment(
             MODEL_NAME,

@@ -27,7 +27,6 @@ from highdicom.sr import (
     ObservationContext,
     ObserverContext,
     PlanarROIMeasurementsAndQualitativeEvaluations,
-    QualitativeEvaluation,
     RelationshipTypeValues,
     SourceImageForRegion,
     TrackingIdentifier,
@@ -58,7 +57,7 @@ def compose_report(source: Dataset, geometry: Geometry, findings: Findings, plac
     evidence = [image] if overlay is None else [image, overlay]
     report = MeasurementReport(
         observation_context=ObservationContext(_observer(findings)),
-        procedure_reported=_code("procedure", "radiography"),
+        procedure_reported=_code("procedure", "imaging"),
         imaging_measurements=[_group(image, geometry, findings, place, overlay)],
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(_code("language", "english")),
     )
@@ -73,7 +72,7 @@ def compose_report(source: Dataset, geometry: Geometry, findings: Findings, plac
         is_complete=True,
         is_final=False,  # a reader's report is the final one
         is_verified=False,
-        performed_procedure_codes=[_code("procedure", "radiography")],
+        performed_procedure_codes=[_code("procedure", "imaging")],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         coding_schemes=[CodingSchemeIdentificationItem(**scheme)],
     )
@@ -125,9 +124,6 @@ def _group(
         algorithm_id=_algorithm(findings),
         finding_sites=[FindingSite(lung)],
         measurements=measurements,
-        qualitative_evaluations=[
-            QualitativeEvaluation(_code("evaluation", "decision_rule"), _code("evaluation", "likeliest_class"))
-        ],
     )
     if overlay is not None:
         group[0].ContentSequence.append(
@@ -159,10 +155,10 @@ def _observer(findings: Findings) -> ObserverContext:
 def _algorithm(findings: Findings) -> AlgorithmIdentification:
     """TID 4019: the network, and what of it changes the numbers."""
     model = findings.model
-    parameters = ["decision: class of the highest probability"]
+    parameters = ["decision rule: class of the highest probability"]
     if model.digest:
         parameters.append(f"weights: sha256 {model.digest}")
-    return AlgorithmIdentification(model.name, model.version, parameters=parameters, manufacturer=MODEL_NAME)
+    return AlgorithmIdentification(model.name, model.version, parameters=parameters)
 
 
 def _percent(name: CodedConcept, fraction: float, site: FindingSite | None = None) -> Measurement:

@@ -11,6 +11,7 @@ import numpy as np
 from highdicom.sc import SCImage
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit
 
@@ -41,6 +42,7 @@ _AMBER, _OUTLINE, _BAR = (255, 190, 70), (150, 225, 235), (120, 175, 225)
 _REGULAR, _BOLD = 400, 650
 
 _Picture = NDArray[np.uint8]
+_Colour = tuple[int, int, int]
 
 
 def draw_overlay(radiograph: Radiograph, findings: Findings, max_side_px: int, *, pixel_aspect: float = 1.0) -> _Picture:
@@ -57,7 +59,7 @@ def draw_overlay(radiograph: Radiograph, findings: Findings, max_side_px: int, *
     """
     rows, columns = radiograph.pixels.shape
     height, width = _picture_size(rows * pixel_aspect, columns, max_side_px)
-    picture = cv2.cvtColor(_to_grey(radiograph.pixels, height, width), cv2.COLOR_GRAY2RGB)
+    picture: _Picture = np.asarray(cv2.cvtColor(_to_grey(radiograph.pixels, height, width), cv2.COLOR_GRAY2RGB), np.uint8)
     smooth = cv2.GaussianBlur(findings.lungs.astype(np.float32), (0, 0), 1.2)  # no steps in the outline
     lungs = (to_source(smooth, radiograph.geometry, shape=(height, width)) >= 0.5).astype(np.uint8)
     heat = to_source(findings.heatmap, radiograph.geometry, shape=(height, width))
@@ -105,7 +107,8 @@ def compose_secondary_capture(source: Dataset, picture: _Picture, place: Place) 
         manufacturer=MODEL_NAME,
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    ds.PatientOrientation = list(orientation) if orientation and len(orientation) == 2 else None
+    known = isinstance(orientation, MultiValue | list) and len(orientation) == 2
+    ds["PatientOrientation"].value = list(orientation) if known else None
     ds.Modality = value_of(source, "Modality") or "OT"
     ds.BodyPartExamined = "CHEST"  # without it Laterality is required (PS3.3 C.7.3.1)
     ds.ImageType = ["DERIVED", "SECONDARY"]
@@ -198,10 +201,11 @@ def _panel(findings: Findings, width: int) -> _Picture:
 
     cv2.line(panel, (0, 0), (width, 0), _DARK, 1)
     likeliest = findings.probabilities[findings.label]
-    _text(panel, TITLES[findings.label], at(0.025, 0.05), size(0.042), _WHITE, _BOLD)
+    _text(panel, TITLES[findings.label], at(0.025, 0.05), size(0.042), _WHITE, _BOLD, room=round(0.467 * width))
     _text(panel, f"{likeliest:.0%}", at(0.625, 0.05), size(0.042), _WHITE, _BOLD, "right")
     model = f"{findings.model.name} {findings.model.version}"
-    _text(panel, model, at(0.975, 0.035), size(0.021), _LIGHT, _REGULAR, "right")
+    room = round(0.295 * width)
+    _text(panel, model, at(0.975, 0.035), size(0.021), _LIGHT, _REGULAR, "right", room)
     _text(panel, f"{MODEL_NAME} {program_version()}", at(0.975, 0.062), size(0.0175), _DIM, _REGULAR, "right")
     for row, label in enumerate(LABELS):
         y = 0.088 + 0.03 * row
@@ -213,7 +217,7 @@ def _panel(findings: Findings, width: int) -> _Picture:
         filled = left + (right - left) * findings.probabilities[label]
         cv2.rectangle(panel, at(left, y - 0.014), at(filled, y), _BAR if named else _DIM, cv2.FILLED)
         _text(panel, f"{findings.probabilities[label]:.1%}", at(0.625, y), size(0.021), colour, weight, "right")
-    _text(panel, "Heat: 1 is the strongest in this image", at(0.68, 0.105), size(0.0174), _LIGHT, _REGULAR)
+    _text(panel, "Heat: 1 is the strongest in this image", at(0.68, 0.105), size(0.0185), _LIGHT, _REGULAR, room=room)
     _colour_bar(panel, at(0.68, 0.116), at(0.975, 0.144))
     for tick, x, side in ((0, 0.68, "left"), (0.5, 0.8275, "centre"), (1, 0.975, "right")):
         _text(panel, f"{tick:g}", at(x, 0.166), size(0.0185), _LIGHT, _REGULAR, side)
@@ -233,14 +237,20 @@ def _text(
     text: str,
     origin: tuple[int, int],
     size: int,
-    colour: tuple[int, int, int],
+    colour: _Colour,
     weight: int,
     side: str = "left",
+    room: int | None = None,
 ) -> None:
-    """Text on its baseline, left of, centred on or right of `origin` (x, y)."""
+    """Text on its baseline, left of, centred on or right of `origin` (x, y); smaller if it needs more than `room`."""
     font = cv2.FontFace("sans")
+
+    def extent() -> int:
+        return int(cv2.getTextSize((0, 0), text, (0, 0), font, size, weight)[2])
+
+    while room is not None and size > 6 and extent() > room:
+        size -= 1
     x, y = origin
     if side != "left":
-        _, _, extent, _ = cv2.getTextSize((0, 0), text, (0, 0), font, size, weight)
-        x -= extent if side == "right" else extent // 2
+        x -= extent() if side == "right" else extent() // 2
     cv2.putText(picture, text, (x, y), colour, font, size, weight)

@@ -31,11 +31,11 @@ class Finding:
 
 
 def check_destinations(settings: Settings) -> list[Finding]:
-    """Associate with every destination, C-ECHO it, and see whether it takes what it is to be sent. Stores nothing there."""
-    if not settings.destinations:
-        text = "There are no [[destinations]]: results will stay in the data folder."
-        return [Finding(Severity.WARNING, "", text)]
-    with ThreadPoolExecutor(min(16, len(settings.destinations))) as threads:
+    """Associate with every destination, C-ECHO it, and see whether it takes what it is to be sent. Stores nothing there.
+
+    In the order of the settings, at least one finding for each destination.
+    """
+    with ThreadPoolExecutor(16) as threads:
         found = threads.map(lambda destination: _check(settings, destination), settings.destinations)
         return [finding for findings in found for finding in findings]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,7 +30,9 @@ _MAXIMUM_PDU = 131072
 _LONGEST_CONNECT_S = 10.0
 _LONGEST_RELEASE_S = 5.0
 _SLOWEST_LINK = 64 * 1024  # bytes/s: an object may take so long on top of the peer's time to answer
-_MOST_OFFERS = 60  # an association has room for 128 presentation contexts (PS3.8 9.3.2.2); an offer takes up to two
+MOST_OFFERS = 60
+"""An association has room for 128 presentation contexts (PS3.8 9.3.2.2); an offer takes up to two."""
+
 _LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
 
@@ -48,6 +50,7 @@ class Association:
         """
         self.peer = peer
         self._offers = frozenset(offers)
+        self._socket: socket.socket | None = None
         self._connected = False
         self._abort: A_ABORT | A_P_ABORT | None = None
         self._messages = 0
@@ -56,9 +59,10 @@ class Association:
         ae.connection_timeout = min(peer.timeout_s, _LONGEST_CONNECT_S)
         ae.network_timeout = None  # that would end idle associations; waits are bounded by the others
         handlers: list[tuple[evt.EventType, Callable[[evt.Event], None]]] = [
+            (evt.EVT_ACSE_SENT, self._on_acse_sent),
+            (evt.EVT_ACSE_RECV, self._on_acse_received),
             (evt.EVT_CONN_OPEN, self._on_connected),
-            (evt.EVT_DATA_SENT, _acknowledge_quickly),
-            (evt.EVT_ACSE_RECV, self._on_acse),
+            (evt.EVT_DATA_SENT, self._on_data_sent),
         ]
         started = time.monotonic()
         try:
@@ -73,6 +77,7 @@ class Association:
         except OSError as error:
             raise DeliveryError(reasons.not_connected(peer, error, 0)) from error
         if not self._assoc.is_established:
+            self._close()
             raise DeliveryError(self._why_not_established(time.monotonic() - started))
 
     @property
@@ -131,15 +136,18 @@ class Association:
         """End it in order; aborts it if the peer doesn't answer soon."""
         self._assoc.acse_timeout = min(self.peer.timeout_s, _LONGEST_RELEASE_S)
         self._assoc.release()
+        self._close()
 
     def abort(self) -> None:
         """End it at once."""
         self._assoc.abort()
+        self._close()
 
     def hang_up(self) -> None:
         """Cut the connection under a request of another thread, which then loses the association."""
-        with suppress(OSError, AttributeError):  # it is closed already
-            _connection(self._assoc).shutdown(socket.SHUT_RDWR)
+        if self._socket is not None:
+            with suppress(OSError):  # it is closed already
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, send: Callable[[], Dataset], timeout_s: float) -> Dataset:
         self._assoc.dimse_timeout = timeout_s
@@ -191,18 +199,38 @@ class Association:
             return reasons.hung_up(self.peer)
         return reasons.silent(self.peer)
 
-    def _on_connected(self, event: evt.Event) -> None:
-        self._connected = True
-        connection = _connection(event.assoc)
-        # without it the last piece of an object waits some 40 ms for the acknowledgement of the piece before
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # without it a peer that stops reading blocks pynetdicom's thread for ever
-        connection.settimeout(self.peer.timeout_s)
+    def _close(self) -> None:
+        """Close the connection once pynetdicom's thread has ended: it forgets to where the peer was the first to."""
+        self._assoc.dul.join(_LONGEST_RELEASE_S)
+        if self._socket is not None:
+            self._socket.close()
 
-    def _on_acse(self, event: evt.Event) -> None:
+    def _on_acse_sent(self, event: evt.Event) -> None:
+        if self._socket is None:  # the association request, before pynetdicom connects
+            connection: socket.socket = event.assoc.dul.socket.socket  # type: ignore[union-attr,assignment]
+            # without it the last piece of an object waits some 40 ms for the acknowledgement of the piece before
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket = connection
+
+    def _on_acse_received(self, event: evt.Event) -> None:
         primitive = getattr(event, "primitive", None)
         if isinstance(primitive, A_ABORT | A_P_ABORT):
             self._abort = primitive
+
+    def _on_connected(self, _: evt.Event) -> None:
+        self._connected = True
+        if self._socket is not None:  # without it a peer that stops reading blocks pynetdicom's thread for ever
+            self._socket.settimeout(self.peer.timeout_s)
+
+    def _on_data_sent(self, _: evt.Event) -> None:
+        """Have the kernel acknowledge the response's first piece at once.
+
+        dcmtk's kin (Orthanc too) write header and body of a response in two pieces, and send the second only after the
+        acknowledgement of the first, which the kernel delays by 40 ms. It forgets this option: set after each piece sent.
+        """
+        if self._socket is not None and hasattr(socket, "TCP_QUICKACK"):  # Linux
+            with suppress(OSError):  # the connection is closed already
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def echo(host: str, port: int, called_ae_title: str, calling_ae_title: str, timeout_s: float) -> None:
@@ -212,46 +240,10 @@ def echo(host: str, port: int, called_ae_title: str, calling_ae_title: str, time
         DeliveryError: it doesn't answer as it should; the text says why and what to do about it.
     """
     association = Association(Peer(host, port, called_ae_title, calling_ae_title, timeout_s))
-    association.echo()
-    association.release()
-
-
-def store_files(
-    requests: Sequence[StoreRequest], peer: Peer, on_result: Callable[[StoreRequest, Outcome], None] = lambda *_: None
-) -> list[Outcome]:
-    """C-STORE files over one association, in order; `on_result` hears of each as soon as it is decided.
-
-    Raises:
-        DeliveryError: there is no association at all. One that ends on the way is told in the outcomes that remain.
-    """
-    outcomes: list[Outcome] = []
-    association: Association | None = None
-    trouble = ""
     try:
-        for position, request in enumerate(requests):
-            if trouble:
-                outcome = Outcome(None, f"Not sent: {trouble}")
-            else:
-                if association is None or not association.offered([request.offer]):
-                    if association is not None:
-                        association.release()
-                    association = Association(peer, _first_offers(requests[position:]))
-                try:
-                    outcome = association.store(request)
-                except DeliveryError as error:
-                    trouble = str(error)
-                    outcome = Outcome(None, trouble)
-            outcomes.append(outcome)
-            on_result(request, outcome)
+        association.echo()
     finally:
-        if association is not None:
-            association.release()
-    return outcomes
-
-
-def _first_offers(requests: Iterable[StoreRequest]) -> list[Offer]:
-    """As many different offers as one association has room for."""
-    return list(dict.fromkeys(request.offer for request in requests))[:_MOST_OFFERS]
+        association.release()
 
 
 def _contexts(offers: Iterable[Offer]) -> list[PresentationContext]:
@@ -281,20 +273,3 @@ def _why_not_connected(peer: Peer, waited_s: float) -> OSError | None:
     except OSError as error:
         return error
     return OSError("it was refused a moment ago; now the port is open")
-
-
-def _connection(assoc: PynetdicomAssociation) -> socket.socket:
-    """The TCP connection under an association; AttributeError once it is closed."""
-    connection: socket.socket = assoc.dul.socket.socket  # type: ignore[union-attr,assignment]
-    return connection
-
-
-def _acknowledge_quickly(event: evt.Event) -> None:
-    """Have the kernel acknowledge the response's first piece at once.
-
-    dcmtk's kin (Orthanc too) write header and body of a response in two pieces, and send the second only after the
-    acknowledgement of the first, which the kernel delays by 40 ms. It forgets this option: set after each piece sent.
-    """
-    if hasattr(socket, "TCP_QUICKACK"):  # Linux
-        with suppress(OSError, AttributeError):  # the connection is closed already
-            _connection(event.assoc).setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

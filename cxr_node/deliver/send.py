@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from cxr_node.deliver.request import Outcome, Peer, StoreRequest
-from cxr_node.deliver.scu import store_files
+from cxr_node.deliver.request import Offer, Outcome, Peer, StoreRequest
+from cxr_node.deliver.scu import MOST_OFFERS, Association
 from cxr_node.errors import DeliveryError
 
 _META = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
@@ -77,6 +77,42 @@ def send_files(
             with ThreadPoolExecutor(len(shares)) as threads:
                 list(threads.map(send, shares))
     return [outcomes[position] for position in range(len(files))]
+
+
+def store_files(
+    requests: Sequence[StoreRequest], peer: Peer, on_result: Callable[[StoreRequest, Outcome], None] = lambda *_: None
+) -> list[Outcome]:
+    """C-STORE files over one association, in order; `on_result` hears of each as soon as it is decided.
+
+    Raises:
+        DeliveryError: there is no association at all. One that ends on the way is told in the outcomes that remain.
+    """
+    outcomes: list[Outcome] = []
+    association = Association(peer, _first_offers(requests))
+    trouble = ""
+    try:
+        for position, request in enumerate(requests):
+            try:
+                if trouble:
+                    outcome = Outcome(None, f"Not sent: {trouble}")
+                else:
+                    if not association.offered([request.offer]):  # there were too many kinds of file for one association
+                        association.release()
+                        association = Association(peer, _first_offers(requests[position:]))
+                    outcome = association.store(request)
+            except DeliveryError as error:
+                trouble = str(error)
+                outcome = Outcome(None, trouble)
+            outcomes.append(outcome)
+            on_result(request, outcome)
+    finally:
+        association.release()
+    return outcomes
+
+
+def _first_offers(requests: Iterable[StoreRequest]) -> list[Offer]:
+    """As many different offers as one association has room for."""
+    return list(dict.fromkeys(request.offer for request in requests))[:MOST_OFFERS]
 
 
 def _request(file: Path, temporary: Path) -> StoreRequest:

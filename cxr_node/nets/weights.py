@@ -119,6 +119,7 @@ def save(folder: Path, name: str, network: nn.Module, description: dict[str, Any
     for index, shard in enumerate(shards, start=1):
         path = folder / (f"{name}.safetensors" if len(shards) == 1 else f"{name}-{index}.safetensors")
         save_file(shard, path)
+        path.chmod(0o644)
         content = path.read_bytes()
         files.append({"name": path.name, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)})
     (folder / f"{name}.json").write_text(json.dumps({**description, "files": files}, indent=2) + "\n")

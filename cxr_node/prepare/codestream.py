@@ -1,35 +1,64 @@
-"""The size that a compressed picture says it has, read from its first bytes without decoding it."""
+"""What a compressed picture says of itself, read from its markers without decoding it.
+
+Decoders written in C believe a codestream rather than the DICOM header, and some of them hang or end the whole process
+over one that is damaged. What can be seen to be wrong never reaches them.
+"""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 _J2K_START = b"\xff\x4f\xff\x51"
 """SOC followed by SIZ (ISO/IEC 15444-1 A.4 and A.5)."""
-
 _JPEG_START = b"\xff\xd8"
+_END = b"\xff\xd9"
+"""EOI of JPEG and JPEG-LS, EOC of JPEG 2000."""
+
 _START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 """SOF0 to SOF15 without DHT, JPG and DAC (ISO/IEC 10918-1 table B.1), and SOF55 of JPEG-LS (ISO/IEC 14495-1 C.1.1)."""
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
-def codestream_shape(codestream: bytes) -> tuple[int, int] | None:
-    """Rows and columns of a JPEG, JPEG-LS, JPEG 2000 or HTJ2K codestream; None for another kind or a broken one."""
-    if codestream.startswith(_J2K_START) and len(codestream) >= 24:
-        right, bottom, left, top = struct.unpack(">4I", codestream[8:24])
-        return bottom - top, right - left
-    if not codestream.startswith(_JPEG_START):
+@dataclass(frozen=True)
+class Codestream:
+    """Size of a compressed picture, and whether its last marker is there."""
+
+    rows: int
+    columns: int
+    samples_per_pixel: int
+    bits: int
+    complete: bool
+
+
+def read_codestream(codestream: bytes) -> Codestream | None:
+    """Read a JPEG, JPEG-LS, JPEG 2000 or HTJ2K codestream; None if it is none or its header is damaged."""
+    complete = codestream[-64:].rstrip(b"\0").endswith(_END)  # padded to an even length, by some to a multiple of more
+    try:
+        if codestream.startswith(_J2K_START):
+            right, bottom, left, top = struct.unpack(">4I", codestream[8:24])
+            (samples,) = struct.unpack(">H", codestream[40:42])
+            return Codestream(bottom - top, right - left, samples, (codestream[42] & 0x7F) + 1, complete)
+        if codestream.startswith(_JPEG_START):
+            place = _start_of_frame(codestream)
+            bits, rows, columns, samples = struct.unpack(">B2HB", codestream[place + 4 : place + 10])
+            return Codestream(rows, columns, samples, bits, complete)
+    except (struct.error, IndexError):
         return None
+    return None
+
+
+def _start_of_frame(codestream: bytes) -> int:
+    """Where the SOF marker is; IndexError if there is none."""
     place = 2
-    while place + 9 <= len(codestream) and codestream[place] == 0xFF:
+    while codestream[place] == 0xFF:
         marker = codestream[place + 1]
-        if marker == 0xFF:  # fill byte
+        if marker in _START_OF_FRAME:
+            return place
+        if marker == 0xFF:  # a fill byte
             place += 1
-        elif marker in _START_OF_FRAME:
-            rows, columns = struct.unpack(">2H", codestream[place + 5 : place + 9])
-            return rows, columns
         elif marker in _WITHOUT_LENGTH:
             place += 2
         else:
-            place += 2 + int(struct.unpack(">H", codestream[place + 2 : place + 4])[0])
-    return None
+            place += 2 + max(2, struct.unpack(">H", codestream[place + 2 : place + 4])[0])
+    raise IndexError

@@ -18,22 +18,28 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.pixels.decoders import get_decoder
+from pydicom.pixels import get_decoder
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    HTJ2KTransferSyntaxes,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
     RLELossless,
 )
 
 from cxr_node.errors import Rejected
-from cxr_node.prepare.codestream import codestream_shape
+from cxr_node.prepare.codestream import read_codestream
 
 MAX_PIXELS = 100_000_000
 """Rows × columns; the largest radiographs have about 20 million. More is a decompression bomb or a mistake."""
@@ -46,17 +52,24 @@ _MAX_COLOURED_SHARE = 0.001
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "TIFF")
 
+_DAMAGED = "The picture's data are damaged and can't be decoded."
+
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 
 _PLUGINS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_NATIVE, ("",)),
-    **dict.fromkeys(JPEGTransferSyntaxes, ("gdcm", "pylibjpeg")),
-    **dict.fromkeys(JPEGLSTransferSyntaxes, ("pyjpegls", "gdcm", "pylibjpeg")),
-    **dict.fromkeys(JPEG2000TransferSyntaxes, ("gdcm", "pylibjpeg")),
-    **dict.fromkeys(HTJ2KTransferSyntaxes, ("pylibjpeg",)),
-    RLELossless: ("pylibjpeg", "pydicom"),
+    JPEGBaseline8Bit: ("pillow", "pylibjpeg"),  # GDCM ends the whole process over some damaged ones
+    **dict.fromkeys((JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1), ("gdcm", "pylibjpeg")),
+    **dict.fromkeys(JPEGLSTransferSyntaxes, ("pyjpegls", "gdcm")),
+    **dict.fromkeys((JPEG2000Lossless, JPEG2000), ("gdcm", "pylibjpeg")),
+    **dict.fromkeys((HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), ("pylibjpeg",)),
+    RLELossless: ("pylibjpeg",),
 }
-"""pydicom's plugins for each transfer syntax, the fastest first; the others are tried where it fails."""
+"""pydicom's plugins for each transfer syntax, the fastest first; the others are tried where it fails.
+
+Left out are those that make up pixels for a damaged codestream that the others refuse (libjpeg for JPEG-LS, pydicom's own
+for RLE): half a radiograph must not be analysed as a whole one.
+"""
 
 
 def is_dicom(path: Path) -> bool:
@@ -118,7 +131,7 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
     plugins = _PLUGINS.get(syntax)
     if plugins is None:
         raise Rejected(f"The picture is compressed in a way that can't be decoded ({syntax.name}).")
-    if syntax.is_encapsulated:
+    if syntax.is_encapsulated and syntax != RLELossless:
         _check_codestream(ds)
     coloured = ds.SamplesPerPixel == 3
     shift = _unused_low_bits(ds) if syntax in _NATIVE else 0
@@ -133,6 +146,7 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
         pixels = (pixels >> shift) & ((1 << bits) - 1)
         if ds.PixelRepresentation == 1:
             pixels = pixels - ((pixels >> (bits - 1)) << bits)
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     return _grey(pixels, ds.BitsStored) if coloured else pixels
 
 
@@ -153,7 +167,7 @@ def check_pixel_header(ds: Dataset) -> None:
     if _frames(ds) != 1:
         reasons.append("The object holds several frames; single radiographs are analysed.")
     photometric = ds.get("PhotometricInterpretation") or ""
-    samples = ds.setdefault("SamplesPerPixel", 1).value if photometric.startswith("MONOCHROME") else ds.get("SamplesPerPixel")
+    samples = ds.get("SamplesPerPixel", 1)
     if samples not in (1, 3) or photometric == "PALETTE COLOR" or (samples == 1) != photometric.startswith("MONOCHROME"):
         reasons.append("The picture is in colour; radiographs are grey.")
     if ds.get("BitsAllocated") not in (8, 16, 32) or not 1 <= (ds.get("BitsStored") or 0) <= ds.BitsAllocated:
@@ -220,15 +234,15 @@ def _first_that_works(attempts: list[Callable[[], NDArray[Any]]]) -> NDArray[Any
     Raises:
         Rejected: all fail, with the first one's error as its cause.
     """
-    first: Exception | None = None
+    first: BaseException | None = None
     for attempt in attempts:
         try:
             return attempt()
-        except MemoryError:
-            raise  # this machine's fault, not the input's
-        except Exception as error:  # decoders raise whatever their C libraries make of it
+        except (MemoryError, KeyboardInterrupt, SystemExit):
+            raise  # this machine's or its keeper's, not the input's fault
+        except BaseException as error:  # decoders raise what their C makes of it, and Rust's panics are no Exception
             first = first or error
-    raise Rejected("The picture's data are damaged and can't be decoded.") from first
+    raise Rejected(_DAMAGED) from first
 
 
 def _frames(ds: Dataset) -> int:
@@ -247,14 +261,23 @@ def _unused_low_bits(ds: Dataset) -> int:
 
 
 def _check_codestream(ds: Dataset) -> None:
-    """A codestream says its own size, and decoders believe that one: it must not be far larger than the header's."""
+    """Keep from the decoders what is cut short, or larger than the header says and they have room for.
+
+    Raises:
+        Rejected: the codestream is damaged or doesn't match the header.
+    """
     try:
-        start = get_frame(ds.PixelData, 0, number_of_frames=1)
+        codestream = read_codestream(get_frame(ds.PixelData, 0, number_of_frames=1))
     except Exception as error:  # a broken encapsulation raises in many ways
-        raise Rejected("The picture's data are damaged and can't be decoded.") from error
-    shape = codestream_shape(start)
-    if shape is not None and shape[0] * shape[1] > MAX_PIXELS:
-        raise Rejected(f"The picture has {shape[0]} x {shape[1]} pixels, more than can be analysed.")
+        raise Rejected(_DAMAGED) from error
+    if codestream is None:
+        raise Rejected(_DAMAGED)
+    if not codestream.complete:
+        raise Rejected("The picture's data are cut short, as if it was not sent completely.")
+    if (codestream.rows, codestream.columns, codestream.samples_per_pixel) != (ds.Rows, ds.Columns, ds.SamplesPerPixel):
+        raise Rejected("The compressed picture has another size than its header says.")
+    if codestream.bits > ds.BitsAllocated:
+        raise Rejected(_DAMAGED)
 
 
 def _check_inflated_size(path: Path) -> None:

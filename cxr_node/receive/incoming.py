@@ -12,6 +12,7 @@ from pathlib import Path
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID
 
 from cxr_node.receive.admission import OUT_OF_RESOURCES, Answer, Room
+from cxr_node.records import Sender
 
 _BETWEEN_LOOKS_AT_ROOM = 32 * 1024 * 1024
 _NO_ROOM = Answer(OUT_OF_RESOURCES, "Too little free disk; send it again later")
@@ -24,7 +25,8 @@ class IncomingDataSet:
     A refused data set is still taken off the association, fragment by fragment, so that the association lives on.
 
     Attributes:
-        sop_class_uid, sop_instance_uid: as the C-STORE command has them; not to be trusted before `refusal` is None.
+        sender: who sends it.
+        sop_class_uid, sop_instance_uid: as the C-STORE command has them; of no certain form unless `refusal` is None.
         transfer_syntax_uid: as negotiated.
         refusal: the response that it will get, if nothing is kept of it.
         path: the file, preamble and file meta information included.
@@ -37,12 +39,13 @@ class IncomingDataSet:
         folder: Path,
         room: Room,
         *,
+        sender: Sender,
         sop_class_uid: str,
         sop_instance_uid: str,
         transfer_syntax_uid: str,
-        calling_ae_title: str,
         refusal: Answer | None = None,
     ) -> None:
+        self.sender = sender
         self.sop_class_uid = sop_class_uid
         self.sop_instance_uid = sop_instance_uid
         self.transfer_syntax_uid = transfer_syntax_uid
@@ -57,7 +60,7 @@ class IncomingDataSet:
         if self.refusal is None and not room.is_left():
             self.refusal = _NO_ROOM
         if self.refusal is None:
-            meta = file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, calling_ae_title)
+            meta = file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, sender.calling_ae_title)
             self.offset = len(meta)
             try:
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

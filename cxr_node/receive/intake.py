@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,6 +21,7 @@ from cxr_node.receive.admission import (
     Answer,
     Room,
 )
+from cxr_node.receive.command import StoreRequest
 from cxr_node.receive.header import read_header
 from cxr_node.receive.incoming import IncomingDataSet
 from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, Sender
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_BETWEEN_RECORDS_S = 60.0
+"""How often the audit log is told that a sender finds no room; the log lines tell of every instance."""
+
 
 class Intake:
     """Takes data sets in for as long as the receiver runs; called from the threads of all associations."""
@@ -40,97 +46,112 @@ class Intake:
         self._engine = engine
         self._folders = DataFolder(settings.node.data_dir)
         self._room = Room(settings.node.data_dir, settings.receive.min_free_mb)
+        self._record_again_at: dict[str, float] = {}
+        self._lock = threading.Lock()
 
-    def begin(self, sender: Sender, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingDataSet:
+    def begin(self, sender: Sender, request: StoreRequest, transfer_syntax_uid: str) -> IncomingDataSet:
         """A data set whose C-STORE command has arrived; refused at once if the command alone is reason enough."""
         refusal = None
-        if not is_uid(sop_instance_uid):
+        if not is_uid(request.sop_instance_uid):
             refusal = Answer(INVALID_INSTANCE, "The SOP instance UID is no UID")
+        elif not is_uid(request.sop_class_uid):
+            refusal = Answer(CLASS_NOT_SUPPORTED, "The SOP class UID is no UID")
+        elif not request.has_data_set:
+            refusal = Answer(CANNOT_UNDERSTAND, "The request has no data set")
         return IncomingDataSet(
             self._folders.incoming,
             self._room,
-            sop_class_uid=sop_class_uid,
-            sop_instance_uid=sop_instance_uid,
+            sop_class_uid=request.sop_class_uid,
+            sop_instance_uid=request.sop_instance_uid,
             transfer_syntax_uid=transfer_syntax_uid,
-            calling_ae_title=sender.calling_ae_title,
+            sender=sender,
             refusal=refusal,
         )
 
-    def end(self, sender: Sender, incoming: IncomingDataSet) -> Answer:
+    def end(self, incoming: IncomingDataSet) -> Answer:
         """The response to a data set that is complete. Never raises: what goes wrong here is answered A700, try again."""
         try:
-            answer = self._end(sender, incoming)
+            answer = self._end(incoming)
         except Exception as error:
             log.exception("instance not stored", sop_instance_uid=incoming.sop_instance_uid)
             answer = Answer(OUT_OF_RESOURCES, "The instance could not be stored; send it again later")
-            self._record_refusal(sender, incoming, f"{answer.comment} ({type(error).__name__})")
+            self._record_refusal(incoming, answer, type(error).__name__)
         return answer
 
-    def _end(self, sender: Sender, incoming: IncomingDataSet) -> Answer:
+    def _end(self, incoming: IncomingDataSet) -> Answer:
         if incoming.refusal is not None:
-            self._record_refusal(sender, incoming, incoming.refusal.comment)
-            return incoming.refusal
+            return self._record_refusal(incoming, incoming.refusal)
         try:
             header, is_own = read_header(incoming.path, incoming.offset, incoming.transfer_syntax_uid)
         except Rejected as rejected:
-            return self._keep_unparsed(sender, incoming, CANNOT_UNDERSTAND, str(rejected))
+            return self._keep_unparsed(incoming, CANNOT_UNDERSTAND, str(rejected))
         if (header.sop_class_uid, header.sop_instance_uid) != (incoming.sop_class_uid, incoming.sop_instance_uid):
-            return self._keep_unparsed(sender, incoming, DOES_NOT_MATCH, "its UIDs are not those of the request")
-        return self._keep(sender, incoming, header, is_own)
+            return self._keep_unparsed(incoming, DOES_NOT_MATCH, "its UIDs are not those of the request")
+        return self._keep(incoming, header, is_own)
 
-    def _keep(self, sender: Sender, incoming: IncomingDataSet, header: InstanceHeader, is_own: bool) -> Answer:
+    def _keep(self, incoming: IncomingDataSet, header: InstanceHeader, is_own: bool) -> Answer:
         is_radiograph = header.sop_class_uid in RADIOGRAPHS
         if not (is_radiograph or is_own) and self._settings.other_storage_classes == "refuse":
-            answer = Answer(CLASS_NOT_SUPPORTED, "The SOP class is not accepted here")
-            self._record_refusal(sender, incoming, answer.comment)
-            return answer
+            return self._record_refusal(incoming, Answer(CLASS_NOT_SUPPORTED, "The SOP class is not accepted here"))
         sha256 = incoming.sha256
         if self._settings.changed_instance == "refuse" and not is_own:
             known = jobs.known_digests(self._engine, header.sop_instance_uid)
             if known and sha256 not in known:
                 answer = Answer(NOT_AUTHORISED, "Other content is stored under this SOP instance UID")
-                self._record_refusal(sender, incoming, answer.comment)
-                return answer
+                return self._record_refusal(incoming, answer)
         note = ""
         if is_own:
             note = "own result, not analysed"
         elif not is_radiograph:
             note = "no radiograph, not analysed"
         stored = keep_instance(self._folders, incoming.path, header, sha256)
-        admission = jobs.admit(self._engine, stored, sender, analyse=not note, note=note)
+        admission = jobs.admit(self._engine, stored, incoming.sender, analyse=not note, note=note)
         log.info(
             "instance received",
             sop_instance_uid=header.sop_instance_uid,
             admission=str(admission),
             size_bytes=stored.size_bytes,
-            calling_ae_title=sender.calling_ae_title,
+            calling_ae_title=incoming.sender.calling_ae_title,
         )
         return Answer(SUCCESS)
 
-    def _keep_unparsed(self, sender: Sender, incoming: IncomingDataSet, status: int, reason: str) -> Answer:
+    def _keep_unparsed(self, incoming: IncomingDataSet, status: int, reason: str) -> Answer:
         path = keep_unparsed(self._folders, incoming.path)
         kept_as = path.relative_to(self._folders.root)
         log.warning("data set not understood", sop_instance_uid=incoming.sop_instance_uid, reason=reason, kept_as=str(kept_as))
-        self._record(sender, incoming.sop_instance_uid, "instance-unparsed", f"{reason}; kept as {kept_as}")
+        self._record(incoming.sop_instance_uid, "instance-unparsed", f"{reason}; kept as {kept_as}")
         return Answer(status, f"Not understood: {reason}"[:64])
 
-    def _record_refusal(self, sender: Sender, incoming: IncomingDataSet, reason: str) -> None:
-        log.warning("instance refused", sop_instance_uid=incoming.sop_instance_uid, reason=reason)
-        uid = incoming.sop_instance_uid if is_uid(incoming.sop_instance_uid) else ""
+    def _record_refusal(self, incoming: IncomingDataSet, answer: Answer, cause: str = "") -> Answer:
+        reason = f"{answer.comment} ({cause})" if cause else answer.comment
+        log.warning("instance refused", sop_instance_uid=incoming.sop_instance_uid, status=f"{answer.status:04X}", reason=reason)
+        if answer.status == OUT_OF_RESOURCES and not self._is_due(incoming.sender):
+            return answer
         try:
-            self._record(sender, uid, "instance-refused", reason)
+            self._record(incoming, "instance-refused", f"{answer.status:04X}: {reason}")
         except Exception:  # a full disk refuses the audit event as it does the instance
-            log.exception("refusal not recorded", sop_instance_uid=uid)
+            log.exception("refusal not recorded", sop_instance_uid=incoming.sop_instance_uid)
+        return answer
 
-    def _record(self, sender: Sender, sop_instance_uid: str, event: str, detail: str) -> None:
+    def _is_due(self, sender: Sender) -> bool:
+        """Whether another lack of room is to be recorded: senders try again and again, on a disk that is full."""
+        now = time.monotonic()
+        with self._lock:
+            is_due = now >= self._record_again_at.get(sender.calling_ae_title, 0)
+            if is_due:
+                self._record_again_at[sender.calling_ae_title] = now + _BETWEEN_RECORDS_S
+        return is_due
+
+    def _record(self, incoming: IncomingDataSet, event: str, detail: str) -> None:
+        uid = incoming.sop_instance_uid
         audit.record(
             self._engine,
             AuditEvent(
                 event=event,
                 outcome="failure",
-                user=sender.calling_ae_title,
-                host=sender.host,
-                sop_instance_uid=sop_instance_uid,
+                user=incoming.sender.calling_ae_title,
+                host=incoming.sender.host,
+                sop_instance_uid=uid if is_uid(uid) else "",
                 detail=detail,
             ),
         )

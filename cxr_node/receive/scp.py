@@ -9,16 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import structlog
-from pydicom import Dataset
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
-from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.errors import SettingsError
-from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, Answer, refusal_of
-from cxr_node.receive.incoming import IncomingDataSet, remove_leftovers
+from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, refusal_of
+from cxr_node.receive.incoming import remove_leftovers
 from cxr_node.receive.intake import Intake
-from cxr_node.receive.wire import MAXIMUM_PDU_SIZE, Server
+from cxr_node.receive.wire import MAXIMUM_PDU_SIZE, Server, sender_of
 from cxr_node.records import AuditEvent, DataFolder, Sender
 from cxr_node.settings import Settings
 from cxr_node.store import audit
@@ -74,22 +72,16 @@ def _listen(settings: Settings, engine: Engine) -> Server:
     for sop_class in sorted(_storage_classes(settings)):
         ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
     _config.LOG_HANDLER_LEVEL = "none"  # its log lines are formatted before they are thrown away
-    intake = Intake(settings, engine)
-
-    def begin(assoc: Association, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> IncomingDataSet:
-        return intake.begin(_sender_of(assoc), sop_class_uid, sop_instance_uid, transfer_syntax_uid)
-
     try:
         # a name such as "localhost" is looked up; pynetdicom wants the address
         address = socket.getaddrinfo(settings.node.host, settings.node.port, type=socket.SOCK_STREAM)[0][4]
         return ae.make_server(
             (str(address[0]), settings.node.port),
             server_class=Server,
-            begin=begin,
+            intake=Intake(settings, engine),
             evt_handlers=[
                 (evt.EVT_REQUESTED, _on_requested, [settings, engine]),
                 (evt.EVT_REJECTED, _on_rejected, [engine]),
-                (evt.EVT_C_STORE, _on_c_store, [intake]),
             ],
         )
     except OSError as error:
@@ -109,7 +101,7 @@ def _storage_classes(settings: Settings) -> set[str]:
 def _on_requested(event: evt.Event, settings: Settings, engine: Engine) -> None:
     """Refuse an association whose sender isn't welcome, before anything is negotiated."""
     assoc = event.assoc
-    sender = _sender_of(assoc)
+    sender = sender_of(assoc)
     try:
         refusal = refusal_of(settings, sender)
         if refusal is None:
@@ -125,7 +117,7 @@ def _on_requested(event: evt.Event, settings: Settings, engine: Engine) -> None:
 
 def _on_rejected(event: evt.Event, engine: Engine) -> None:
     """What pynetdicom itself refuses: one association too many."""
-    _record_refused(engine, _sender_of(event.assoc), "too many associations at the same time")
+    _record_refused(engine, sender_of(event.assoc), "too many associations at the same time")
 
 
 def _record_refused(engine: Engine, sender: Sender, reason: str) -> None:
@@ -137,24 +129,6 @@ def _record_refused(engine: Engine, sender: Sender, reason: str) -> None:
         )
     except Exception:
         log.exception("refusal not recorded")
-
-
-def _on_c_store(event: evt.Event, intake: Intake) -> Dataset:
-    answer: Answer = intake.end(_sender_of(event.assoc), event.assoc.dimse.incoming)  # type: ignore[attr-defined]
-    response = Dataset()
-    response.Status = answer.status
-    if answer.comment:
-        response.ErrorComment = answer.comment
-    return response
-
-
-def _sender_of(assoc: Association) -> Sender:
-    request = assoc.requestor.primitive
-    return Sender(
-        calling_ae_title=str(request.calling_ae_title).strip(),  # type: ignore[union-attr]
-        called_ae_title=str(request.called_ae_title).strip(),  # type: ignore[union-attr]
-        host=str(assoc.requestor.address),
-    )
 
 
 def _end_associations(ae: AE) -> None:

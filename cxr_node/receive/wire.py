@@ -17,7 +17,6 @@ import queue
 import select
 import socket
 import struct
-from collections.abc import Callable
 from io import BytesIO
 from socketserver import BaseServer
 from typing import Any, cast
@@ -25,29 +24,30 @@ from typing import Any, cast
 import structlog
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE
+from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.service_class import StorageServiceClass, VerificationServiceClass
+from pynetdicom.service_class import VerificationServiceClass
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
+from cxr_node.receive.command import StoreRequest, read_store_request, write_store_response
 from cxr_node.receive.incoming import IncomingDataSet
+from cxr_node.receive.intake import Intake
+from cxr_node.records import Sender
 
 log = structlog.get_logger()
 
 MAXIMUM_PDU_SIZE = 131072
 """What senders are told; dcmtk sends no longer ones. Longer PDUs are read all the same."""
 
-Begin = Callable[[Association, str, str, str], IncomingDataSet]
-"""Called when a C-STORE request's command is complete: association, SOP class UID, SOP instance UID, transfer syntax."""
-
 _BUFFER_BYTES = 262144
 _LONGEST_OTHER_BYTES = 65536
 """Release and abort PDUs have 4 bytes."""
+_LONGEST_COMMAND_BYTES = 65536
 _LONGEST_MESSAGE_BYTES = 16 * 1024 * 1024
-"""Command and data set of a message that is put together in memory (no C-STORE)."""
+"""The data set of a message that is put together in memory (no C-STORE)."""
 _IDLE_S = 0.1
 """How often a thread with nothing to do looks whether it should end."""
 _P_DATA_TF = 0x04
@@ -66,8 +66,8 @@ class Server(ThreadedAssociationServer):
     request_queue_size = 128
     daemon_threads = True
 
-    def __init__(self, *args: Any, begin: Begin, **kwargs: Any) -> None:
-        self.begin = begin
+    def __init__(self, *args: Any, intake: Intake, **kwargs: Any) -> None:
+        self.intake = intake
         super().__init__(*args, request_handler=_Handler, **kwargs)
 
     def shutdown(self) -> None:
@@ -87,7 +87,7 @@ class _Handler(RequestHandler):
         loop.socket = assoc.dul.socket
         loop.event_queue = assoc.dul.event_queue  # the transport connection's indication waits in it
         assoc.dul = loop
-        assoc.dimse = _Messages(assoc, cast("Server", self.server).begin)
+        assoc.dimse = _Messages(assoc, cast("Server", self.server).intake)
         assoc.acse_timeout = self.ae.acse_timeout  # these two set the timers of the new loop
         assoc.network_timeout = self.ae.network_timeout
         return assoc
@@ -187,21 +187,19 @@ class _UpperLayer(DULServiceProvider):
 
 
 class _Messages(DIMSEServiceProvider):
-    """Puts messages together from their fragments, and serves C-STORE and C-ECHO in the upper-layer thread.
+    """Puts messages together from their fragments; serves C-STORE and C-ECHO in the upper-layer thread."""
 
-    Attributes:
-        incoming: the data set of the C-STORE request that is being received or served.
-    """
-
-    def __init__(self, assoc: Association, begin: Begin) -> None:
+    def __init__(self, assoc: Association, intake: Intake) -> None:
         super().__init__(assoc)
-        self.incoming: IncomingDataSet | None = None
-        self._begin = begin
+        self._intake = intake
+        self._command = bytearray()
+        self._request: StoreRequest | None = None
+        self._incoming: IncomingDataSet | None = None
 
     @property
     def is_receiving(self) -> bool:
         """Whether fragments of a data set are still to come."""
-        return self.incoming is not None
+        return self._incoming is not None
 
     def get_msg(self, block: bool = False) -> Any:
         """What the association's thread polls for: waits until there is something, or for a moment."""
@@ -211,10 +209,11 @@ class _Messages(DIMSEServiceProvider):
             return None, None
 
     def discard(self) -> None:
-        """Forget the data set that is being received; its file goes unless it was moved to where it is kept."""
-        if self.incoming is not None:
-            self.incoming.discard()
-            self.incoming = None
+        """Forget the data set that was being received when the association ended."""
+        if self._incoming is not None:
+            log.warning("transfer broken off", sop_instance_uid=self._incoming.sop_instance_uid)
+            self._incoming.discard()
+            self._incoming = None
 
     def receive(self, context_id: int, control: int, piece: memoryview) -> None:
         """Take a piece of a message.
@@ -224,52 +223,82 @@ class _Messages(DIMSEServiceProvider):
             control: the message control header; its bit for the last fragment is set with the last piece alone.
             piece: valid only until this returns.
         """
-        if self.incoming is None:
-            self._receive_message(context_id, control, piece)
-        elif control & _COMMAND:
-            raise Malformed("a command before the end of the data set")
-        else:
-            self.incoming.write(piece)
+        if control & _COMMAND:
+            if self._incoming is not None or self.message is not None:
+                raise Malformed("a command before the end of the data set")
+            self._command += piece
+            if len(self._command) > _LONGEST_COMMAND_BYTES:
+                raise Malformed("an endless command")
             if control & _LAST:
-                self._serve_store()
+                command, self._command = bytes(self._command), bytearray()
+                self._begin(context_id, command)
+        elif self._incoming is not None:
+            self._incoming.write(piece)
+            if control & _LAST:
+                self._end(context_id)
+        else:
+            self._pass_on(context_id, control, bytes(piece))
 
-    def _receive_message(self, context_id: int, control: int, piece: memoryview) -> None:
+    def _begin(self, context_id: int, command: bytes) -> None:
+        self._request = read_store_request(command)
+        if self._request is None:
+            self._pass_on(context_id, _COMMAND | _LAST, command)
+            return
+        transfer_syntax = str(self._context(context_id).transfer_syntax[0])
+        self._incoming = self._intake.begin(sender_of(self.assoc), self._request, transfer_syntax)
+        if not self._request.has_data_set:
+            self._end(context_id)
+
+    def _end(self, context_id: int) -> None:
+        request, incoming = cast("StoreRequest", self._request), cast("IncomingDataSet", self._incoming)
+        try:
+            answer = self._intake.end(incoming)
+        finally:
+            self._incoming = None
+            incoming.discard()
+        if self.assoc.is_established:
+            self._send(context_id, write_store_response(request, answer))
+
+    def _send(self, context_id: int, command: bytes) -> None:
+        longest = (self.maximum_pdu_size or MAXIMUM_PDU_SIZE) - 6
+        for at in range(0, len(command), longest):
+            is_last = at + longest >= len(command)
+            fragment = bytes((_COMMAND | _LAST if is_last else _COMMAND,)) + command[at : at + longest]
+            self.dul.send_pdu(_p_data(context_id, fragment))
+
+    def _pass_on(self, context_id: int, control: int, fragment: bytes) -> None:
+        """Let pynetdicom put together what is no C-STORE request."""
         if self.message is None:
             self.message = DIMSEMessage()
         message = self.message
-        fragment = P_DATA()
-        fragment.presentation_data_value_list = [[context_id, bytes((control,)) + piece]]
-        complete = message.decode_msg(fragment, self.assoc)
-        if isinstance(message, C_STORE_RQ):
-            command = message.command_set
-            self.incoming = self._begin(
-                self.assoc,
-                str(command.get("AffectedSOPClassUID", "")),
-                str(command.get("AffectedSOPInstanceUID", "")),
-                str(self._context(context_id).transfer_syntax[0]),
-            )
-            if complete:  # a request without a data set
-                self._serve_store()
-        elif complete:
+        if message.decode_msg(_p_data(context_id, bytes((control,)) + fragment), self.assoc):
             self.message = None
             request = message.message_to_primitive()
             if isinstance(request, C_ECHO) and request.is_valid_request:
                 VerificationServiceClass(self.assoc).SCP(request, self._context(context_id))
-            elif not isinstance(request, C_CANCEL):  # nothing that is served here takes long enough to be cancelled
+            elif not isinstance(request, C_CANCEL):  # nothing served here takes long enough to be cancelled
                 self.msg_queue.put((context_id, request))
-        elif message.encoded_command_set.tell() + cast("BytesIO", message.data_set).tell() > _LONGEST_MESSAGE_BYTES:
+        elif cast("BytesIO", message.data_set).tell() > _LONGEST_MESSAGE_BYTES:
             raise Malformed("an endless message")
 
-    def _serve_store(self) -> None:
-        message, self.message = cast("DIMSEMessage", self.message), None
-        try:
-            request = cast("C_STORE", message.message_to_primitive())
-            StorageServiceClass(self.assoc).SCP(request, self._context(message.context_id))
-        finally:
-            self.discard()
-
-    def _context(self, context_id: int | None) -> PresentationContext:
+    def _context(self, context_id: int) -> PresentationContext:
         for context in self.assoc.accepted_contexts:
             if context.context_id == context_id:
                 return context
         raise Malformed(f"presentation context {context_id} was not accepted")
+
+
+def _p_data(context_id: int, fragment: bytes) -> P_DATA:
+    primitive = P_DATA()
+    primitive.presentation_data_value_list = [[context_id, fragment]]
+    return primitive
+
+
+def sender_of(assoc: Association) -> Sender:
+    """Who requested an association."""
+    request = cast("A_ASSOCIATE", assoc.requestor.primitive)
+    return Sender(
+        calling_ae_title=str(request.calling_ae_title).strip(),
+        called_ae_title=str(request.called_ae_title).strip(),
+        host=str(assoc.requestor.address),
+    )

@@ -21,7 +21,8 @@ from pydicom.uid import (
 )
 
 from cxr_node.deliver.request import Peer, StoreRequest
-from cxr_node.deliver.scu import Association, echo, store_files
+from cxr_node.deliver.scu import Association, echo
+from cxr_node.deliver.send import store_files
 from cxr_node.errors import AssociationLost, DeliveryError
 from tests.scps import STORAGE, UNCOMPRESSED, closed_port, listener, storage_scp, write_instance
 
@@ -56,7 +57,9 @@ class TestStoring:
         assert len(content) > 300_000
 
     def test_uses_one_association_for_a_batch(self, tmp_path):
-        requests = [request_for(tmp_path / f"{n}.dcm", (SecondaryCaptureImageStorage, Comprehensive3DSRStorage)[n % 2]) for n in range(6)]
+        requests = [
+            request_for(tmp_path / f"{n}.dcm", (SecondaryCaptureImageStorage, Comprehensive3DSRStorage)[n % 2]) for n in range(6)
+        ]
         heard = []
         with storage_scp() as scp:
             outcomes = store_files(requests, peer_at(scp.port), lambda request, _: heard.append(request))
@@ -73,7 +76,13 @@ class TestStoring:
 
     @pytest.mark.parametrize(
         ("status", "word"),
-        [(0xA700, "out of resources"), (0xA900, "SOP class"), (0xC000, "can't understand"), (0x0124, "register"), (0xB123, "B123")],
+        [
+            (0xA700, "out of resources"),
+            (0xA900, "SOP class"),
+            (0xC000, "can't understand"),
+            (0x0124, "register"),
+            (0xB123, "B123"),
+        ],
     )
     def test_anything_else_does_not(self, overlay, status, word):
         with storage_scp(lambda _: status) as scp:

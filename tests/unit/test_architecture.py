@@ -146,3 +146,9 @@ def test_lets_through_what_is_allowed(module, source):
 def test_an_unknown_room_needs_a_floor():
     with pytest.raises(AssertionError, match="has no floor"):
         breaches("cli", "import cxr_node.attic")
+
+
+def test_the_drawing_shows_every_room():
+    drawing = (REPOSITORY / "docs" / "architecture.md").read_text()
+    rooms = {name.partition(".")[0] for name, _ in modules()}
+    assert {room for room in rooms if f"\n  {room}/" not in drawing and f"\n  {room}.py" not in drawing} == set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 
 import pytest
@@ -17,8 +19,6 @@ TABLES = {name: field for name, field in Settings.model_fields.items() if name n
 
 @pytest.fixture
 def clean_environment(monkeypatch):
-    import os
-
     for name in os.environ:
         if name.upper().startswith("CXR_NODE__"):
             monkeypatch.delenv(name)
@@ -51,3 +51,16 @@ def test_every_key_is_shown_and_no_other():
     there_are = {(section, key) for section, field in SECTIONS.items() for key in type(field.default).model_fields}
     there_are |= {(table, key) for table, field in TABLES.items() for key in field.annotation.__args__[0].model_fields}
     assert keys_shown(EXAMPLE.read_text()) == there_are
+
+
+def test_the_files_of_compose_agree_on_names_and_ports(clean_environment):
+    folder = REPOSITORY / "conf" / "compose"
+    node = load_settings(folder / "cxr-node.toml")
+    orthanc = json.loads((folder / "orthanc.json").read_text())
+    [destination] = node.destinations
+    assert (destination.ae_title, destination.port) == (orthanc["DicomAet"], orthanc["DicomPort"])
+    [(modality, (ae_title, _, port))] = orthanc["DicomModalities"].items()
+    assert (ae_title, port) == (node.node.ae_title, node.node.port)
+    script = (folder / "autoroute.lua").read_text()
+    assert f'SendToModality(instanceId, "{modality}")' in script
+    assert f'"{node.node.ae_title}"' in script

@@ -1,0 +1,169 @@
+"""The gate's first half: is this, by its header and its pixels, a frontal chest radiograph of a person?
+
+What only the image itself can tell (a lateral view without a header, a CT slice, no lungs) is `analyse`'s to judge. A
+header that says nothing is no reason to turn an image away.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from cxr_node.errors import Rejected
+from cxr_node.prepare.decode import check_pixel_header
+from cxr_node.prepare.geometry import orientation
+
+MIN_SIDE_PX = 128
+
+_MIN_GREY_LEVELS = 16
+_MIN_DEVIATION = 0.01
+"""Of 0..1. A blank exposure has noise only."""
+
+_MODALITIES = frozenset({"", "CR", "DX", "RG", "DR", "XR", "OT", "SC"})
+"""Projection radiography (PS3.3 C.7.3.1.1.1), names that are written for it, and what scanners of films write."""
+
+_UNSAID = frozenset({"", "OTHER", "UNKNOWN", "UNDEFINED", "UNSPECIFIED", "NONE", "NA", "BODY"})
+_CHEST = re.compile(r"CHEST|THORA[XC](?!IC ?SPINE)|TORAX|LUNG|PULMO|\bTHX\b|\bRIBS?\b|\bCXR\b")
+_CHEST_CODES = frozenset(
+    {
+        *("816094009", "416550000", "416775004", "416152001", "416319003", "417437006"),  # chest, and with its neighbours
+        *("51185008", "302551006", "43799004", "39607008", "181216001", "113197003"),  # thorax, lung, rib
+        *("T-D3000", "T-D3200", "T-28000", "T-11300", "R-FAB55", "R-FAB56"),  # the same in SNOMED RT
+    }
+)
+
+_FRONTAL = re.compile(r"\b(?:P\.?A|A\.?P)\b|FRONTAL|POSTERO.?ANTERIOR|ANTERO.?POSTERIOR|\bLORDOTIC\b")
+_NOT_FRONTAL = re.compile(
+    r"\b(?:LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|OBL)\b|\bLAT(?:ERAL)?\b|LATERAL|OBLIQUE|AXIAL|DECUB|SAGITTAL|TANGENTIAL"
+)
+_LATERAL_CODES = frozenset(
+    {
+        *("399067008", "399173006", "399198007", "399352003", "399260004", "30730003"),  # lateral, sagittal
+        *("399182000", "399184004", "399236003", "399312000", "399059000", "399160007", "260427002", "260426006"),  # oblique
+        *("399135007", "399006002", "399356000", "399038007", "399132005", "399004004", "399061009", "399110001"),
+        *("R-10236", "R-10228", "R-10232", "R-10220", "R-10222", "R-10224", "R-10226"),  # SNOMED RT
+    }
+)
+"""Of CID 4010."""
+
+_HUMAN = re.compile(r"HOMO|HUMAN|\bMAN\b|PERSON")
+_HUMAN_CODES = frozenset({"337915000", "L-85003", "L-85B00"})
+_ANIMAL = re.compile(r"\b(?:CANINE|FELINE|EQUINE|BOVINE|OVINE|PORCINE|VETERINAR\w*|DOG|CAT|HORSE|RABBIT|FERRET)\b")
+
+
+def check_header(ds: Dataset) -> None:
+    """Turn away what its header says is no frontal chest radiograph of a person, or can't be analysed.
+
+    Args:
+        ds: the header; PixelData must be in it, of whatever length.
+
+    Raises:
+        Rejected: with every reason that is found.
+    """
+    reasons: list[str] = []
+    try:
+        check_pixel_header(ds)
+    except Rejected as rejected:
+        reasons += rejected.reasons
+    reasons += _wrong_modality(ds)
+    reasons += _not_a_person(ds)
+    reasons += _not_a_chest(ds)
+    reasons += _not_frontal(ds)
+    if reasons:
+        raise Rejected(*reasons)
+
+
+def check_pixels(pixels: NDArray[np.float32]) -> None:
+    """Turn away pictures that are too small or show nothing.
+
+    Args:
+        pixels: float32 (rows, columns) in 0..1, NaN where padded.
+
+    Raises:
+        Rejected: with the reason.
+    """
+    rows, columns = pixels.shape
+    if min(rows, columns) < MIN_SIDE_PX:
+        raise Rejected(f"The picture is too small: {rows} x {columns} pixels, at least {MIN_SIDE_PX} a side are needed.")
+    sample = pixels[:: max(1, rows // 512), :: max(1, columns // 512)]
+    sample = sample[~np.isnan(sample)]
+    if sample.size == 0:
+        raise Rejected("The picture is empty: all of it is padding.")
+    if float(sample.std()) < _MIN_DEVIATION:
+        raise Rejected("The picture is empty: it is the same grey all over.")
+    levels = np.unique(sample).size
+    if levels < _MIN_GREY_LEVELS:
+        raise Rejected(f"The picture is no radiograph: it has only {levels} shades of grey, like text or a drawing.")
+
+
+def _wrong_modality(ds: Dataset) -> Iterator[str]:
+    modality = _text(ds, "Modality")
+    if modality not in _MODALITIES:
+        yield f"The modality is {_shown(modality)}, not plain radiography (CR or DX)."
+
+
+def _not_a_person(ds: Dataset) -> Iterator[str]:
+    species = _text(ds, "PatientSpeciesDescription")
+    codes, meanings = _codes(ds, "PatientSpeciesCodeSequence")
+    coded_human = bool(codes & _HUMAN_CODES) or any(_HUMAN.search(meaning) for meaning in meanings)
+    said_animal = (species and not _HUMAN.search(species)) or ((codes or meanings) and not coded_human)
+    breed = _text(ds, "PatientBreedDescription") or ds.get("PatientBreedCodeSequence") or _text(ds, "PatientSexNeutered")
+    if said_animal or breed or any(_ANIMAL.search(text) for text in _technique(ds)):
+        yield "The patient is an animal; the networks know people only."
+
+
+def _not_a_chest(ds: Dataset) -> Iterator[str]:
+    part = _text(ds, "BodyPartExamined")
+    codes, meanings = _codes(ds, "AnatomicRegionSequence")
+    if _CHEST.search(part) or codes & _CHEST_CODES or any(_CHEST.search(meaning) for meaning in meanings):
+        return
+    named = [name for name in (part, *meanings) if re.sub(r"\W", "", name) not in _UNSAID]
+    if named or codes:
+        yield f"The body part is {_shown(named[0] if named else 'another one')}, not the chest."
+
+
+def _not_frontal(ds: Dataset) -> Iterator[str]:
+    view = _text(ds, "ViewPosition")
+    codes, meanings = _codes(ds, "ViewCodeSequence")
+    for text in (view, *meanings):
+        if _NOT_FRONTAL.search(text) and not _FRONTAL.search(text):
+            yield f"The view is {_shown(text)}, not frontal (PA or AP)."
+            return
+    if codes & _LATERAL_CODES:
+        yield "The view is lateral or oblique, not frontal (PA or AP)."
+        return
+    ends = orientation(ds)
+    if ends is not None and {"A", "P"} & set(ends):
+        yield "The picture is seen from the side (PatientOrientation), not from the front or back."
+        return
+    if view in _UNSAID and not codes:
+        # Only what was set up for this one image is believed: a study is often named after both of its views.
+        told = [text for text in _technique(ds) if _NOT_FRONTAL.search(text)]
+        if told and not any(_FRONTAL.search(text) for text in _technique(ds)):
+            yield "The examination's name says that the view is lateral or oblique, not frontal (PA or AP)."
+
+
+def _technique(ds: Dataset) -> list[str]:
+    """What the machine was set to for this image, in capitals. Never shown: free text may hold names."""
+    texts = [_text(ds, keyword) for keyword in ("AcquisitionDeviceProcessingDescription", "ProtocolName", "SeriesDescription")]
+    return [text for text in (*texts, *_codes(ds, "PerformedProtocolCodeSequence")[1]) if text]
+
+
+def _codes(ds: Dataset, keyword: str) -> tuple[frozenset[str], list[str]]:
+    """Code values and meanings, in capitals, of a code sequence."""
+    items = list(ds.get(keyword) or [])
+    values = frozenset(text for item in items if (text := _text(item, "CodeValue")))
+    return values, [text for item in items if (text := _text(item, "CodeMeaning"))]
+
+
+def _text(ds: Dataset, keyword: str) -> str:
+    return re.sub(r"[_\s]+", " ", str(ds.get(keyword) or "")).strip().upper()
+
+
+def _shown(value: str) -> str:
+    """A code string as it may be shown; what is too long for one may be free text about the patient."""
+    return value if re.fullmatch(r"[A-Z0-9 ./+-]{1,24}", value) else "another one"

@@ -1,0 +1,83 @@
+"""`kill -9` of any role at any moment: after the restart each image ends with exactly one overlay and one report."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pydicom
+import pytest
+from cxr_node.emulate import radiograph_from_image
+
+from cxr_node.receive.small_pacs import SmallPACS
+from tests.node import Node
+from tests.orthanc import wait_until
+
+pytestmark = [pytest.mark.data, pytest.mark.timeout(600)]
+
+IMAGES = 10
+
+
+def send_until_acknowledged(node, path):
+    """What a modality does: repeat until the receiver has answered 0x0000."""
+    from cxr_node.deliver.send import send_files
+    from cxr_node.errors import CxrNodeError
+
+    def stored():
+        try:
+            return send_files([path], "127.0.0.1", node.port, "CXRNODE", timeout_s=10)[0].stored
+        except CxrNodeError:
+            return False
+
+    wait_until(stored, 120, f"{path.name} acknowledged")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_image_ends_once_whatever_dies(tmp_path, data_folder, seed):
+    rng = random.Random(seed)
+    pictures = sorted((data_folder / "fullres").glob("*.jpg"))[:IMAGES]
+    files = []
+    for picture in pictures:
+        files.append(tmp_path / f"{picture.stem}.dcm")
+        radiograph_from_image(picture).save_as(files[-1], enforce_file_format=True)
+    with SmallPACS(tmp_path / "pacs") as pacs:
+        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)])
+        node.start()
+        sender = threading.Thread(target=lambda: [send_until_acknowledged(node, path) for path in files])
+        sender.start()
+        pause = threading.Event()
+        victims = ["receive", "work", "deliver", "work", "deliver", "serve"]
+        rng.shuffle(victims)
+        for role in victims:
+            pause.wait(rng.uniform(0.2, 2.5))  # not to wait for anything: the moment of death is random
+            node.kill(role)
+            if role == "serve":
+                node.start()
+        sender.join(240)
+        assert not sender.is_alive()
+        jobs = node.wait_for_rest(len(files))
+        assert node.stop() == 0
+        held = sorted(path.stem for path in (tmp_path / "pacs").rglob("*.dcm"))
+        received = set(pacs.received)
+    assert [job["state"] for job in jobs] == ["done"] * len(files)
+    assert len(held) == 2 * len(files)
+    assert received == set(held)
+    kinds = [pydicom.dcmread(path, stop_before_pixels=True).Modality for path in (tmp_path / "pacs").rglob("*.dcm")]
+    assert kinds.count("SR") == len(files)
+
+
+def test_sigterm_stops_in_order_and_a_restart_finishes(tmp_path, data_folder):
+    pictures = sorted((data_folder / "fullres").glob("*.jpg"))[:4]
+    with SmallPACS(tmp_path / "pacs") as pacs:
+        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)])
+        node.start()
+        for picture in pictures:
+            path = tmp_path / f"{picture.stem}.dcm"
+            radiograph_from_image(picture).save_as(path, enforce_file_format=True)
+            send_until_acknowledged(node, path)
+        assert node.stop() == 0
+        assert {job["state"] for job in node.jobs()} <= {"new", "done"}  # nothing is left in a middle state
+        node.start()
+        node.wait_for_rest(len(pictures))
+        assert node.stop() == 0
+        assert len(set(pacs.received)) == 2 * len(pictures)

@@ -1,0 +1,100 @@
+"""What the tests of `compose` are made from: a drawn chest, findings with a mark in one lung, and bare source headers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import cv2
+import numpy as np
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+
+from cxr_node.prepare.network_image import to_network_image
+from cxr_node.records import LABELS, Findings, Geometry, Model, Radiograph
+
+NOW = datetime(2026, 3, 4, 15, 16, 17, 250000, tzinfo=UTC)
+MODEL = Model("CXRNet", "1.2.0", "0123456789abcdef" * 4)
+PROBABILITIES = dict(zip(LABELS, (0.0312, 0.8734, 0.0654, 0.03), strict=True))
+SIDE = 224
+RIGHT_LUNG, LEFT_LUNG = ((120, 70), (82, 40)), ((120, 154), (82, 40))
+"""Centre and half axes as (row, column): the patient's right is on the upright image's left."""
+MARK = (150, 70)
+"""Row and column of the mark's centre: low in the right lung."""
+
+
+def ellipse(centre: tuple[int, int], axes: tuple[int, int]) -> np.ndarray:
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    return ((rows - centre[0]) / axes[0]) ** 2 + ((columns - centre[1]) / axes[1]) ** 2 <= 1
+
+
+def lungs() -> np.ndarray:
+    return ellipse(*RIGHT_LUNG) | ellipse(*LEFT_LUNG)
+
+
+def heat_at(centre: tuple[int, int], spread: float = 14) -> np.ndarray:
+    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    distance = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2
+    return (np.exp(-distance / (2 * spread**2)) * lungs()).astype(np.float32)
+
+
+def findings(**changes: Any) -> Findings:
+    values: dict[str, Any] = {
+        "label": "bacterial_pneumonia",
+        "probabilities": dict(PROBABILITIES),
+        "heatmap": heat_at(MARK),
+        "lungs": lungs(),
+        "heat_in_lungs": 0.83,
+        "heat_by_lung": {"right": 0.9, "left": 0.1},
+        "lung_area_fraction": float(lungs().mean()),
+        "model": MODEL,
+    }
+    return Findings(**values | changes)
+
+
+def upright_chest(rows: int = 640, columns: int = 512) -> np.ndarray:
+    """float32 (rows, columns) in 0..1: a bright body with dark lungs."""
+    body = np.where(lungs(), np.float32(0.25), np.float32(0.7))
+    return cv2.resize(body, (columns, rows), None, 0, 0, cv2.INTER_LINEAR)
+
+
+def radiograph(
+    upright: np.ndarray | None = None, *, transposed: bool = False, down: bool = False, across: bool = False
+) -> Radiograph:
+    """A radiograph that lies in its source as told; `down` and `across` are the geometry's flips."""
+    upright = upright_chest() if upright is None else upright
+    pixels = upright[:, ::-1] if across else upright
+    pixels = pixels[::-1] if down else pixels
+    pixels = np.ascontiguousarray(pixels.T if transposed else pixels)
+    return Radiograph(pixels, to_network_image(upright), Geometry(*pixels.shape, transposed, down, across))
+
+
+def source(**attributes: Any) -> Dataset:
+    """A DX header with the least that reception asks for; attributes are set as given, None leaves one out."""
+    values: dict[str, Any] = {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1",
+        "SOPInstanceUID": "1.2.826.0.1.3680043.8.498.1.3",
+        "StudyInstanceUID": "1.2.826.0.1.3680043.8.498.1.1",
+        "SeriesInstanceUID": "1.2.826.0.1.3680043.8.498.1.2",
+        "Modality": "DX",
+        "PatientName": "Test^Radiograph",
+        "PatientID": "T-1",
+        "PatientBirthDate": "19600229",
+        "PatientSex": "F",
+        "StudyDate": "20260304",
+        "StudyTime": "150000",
+        "StudyID": "7",
+        "AccessionNumber": "A-77",
+        "ReferringPhysicianName": "Ward^Three",
+        "SeriesNumber": 2,
+        "InstanceNumber": 5,
+        "PatientOrientation": ["L", "F"],
+        "Manufacturer": "Detector Works",
+    }
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    for keyword, value in (values | attributes).items():
+        if value is not None:
+            setattr(ds, keyword, value)
+    return ds

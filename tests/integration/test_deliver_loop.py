@@ -1,0 +1,433 @@
+"""The deliver role against a real queue, real files and real associations."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, generate_uid
+from sqlalchemy import Engine, text
+from structlog.testing import capture_logs
+
+from cxr_node.deliver import loop
+from cxr_node.deliver.loop import Courier
+from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
+from cxr_node.settings import DestinationSettings, NodeSettings, Settings
+from cxr_node.store import jobs
+from cxr_node.store.database import open_database
+from cxr_node.store.instances import keep_instance, write_result
+from tests.scps import STORAGE, closed_port, storage_scp, write_instance
+
+CLASSES = {ResultKind.REPORT: Comprehensive3DSRStorage, ResultKind.OVERLAY: SecondaryCaptureImageStorage}
+
+
+def settings_for(folder, *ports: int, **destination) -> Settings:
+    """Settings with a destination for each port, named pacs0, pacs1, …"""
+    return Settings(
+        node=NodeSettings(data_dir=folder / "var"),
+        destinations=tuple(
+            DestinationSettings(
+                name=f"pacs{n}", ae_title="PACS", host="127.0.0.1", port=port, **{"timeout_s": 10.0, **destination}
+            )
+            for n, port in enumerate(ports)
+        ),
+    )
+
+
+class Queue:
+    """Puts results into the queue as a worker does, and reads how they fare."""
+
+    def __init__(self, settings: Settings, scratch) -> None:
+        self.settings = settings
+        self.engine: Engine = open_database(settings)
+        self.folders = DataFolder(settings.node.data_dir)
+        self.scratch = scratch
+
+    def analyse_one(self, size_bytes: int = 1000) -> dict[ResultKind, str]:
+        """An image comes in and its results go out; gives their SOP instance UIDs. The report is composed first."""
+        header = InstanceHeader(generate_uid(), "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2", generate_uid(), "1.2", "", "")
+        temporary = self.folders.incoming / header.sop_instance_uid
+        temporary.write_bytes(b"image")
+        stored = keep_instance(self.folders, temporary, header, header.sop_instance_uid)
+        jobs.admit(self.engine, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=True)
+        [job] = jobs.claim(self.engine, "worker", 1, 60, 3)
+        made = []
+        for kind, sop_class_uid in CLASSES.items():
+            path = self.scratch / "composed.dcm"
+            ds = write_instance(path, sop_class_uid, size_bytes=size_bytes, study_instance_uid=header.study_instance_uid)
+            composed = ComposedObject(kind, ds.SOPInstanceUID, sop_class_uid, ds.file_meta.TransferSyntaxUID, path.read_bytes())
+            made.append(write_result(self.folders, job, composed))
+        destinations = {destination.name: destination.send for destination in self.settings.destinations}
+        assert jobs.finish(self.engine, "worker", job, findings={}, model_version="1", made=made, destinations=destinations)
+        return {result.kind: result.sop_instance_uid for result in made}
+
+    def rows(self, destination: str = "pacs0") -> list:
+        with self.engine.connect() as connection:
+            query = text(
+                "SELECT d.state, d.attempts, d.status, d.reason, d.not_before, r.sop_instance_uid, r.kind, r.path "
+                "FROM deliveries d JOIN results r ON r.id = d.result_id WHERE d.destination = :name ORDER BY d.id"
+            )
+            return list(connection.execute(query, {"name": destination}))
+
+    def states(self, destination: str = "pacs0") -> list[str]:
+        return [row.state for row in self.rows(destination)]
+
+    def let_waits_pass(self) -> None:
+        with self.engine.connect() as connection:
+            connection.execute(text("UPDATE deliveries SET not_before = 0"))
+            connection.commit()
+
+
+@pytest.fixture
+def queue_for(tmp_path) -> Iterator[Callable[..., Queue]]:
+    queues: list[Queue] = []
+
+    def make(*ports: int, **destination) -> Queue:
+        queues.append(Queue(settings_for(tmp_path, *ports, **destination), tmp_path))
+        return queues[-1]
+
+    yield make
+    for queue in queues:
+        queue.engine.dispose()
+
+
+@contextmanager
+def courier_for(queue: Queue, linger_s: float = 60.0) -> Iterator[Courier]:
+    courier = Courier(queue.settings, queue.settings.destinations[0], linger_s)
+    try:
+        yield courier
+    finally:
+        courier.close()
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[None]:
+    stop, ready = threading.Event(), threading.Event()
+    thread = threading.Thread(target=loop.run, args=(settings, stop, ready.set))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield
+    finally:
+        stop.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it didn't come to that"
+        time.sleep(0.01)
+
+
+NEVER = threading.Event()
+
+
+class TestOneRound:
+    def test_sends_what_is_due_overlay_before_report_oldest_first(self, queue_for):
+        with storage_scp() as scp:
+            queue = queue_for(scp.port)
+            made = [queue.analyse_one() for _ in range(3)]
+            with courier_for(queue) as courier:
+                assert courier.deliver_due(NEVER) == 0
+        assert scp.uids == [uids[kind] for uids in made for kind in (ResultKind.OVERLAY, ResultKind.REPORT)]
+        assert queue.states() == ["sent"] * 6
+        assert len(scp.associations) == 1
+
+    def test_idles_when_nothing_is_due(self, queue_for):
+        queue = queue_for(closed_port())
+        with courier_for(queue) as courier:
+            assert 0 < courier.deliver_due(NEVER) <= 0.1
+
+    def test_a_warning_is_sent(self, queue_for):
+        with storage_scp(lambda _: 0xB000) as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                courier.deliver_due(NEVER)
+        assert [(row.state, row.status) for row in queue.rows()] == [("sent", 0xB000)] * 2
+
+    def test_a_refused_object_waits_and_the_others_go_on(self, queue_for):
+        def refuse_overlays(event):
+            return 0xC000 if event.request.AffectedSOPClassUID == SecondaryCaptureImageStorage else 0x0000
+
+        with storage_scp(refuse_overlays) as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                assert courier.deliver_due(NEVER) == 0
+                again = len(scp.received)
+                courier.deliver_due(NEVER)
+                assert len(scp.received) == again  # what failed is not due
+        by_kind = {(row.kind, row.state, row.status, row.attempts) for row in queue.rows()}
+        assert by_kind == {("overlay", "waiting", 0xC000, 1), ("report", "sent", 0, 1)}
+        assert all("0xC000" in row.reason for row in queue.rows() if row.kind == "overlay")
+
+    def test_a_full_pacs_is_left_alone(self, queue_for):
+        """A700 speaks of the whole peer: the rest of the batch isn't thrown at it."""
+        with storage_scp(lambda _: 0xA700) as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                first = courier.deliver_due(NEVER)
+                second = courier.deliver_due(NEVER)
+        assert len(scp.received) == 2
+        assert 0.5 < first <= 1.0 < second <= 2.0
+        assert sorted(row.attempts for row in queue.rows()) == [0, 0, 1, 1]
+        assert queue.states() == ["waiting"] * 4
+
+    def test_a_refused_class_holds_up_only_its_kind(self, queue_for):
+        with storage_scp(contexts=STORAGE[:1]) as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                assert courier.deliver_due(NEVER) == 0
+        [refused] = [row for row in queue.rows() if row.state != "sent"]
+        assert (refused.kind, refused.state) == ("report", "waiting")
+        assert "Comprehensive 3D SR" in refused.reason
+
+    def test_held_after_the_last_attempt(self, queue_for):
+        with storage_scp(lambda _: 0xC000) as scp:
+            queue = queue_for(scp.port, max_attempts=2)
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                courier.deliver_due(NEVER)
+                assert queue.states() == ["waiting"] * 2
+                queue.let_waits_pass()
+                courier.deliver_due(NEVER)
+        assert queue.states() == ["held"] * 2
+
+    @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\0" * 1000)])
+    def test_a_missing_or_damaged_file_is_held_at_once(self, queue_for, damage):
+        with storage_scp() as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            [overlay] = [row for row in queue.rows() if row.kind == "overlay"]
+            damage(queue.folders.root / overlay.path)
+            with courier_for(queue) as courier:
+                courier.deliver_due(NEVER)
+        assert {(row.kind, row.state) for row in queue.rows()} == {("overlay", "held"), ("report", "sent")}
+        [reason] = [row.reason for row in queue.rows() if row.kind == "overlay"]
+        assert reason.startswith("The file is")
+
+    def test_held_if_the_program_died_on_each_attempt(self, queue_for):
+        with storage_scp() as scp:
+            queue = queue_for(scp.port, max_attempts=3)
+            queue.analyse_one()
+            with queue.engine.connect() as connection:
+                connection.execute(text("UPDATE deliveries SET attempts = 3"))
+                connection.commit()
+            with courier_for(queue) as courier:
+                courier.deliver_due(NEVER)
+        assert queue.states() == ["held"] * 2
+        assert scp.received == []
+
+    def test_stopping_gives_back_what_was_not_begun(self, queue_for):
+        stop = threading.Event()
+
+        def stop_after_the_first(_):
+            stop.set()
+            return 0x0000
+
+        with storage_scp(stop_after_the_first) as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                courier.deliver_due(stop)
+        assert {(row.kind, row.state, row.attempts) for row in queue.rows()} == {("overlay", "sent", 1), ("report", "waiting", 0)}
+
+
+class TestADestinationInTrouble:
+    def test_a_closed_port_costs_one_delivery_an_attempt_and_a_growing_pause(self, queue_for):
+        queue = queue_for(closed_port())
+        queue.analyse_one()
+        queue.analyse_one()
+        with courier_for(queue) as courier:
+            pauses = [courier.deliver_due(NEVER) for _ in range(3)]
+        assert sum(row.attempts for row in queue.rows()) == 3
+        assert queue.states() == ["waiting"] * 4
+        assert any("Nothing listens" in row.reason for row in queue.rows())
+        assert 0.7 < pauses[0] <= 1 < pauses[1] <= 2 < pauses[2] <= 4
+
+    def test_back_again_everything_arrives(self, queue_for):
+        port = closed_port()
+        queue = queue_for(port)
+        made = [queue.analyse_one() for _ in range(2)]
+        with courier_for(queue) as courier:
+            courier.deliver_due(NEVER)
+            with storage_scp(port=port) as scp:
+                courier.deliver_due(NEVER)
+                queue.let_waits_pass()
+                assert courier.deliver_due(NEVER) == 0
+        assert queue.states() == ["sent"] * 4
+        assert sorted(scp.uids) == sorted(uid for uids in made for uid in uids.values())
+
+    def test_a_success_ends_the_trouble(self, queue_for):
+        statuses = iter([0xA700, 0x0000, 0xA700])
+        with storage_scp(lambda _: next(statuses)) as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                pauses = [courier.deliver_due(NEVER) for _ in range(2)]
+        assert all(0.7 < pause <= 1 for pause in pauses)
+
+    def test_an_abort_in_the_middle_costs_only_the_object_under_way(self, queue_for):
+        victims = []
+
+        def abort_first(event):
+            if not victims:
+                victims.append(event.request.AffectedSOPInstanceUID)
+                event.assoc.abort()
+            return 0x0000
+
+        with storage_scp(abort_first) as scp:
+            queue = queue_for(scp.port)
+            made = [queue.analyse_one() for _ in range(2)]
+            with courier_for(queue) as courier:
+                assert courier.deliver_due(NEVER) > 0
+                assert [row.attempts for row in queue.rows() if row.sop_instance_uid in victims] == [1]
+                assert sum(row.attempts for row in queue.rows()) == 1
+                courier.deliver_due(NEVER)
+                assert queue.states().count("sent") == 3
+                queue.let_waits_pass()
+                courier.deliver_due(NEVER)
+        assert victims == [made[0][ResultKind.OVERLAY]]
+        assert queue.states() == ["sent"] * 4
+
+    def test_no_answer_in_time_is_a_failure_of_the_destination(self, queue_for):
+        release = threading.Event()
+
+        def never(_):
+            release.wait(30)
+            return 0x0000
+
+        with storage_scp(never) as scp:
+            queue = queue_for(scp.port, timeout_s=0.3)
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                assert courier.deliver_due(NEVER) > 0
+            release.set()
+        assert sorted(row.attempts for row in queue.rows()) == [0, 1]
+        assert any("didn't answer" in row.reason for row in queue.rows())
+
+    def test_a_rejected_association_says_which_ae_title_is_wrong(self, queue_for):
+        with storage_scp(callers=["SOMEONE"]) as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                assert courier.deliver_due(NEVER) > 0
+        assert any("doesn't know 'CXRNODE'" in row.reason for row in queue.rows())
+
+
+class TestTheAssociation:
+    def test_is_kept_for_the_next_results(self, queue_for):
+        with storage_scp() as scp:
+            queue = queue_for(scp.port)
+            with courier_for(queue) as courier:
+                for _ in range(3):
+                    queue.analyse_one()
+                    courier.deliver_due(NEVER)
+                    courier.deliver_due(NEVER)
+                assert len(scp.associations) == 1
+        assert queue.states() == ["sent"] * 6
+
+    def test_is_released_when_idle(self, queue_for):
+        with storage_scp() as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            with courier_for(queue, linger_s=0) as courier:
+                courier.deliver_due(NEVER)
+                courier.deliver_due(NEVER)
+                until(lambda: scp.associations[0].assoc.is_released)
+
+    def test_closed_by_the_peer_meanwhile_is_no_failure(self, queue_for):
+        with storage_scp() as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                courier.deliver_due(NEVER)
+                scp.end_associations()
+                queue.analyse_one()
+                assert courier.deliver_due(NEVER) == 0
+                assert len(scp.associations) == 2
+        assert [(row.state, row.attempts) for row in queue.rows()] == [("sent", 1)] * 4
+
+    def test_lost_under_the_first_object_after_a_rest_is_no_failure(self, queue_for):
+        """The peer closes it while the object is on its way: known only by the missing response."""
+        with storage_scp() as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+
+            def abort_if_third(event):
+                return event.assoc.abort() or 0x0000 if len(scp.received) == 3 else 0x0000
+
+            scp.answer = abort_if_third
+            with courier_for(queue) as courier:
+                courier.deliver_due(NEVER)
+                queue.analyse_one()
+                assert courier.deliver_due(NEVER) == 0
+                assert len(scp.associations) == 2
+        assert [(row.state, row.attempts) for row in queue.rows()] == [("sent", 1)] * 4
+
+
+class TestTheRole:
+    def test_a_dead_destination_holds_up_nobody_else(self, queue_for):
+        with storage_scp() as scp:
+            queue = queue_for(closed_port(), scp.port)
+            queue.analyse_one()
+            with running(queue.settings):
+                until(lambda: queue.states("pacs1") == ["sent"] * 2)
+                until(lambda: any(row.reason for row in queue.rows("pacs0")))
+        assert queue.states("pacs0") == ["waiting"] * 2
+
+    def test_results_are_sent_soon_after_they_are_made(self, queue_for):
+        with storage_scp() as scp:
+            queue = queue_for(scp.port)
+            with running(queue.settings):
+                for made in range(1, 4):
+                    queue.analyse_one()
+                    until(lambda: queue.states() == ["sent"] * 2 * made)  # noqa: B023
+
+    def test_runs_without_destinations(self, queue_for):
+        with running(queue_for().settings):
+            pass
+
+    def test_stops_although_a_peer_never_answers(self, queue_for):
+        release, asked = threading.Event(), threading.Event()
+
+        def never(_):
+            asked.set()
+            release.wait(60)
+            return 0x0000
+
+        with storage_scp(never) as scp:
+            queue = queue_for(scp.port, timeout_s=120)
+            queue.analyse_one()
+            with running(queue.settings):
+                assert asked.wait(10)
+                started = time.monotonic()
+            assert time.monotonic() - started < 20
+            release.set()
+        assert [(row.state, row.attempts) for row in queue.rows()] == [("waiting", 0)] * 2
+
+    def test_survives_what_nobody_thought_of(self, queue_for):
+        """The table is gone for a while: the thread lives on and delivers once it is back."""
+        with storage_scp() as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            with queue.engine.connect() as connection:
+                connection.execute(text("ALTER TABLE results RENAME TO hidden"))
+                connection.commit()
+            with capture_logs() as logs, running(queue.settings):
+                until(lambda: any(entry["event"] == "delivery round failed" for entry in logs))
+                with queue.engine.connect() as connection:
+                    connection.execute(text("ALTER TABLE hidden RENAME TO results"))
+                    connection.commit()
+                until(lambda: queue.states() == ["sent"] * 2)

@@ -1,0 +1,133 @@
+"""A real node in processes of its own for the length of a test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cxr_node.settings import Settings, load_settings
+from cxr_node.store import overview
+from cxr_node.store.database import open_database
+from tests.orthanc import free_port, wait_until
+
+_START_TIMEOUT_S = 120.0
+
+
+class Node:
+    """`cxr-node serve` on a free port of loopback.
+
+    Args:
+        folder: for settings, data and log.
+        destinations: (name, AE title, port) each.
+        extra: more TOML.
+        port: to be known to others before it starts; None takes a free one.
+    """
+
+    def __init__(
+        self, folder: Path, destinations: Sequence[tuple[str, str, int]] = (), extra: str = "", port: int | None = None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = port or free_port()
+        self.config = folder / "cxr-node.toml"
+        parts = [f'[node]\nport = {self.port}\ndata_dir = "{folder / "var"}"\n[receive]\nmin_free_mb = 0\n']
+        parts += [
+            f'[[destinations]]\nname = "{name}"\nae_title = "{ae_title}"\nhost = "127.0.0.1"\nport = {destination_port}\n'
+            for name, ae_title, destination_port in destinations
+        ]
+        self.config.write_text("\n".join([*parts, extra]))
+        self.settings: Settings = load_settings(self.config)
+        self.log = folder / "node.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait for the line that says it is ready."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CXR_NODE__")}
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cxr_node", "serve", "--config", str(self.config)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**environment, "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "2")},
+            )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert b"ready to receive" in line, f"{line!r}\n{self.log.read_text()[-2000:]}"
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(120)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
+        return status
+
+    def kill(self, role: str) -> None:
+        """SIGKILL a role, or with "serve" the supervisor itself, and wait until it is gone."""
+        assert self._process is not None
+        victim = psutil.Process(self._process.pid) if role == "serve" else self.role_process(role)
+        victim.kill()
+        if role == "serve":
+            self._process.wait(30)
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+            self._process = None
+        else:
+            psutil.wait_procs([victim], 30)
+
+    def role_process(self, role: str) -> psutil.Process:
+        """The process that runs a role now."""
+        assert self._process is not None
+        supervisor = psutil.Process(self._process.pid)
+
+        def find() -> psutil.Process | None:
+            for child in supervisor.children():
+                try:
+                    if role in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                        return child
+                except psutil.NoSuchProcess:
+                    continue
+            return None
+
+        found: psutil.Process = wait_until(find, 60, f"a process for {role}")
+        return found
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """All jobs with results and deliveries."""
+        engine = open_database(self.settings)
+        try:
+            return [job for row in overview.list_jobs(engine) if (job := overview.show_job(engine, row["id"])) is not None]
+        finally:
+            engine.dispose()
+
+    def wait_for_rest(self, count: int, timeout_s: float = 240.0) -> list[dict[str, Any]]:
+        """Jobs once there are `count`, none is waiting or running, and every delivery is sent."""
+
+        def at_rest() -> list[dict[str, Any]] | None:
+            jobs = self.jobs()
+            ended = [
+                job
+                for job in jobs
+                if job["state"] in ("done", "rejected", "held")
+                and all(delivery["state"] == "sent" for delivery in job["deliveries"])
+            ]
+            return jobs if len(jobs) >= count and len(ended) == len(jobs) else None
+
+        found: list[dict[str, Any]] = wait_until(at_rest, timeout_s, f"{count} jobs at rest, see {self.log}")
+        return found
+
+    def __enter__(self) -> Node:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self.stop()

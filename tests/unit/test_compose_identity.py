@@ -1,0 +1,291 @@
+"""Result objects: whose they are, what their UIDs derive from, and that composing twice makes the same bytes."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from dataclasses import replace
+from datetime import timedelta
+from io import BytesIO
+
+import pydicom
+import pytest
+from pydicom.uid import UID
+
+from cxr_node.compose import compose_results
+from cxr_node.compose.identity import derived_uid
+from cxr_node.records import MODEL_NAME, ResultKind
+from tests.composing import MODEL, NOW, findings, radiograph, source
+
+OVERLAY, REPORT = ResultKind.OVERLAY, ResultKind.REPORT
+BOTH = pytest.mark.parametrize("kind", [OVERLAY, REPORT])
+
+
+def compose(ds=None, *, now=NOW, model=MODEL, **options):
+    ds = source() if ds is None else ds
+    return compose_results(ds, radiograph(), findings(model=model), now=now, max_side_px=256, **options)
+
+
+def read(ds=None, kind=OVERLAY, **options):
+    """The object of a kind, read back from its bytes."""
+    item = next(item for item in compose(ds, **options) if item.kind == kind)
+    return pydicom.dcmread(BytesIO(item.content))
+
+
+def as_received(ds):
+    """A data set as it comes from a file: values are bytes until they are asked for."""
+    buffer = BytesIO()
+    ds.save_as(buffer, implicit_vr=False, little_endian=True)
+    buffer.seek(0)
+    return pydicom.dcmread(buffer, force=True)
+
+
+def series_of(ds=None, kind=OVERLAY, **options):
+    return read(ds, kind, **options).SeriesInstanceUID
+
+
+def test_a_derived_uid_is_a_uuid_of_version_8():
+    uid = derived_uid("instance", "1.2.3")
+    assert UID(uid).is_valid
+    assert len(uid) <= 64
+    number = uuid.UUID(int=int(uid.removeprefix("2.25.")))
+    assert number.version == 8
+    assert number.variant == uuid.RFC_4122
+
+
+def test_a_derived_uid_keeps_its_parts_apart():
+    assert derived_uid("1.2", "3") != derived_uid("1.23", "") != derived_uid("1", ".23")
+
+
+def test_a_derived_uid_never_changes_between_releases():
+    """Results already in an archive are replaced, not doubled, when an image is analysed again by the same model."""
+    assert derived_uid("instance", "1.2.3") == "2.25.196447109196310386926576323914091864826"
+
+
+def test_the_overlay_comes_before_the_report():
+    assert [item.kind for item in compose()] == [OVERLAY, REPORT]
+
+
+@pytest.mark.parametrize("kinds", [(OVERLAY,), (REPORT,), ()])
+def test_makes_only_the_kinds_asked_for(kinds):
+    assert [item.kind for item in compose(kinds=kinds)] == list(kinds)
+
+
+def test_composing_twice_gives_the_same_bytes():
+    assert compose() == compose()
+
+
+def test_only_dates_and_times_follow_the_clock():
+    for first, second in zip(compose(), compose(now=NOW + timedelta(days=1, hours=1)), strict=True):
+        assert first.content != second.content
+        one, other = (pydicom.dcmread(BytesIO(item.content)) for item in (first, second))
+        changed = {element.keyword for element in one if element != other.get(element.tag)}
+        assert all("Date" in word or "Time" in word or word == "ContributingEquipmentSequence" for word in changed)
+
+
+def test_what_is_announced_is_what_the_file_holds():
+    for item in compose():
+        ds = pydicom.dcmread(BytesIO(item.content))
+        assert item.content[128:132] == b"DICM"
+        assert (item.sop_instance_uid, item.sop_class_uid) == (ds.SOPInstanceUID, ds.SOPClassUID)
+        assert item.sop_instance_uid == ds.file_meta.MediaStorageSOPInstanceUID
+        assert item.transfer_syntax_uid == ds.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+
+
+def test_uids_differ_by_kind_model_revision_and_source():
+    variants = [
+        compose(),
+        compose(model=replace(MODEL, version="1.2.1")),
+        compose(model=replace(MODEL, digest="f" * 64)),
+        compose(model=replace(MODEL, name="Other")),
+        compose(revision=1),
+        compose(revision=2),
+        compose(source(SOPInstanceUID="1.2.826.0.1.3680043.8.498.1.4")),
+    ]
+    uids = [item.sop_instance_uid for variant in variants for item in variant]
+    assert len(set(uids)) == 2 * len(variants)
+
+
+@BOTH
+def test_stays_in_the_study_in_a_new_series(kind):
+    ds = read(kind=kind)
+    assert ds.StudyInstanceUID == source().StudyInstanceUID
+    assert ds.SeriesInstanceUID != source().SeriesInstanceUID
+
+
+def test_images_of_one_series_share_the_series_of_their_overlays():
+    second = source(SOPInstanceUID="1.2.826.0.1.3680043.8.498.1.4", InstanceNumber=6)
+    assert series_of(second) == series_of()
+    assert (read().InstanceNumber, read(second).InstanceNumber) == (5, 6)
+
+
+def test_series_differ_by_kind_source_series_model_and_revision():
+    uids = [
+        series_of(),
+        series_of(kind=REPORT),
+        series_of(source(SeriesInstanceUID="1.2.826.0.1.3680043.8.498.9")),
+        series_of(model=replace(MODEL, version="1.2.1")),
+        series_of(revision=1),
+    ]
+    assert len(set(uids)) == len(uids)
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers"),
+    [
+        ({}, (91002, 5)),
+        ({"SeriesNumber": None, "InstanceNumber": None}, (91000, 1)),
+        ({"SeriesNumber": -4, "InstanceNumber": 0}, (91000, 1)),
+        ({"SeriesNumber": 12345}, (9112345, 5)),
+        ({"SeriesNumber": 2**31 - 1, "InstanceNumber": 2**31 - 1}, (91000, 2**31 - 1)),
+    ],
+)
+def test_numbers_follow_the_source_as_far_as_they_can(given, numbers):
+    ds = read(source(**given))
+    assert (ds.SeriesNumber, ds.InstanceNumber) == numbers
+
+
+@BOTH
+def test_says_what_made_it(kind):
+    ds = read(kind=kind)
+    assert ds.Manufacturer == ds.ManufacturerModelName == MODEL_NAME
+    assert isinstance(ds.SoftwareVersions, str)
+    assert "CXRNet 1.2.0" in ds.SoftwareVersions
+    assert ds.DeviceSerialNumber == MODEL.digest[:16]
+    assert "AI result, not for primary diagnosis" in ds.SeriesDescription
+
+
+@BOTH
+def test_names_the_modality_and_the_algorithm_as_contributing_equipment(kind):
+    modality, algorithm = read(kind=kind).ContributingEquipmentSequence
+    assert modality.Manufacturer == "Detector Works"
+    assert modality.PurposeOfReferenceCodeSequence[0].CodeValue == "109101"
+    assert algorithm.ManufacturerModelName == MODEL_NAME
+    assert algorithm.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
+    assert "CXRNet 1.2.0" in algorithm.ContributionDescription
+
+
+def test_a_source_of_an_unknown_maker_leaves_the_algorithm_alone():
+    assert len(read(source(Manufacturer=None)).ContributingEquipmentSequence) == 1
+
+
+@BOTH
+def test_copies_patient_and_study(kind):
+    given = source(PatientAge="066Y", IssuerOfPatientID="Hospital", StudyDescription="Thorax")
+    ds = read(given, kind)
+    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "IssuerOfPatientID"):
+        assert ds[keyword].value == given[keyword].value
+    for keyword in ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription"):
+        assert ds[keyword].value == given[keyword].value
+
+
+def test_copies_sequences_without_sharing_them():
+    item = pydicom.Dataset()
+    item.UniversalEntityID, item.UniversalEntityIDType = "1.2.3", "ISO"
+    given = source(IssuerOfPatientIDQualifiersSequence=[item])
+    assert read(given).IssuerOfPatientIDQualifiersSequence[0].UniversalEntityID == "1.2.3"
+
+
+def test_leaves_the_source_as_it_was():
+    given = source(SpecificCharacterSet="ISO_IR 100", PatientSex="X", PatientName="Müßig^Jörg")
+    before = copy.deepcopy(given)
+    compose(given)
+    assert given == before
+
+
+TYPE_2 = [
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate"),
+    *("StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize("lacking", [None, ""], ids=["absent", "empty"])
+def test_what_the_source_lacks_is_present_and_empty(kind, lacking):
+    ds = read(source(**dict.fromkeys(TYPE_2, lacking)), kind)
+    assert all(keyword in ds and not ds[keyword].value for keyword in TYPE_2)
+
+
+def test_a_source_without_a_series_still_gets_both_results():
+    given = source(SeriesInstanceUID=None, SeriesNumber=None, InstanceNumber=None, Modality=None, PatientOrientation=None)
+    report = read(given, REPORT)
+    evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    assert all(UID(item.SeriesInstanceUID).is_valid for item in evidence)
+    assert read(given).Modality == "OT"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "given", "kept"),
+    [
+        ("PatientBirthDate", "d14a028c2a3a", ""),
+        ("PatientBirthDate", "19601301", ""),
+        ("StudyDate", "1993.02.24", "19930224"),
+        ("StudyTime", "noon", ""),
+        ("PatientSex", "X", ""),
+        ("AccessionNumber", "A" * 40, "A" * 40),
+        ("PatientName", "Retired Form", "Retired Form"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_broken_value_is_emptied_unless_archives_match_by_it(keyword, given, kept):
+    ds = source()
+    ds[keyword] = pydicom.DataElement(ds[keyword].tag, ds[keyword].VR, given, validation_mode=0)
+    for kind in (OVERLAY, REPORT):
+        assert str(read(as_received(ds), kind)[keyword].value or "") == kept
+
+
+@pytest.mark.parametrize(
+    ("offset", "date", "time"),
+    [("+1000", "20260305", "011617.250000"), ("-0530", "20260304", "094617.250000"), (None, "20260304", "151617.250000")],
+)
+def test_dates_are_in_the_time_zone_that_the_object_names(offset, date, time):
+    ds = read(source(TimezoneOffsetFromUTC=offset))
+    assert ds.get("TimezoneOffsetFromUTC") == offset
+    assert (ds.ContentDate, ds.ContentTime) == (date, time)
+    assert (ds.SeriesDate, ds.InstanceCreationTime) == (date, time)
+
+
+NAMES = {
+    "German": ("ISO_IR 100", "Müßig^Jörg"),
+    "Cyrillic": ("ISO_IR 144", "Люкceмбypг^Анна"),
+    "Japanese": (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    "Japanese half width": (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"),
+    "Korean": (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+    "Chinese": ("GB18030", "Wang^XiaoDong=王^小东"),
+    "UTF-8": ("ISO_IR 192", "Ångström^Ødegård=王^小東"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("language", NAMES)
+def test_names_survive_in_their_character_set(language, kind):
+    declared, name = NAMES[language]
+    received = as_received(source(SpecificCharacterSet=declared, PatientName=name))
+    sent_bytes = received.get_item("PatientName").value
+    ds = read(received, kind)
+    assert ds.get_item("PatientName").value == sent_bytes
+    assert ds.SpecificCharacterSet == declared
+    assert ds.PatientName == name
+
+
+@BOTH
+def test_a_text_beyond_its_character_set_becomes_utf_8(kind):
+    ds = read(source(SpecificCharacterSet="ISO_IR 100", PatientName="山田^太郎"), kind)
+    assert ds.SpecificCharacterSet == "ISO_IR 192"
+    assert ds.PatientName == "山田^太郎"
+
+
+@BOTH
+def test_a_patient_without_declared_character_set_keeps_the_bytes_of_the_name(kind):
+    ds = read(source(PatientName="Müßig^Jörg"), kind)
+    assert "SpecificCharacterSet" not in ds
+    assert ds.get_item("PatientName").value.strip() == "Müßig^Jörg".encode("latin-1")
+
+
+@pytest.mark.filterwarnings("ignore:Unknown encoding:UserWarning")
+def test_an_unknown_character_set_becomes_utf_8():
+    received = as_received(source(PatientName="Müßig^Jörg"))
+    received.SpecificCharacterSet = "ISO_IR 999"
+    ds = read(received)
+    assert ds.SpecificCharacterSet == "ISO_IR 192"
+    assert ds.PatientName.family_name.startswith("M")

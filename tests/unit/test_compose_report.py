@@ -1,0 +1,235 @@
+"""The structured report: what it says, where it points, and that its codes are declared."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from io import BytesIO
+
+import numpy as np
+import pydicom
+import pytest
+from highdicom.sr import Comprehensive3DSR
+from pydicom.uid import UID
+
+from cxr_node.compose import compose_results
+from cxr_node.compose.report import lung_rectangle
+from cxr_node.records import LABELS, Geometry, ResultKind
+from tests.composing import MODEL, NOW, PROBABILITIES, SIDE, findings, radiograph, source
+
+CODES = tomllib.loads((files("cxr_node.compose") / "codes.toml").read_text("utf-8"))
+BOTH = (ResultKind.OVERLAY, ResultKind.REPORT)
+
+
+def composed(way=None, kinds=BOTH, **changes):
+    made = compose_results(source(), radiograph(**(way or {})), findings(**changes), now=NOW, kinds=kinds, max_side_px=256)
+    return {item.kind: pydicom.dcmread(BytesIO(item.content)) for item in made}
+
+
+def report(**options):
+    return Comprehensive3DSR.from_dataset(composed(**options)[ResultKind.REPORT])
+
+
+def group(**options):
+    (only,) = report(**options).content.get_planar_roi_measurement_groups()
+    return only
+
+
+def items(ds):
+    """Every content item below an object or an item."""
+    for item in ds.get("ContentSequence", []):
+        yield item
+        yield from items(item)
+
+
+def concepts(ds):
+    for element in ds.iterall():
+        if element.keyword in ("ConceptNameCodeSequence", "ConceptCodeSequence", "MeasurementUnitsCodeSequence"):
+            yield from element.value
+
+
+def measured(name):
+    """Values of a measurement by the name of its code, with the laterality of its site if it has one."""
+    code = CODES[name[0]][name[1]]["value"]
+    found = []
+    for item in items(composed()[ResultKind.REPORT]):
+        if item.ValueType == "NUM" and item.ConceptNameCodeSequence[0].CodeValue == code:
+            value = item.MeasuredValueSequence[0]
+            unit = value.MeasurementUnitsCodeSequence[0]
+            assert (unit.CodeValue, unit.CodingSchemeDesignator) == ("%", "UCUM")
+            found.append((float(value.NumericValue), next((i for i in items(item) if i.ValueType == "CODE"), None)))
+    return found
+
+
+def test_is_an_imaging_measurement_report_after_tid_1500():
+    ds = composed()[ResultKind.REPORT]
+    assert ds.SOPClassUID == pydicom.uid.Comprehensive3DSRStorage
+    assert ds.ConceptNameCodeSequence[0].CodeValue == "126000"
+    assert ds.ContentTemplateSequence[0].TemplateIdentifier == "1500"
+
+
+def test_is_complete_unverified_and_has_the_procedure_sequences():
+    ds = composed()[ResultKind.REPORT]
+    assert (ds.CompletionFlag, ds.VerificationFlag, ds.PreliminaryFlag) == ("COMPLETE", "UNVERIFIED", "PRELIMINARY")
+    assert len(ds.ReferencedPerformedProcedureStepSequence) == 0
+    assert ds.PerformedProcedureCodeSequence[0].CodeValue == "363679005"
+
+
+def test_the_observer_is_this_device():
+    (context,) = report().content.get_observer_contexts()
+    device = context.observer_identifying_attributes
+    assert UID(device.uid).is_valid
+    assert (device.manufacturer_name, device.model_name) == ("cxr_node", "cxr_node")
+    assert device.serial_number == MODEL.digest[:16]
+    assert device.name.startswith("cxr_node ")
+
+
+@pytest.mark.parametrize(
+    ("label", "code"),
+    [
+        ("healthy", "17621005"),
+        ("bacterial_pneumonia", "53084003"),
+        ("viral_pneumonia", "75570004"),
+        ("covid19_pneumonia", "882784691000119100"),
+    ],
+)
+def test_the_finding_is_the_class_in_snomed_ct(label, code):
+    finding = group(label=label).finding_type
+    assert (finding.value, finding.scheme_designator) == (code, "SCT")
+
+
+def test_a_code_of_more_than_16_characters_is_a_long_code_value():
+    ds = composed(label="covid19_pneumonia")[ResultKind.REPORT]
+    assert any(item.get("LongCodeValue") == "882784691000119100" and "CodeValue" not in item for item in concepts(ds))
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_each_probability_is_a_measurement_in_percent(label):
+    ((value, _),) = measured(("probability", label))
+    assert value == pytest.approx(100 * PROBABILITIES[label], abs=0.005)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("threshold", 25), ("heat_in_lungs", 83), ("lung_area", None)])
+def test_other_measurements(name, expected):
+    ((value, _),) = measured(("measurement", name))
+    assert value == pytest.approx(100 * findings().lung_area_fraction if expected is None else expected, abs=0.005)
+
+
+def test_the_share_of_heat_is_given_for_each_lung():
+    shares = {}
+    for value, site in measured(("measurement", "heat_by_lung")):
+        laterality = next(items(site))
+        shares[laterality.ConceptCodeSequence[0].CodeMeaning] = value
+    assert shares == {"Right": 90, "Left": 10}
+
+
+def test_names_the_algorithm():
+    texts = {
+        item.ConceptNameCodeSequence[0].CodeValue: item.TextValue
+        for item in items(composed()[ResultKind.REPORT])
+        if item.ValueType == "TEXT" and item.ConceptNameCodeSequence[0].CodeValue in ("111001", "111003", "111002")
+    }
+    assert texts == {"111001": MODEL.name, "111003": MODEL.version, "111002": f"weights: sha256 {MODEL.digest}"}
+
+
+def test_tracks_its_group_by_a_derived_uid():
+    one, again, other = group(), group(), group(model=type(MODEL)("CXRNet", "9"))
+    assert UID(one.tracking_uid).is_valid
+    assert one.tracking_uid == again.tracking_uid != other.tracking_uid
+    assert one.tracking_identifier
+
+
+def test_every_group_has_a_region_on_the_source():
+    """Viewers show nothing at all where a group has none."""
+    ds = composed()[ResultKind.REPORT]
+    groups = [item for item in items(ds) if item.ConceptNameCodeSequence[0].CodeValue == "125007"]
+    assert groups
+    for item in groups:
+        (region,) = (child for child in items(item) if child.ValueType == "SCOORD")
+        assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source().SOPInstanceUID
+
+
+def test_refers_to_the_overlay_as_its_illustration():
+    made = composed()
+    overlay = made[ResultKind.OVERLAY]
+    referenced = [
+        item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        for item in items(made[ResultKind.REPORT])
+        if item.ConceptNameCodeSequence[0].CodeValue == "121080"
+    ]
+    assert referenced == [overlay.SOPInstanceUID]
+
+
+def test_lists_all_it_refers_to_as_evidence():
+    made = composed()
+    overlay = made[ResultKind.OVERLAY]
+    evidence = {tuple(map(str, row)) for row in Comprehensive3DSR.from_dataset(made[ResultKind.REPORT]).get_evidence()}
+    given = source()
+    assert evidence == {
+        (given.StudyInstanceUID, given.SeriesInstanceUID, given.SOPInstanceUID, given.SOPClassUID),
+        (overlay.StudyInstanceUID, overlay.SeriesInstanceUID, overlay.SOPInstanceUID, overlay.SOPClassUID),
+    }
+
+
+def test_without_an_overlay_none_is_referred_to():
+    made = composed(kinds=(ResultKind.REPORT,))
+    assert len(Comprehensive3DSR.from_dataset(made[ResultKind.REPORT]).get_evidence()) == 1
+    assert not [i for i in items(made[ResultKind.REPORT]) if i.ConceptNameCodeSequence[0].CodeValue == "121080"]
+
+
+def test_private_codes_are_declared():
+    ds = composed()[ResultKind.REPORT]
+    private = {item.CodingSchemeDesignator for item in concepts(ds) if item.CodingSchemeDesignator.startswith("99")}
+    declared = {item.CodingSchemeDesignator for item in ds.CodingSchemeIdentificationSequence}
+    assert private == declared == {"99CXRNODE"}
+
+
+def test_the_code_table_covers_every_class():
+    assert set(CODES["finding"]) == set(CODES["probability"]) == set(LABELS)
+
+
+@pytest.mark.parametrize("table", [name for name in CODES if name != "scheme"])
+def test_codes_fit_their_value_representations(table):
+    for code in CODES[table].values():
+        assert set(code) == {"value", "scheme", "meaning"}
+        assert 0 < len(code["meaning"]) <= 64
+        assert len(code["scheme"]) <= 16
+        assert not (code["scheme"].startswith("99") and len(code["value"]) > 16)
+
+
+TOP, BOTTOM, LEFT, RIGHT = 20, 120, 30, 130
+"""An upright box in 224 x 224, off centre both ways."""
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        ((False, False, False), (30, 20, 130, 120)),
+        ((False, False, True), (94, 20, 194, 120)),
+        ((False, True, False), (30, 104, 130, 204)),
+        ((True, False, False), (20, 30, 120, 130)),
+        ((True, True, False), (104, 30, 204, 130)),
+        ((True, False, True), (20, 94, 120, 194)),
+        ((True, True, True), (104, 94, 204, 194)),
+    ],
+)
+def test_the_region_lies_in_the_source_s_own_pixels(way, expected):
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[TOP:BOTTOM, LEFT:RIGHT] = True
+    corners = lung_rectangle(mask, Geometry(2 * SIDE, 3 * SIDE, *way))
+    left, top, right, bottom = expected
+    assert np.allclose(corners.min(axis=0), [3 * left, 2 * top])
+    assert np.allclose(corners.max(axis=0), [3 * right, 2 * bottom])
+    assert (corners[0] == corners[-1]).all()
+
+
+def test_without_lungs_the_region_is_the_whole_image():
+    corners = lung_rectangle(np.zeros((SIDE, SIDE), bool), Geometry(500, 400))
+    assert (corners.min(axis=0) == 0).all()
+    assert (corners.max(axis=0) == [400, 500]).all()
+
+
+def test_the_region_in_the_report_is_the_lungs_rectangle():
+    way = {"across": True, "transposed": True}
+    expected = lung_rectangle(findings().lungs, radiograph(**way).geometry)
+    assert np.allclose(group(way=way).roi.value, expected, atol=1e-3)

@@ -1,0 +1,286 @@
+"""The overlay: heat on the right side and only in the lungs, whatever way the source lies, and an honest header."""
+
+from __future__ import annotations
+
+import itertools
+from io import BytesIO
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from pydicom import Dataset
+
+from cxr_node.compose import compose_results, draw_overlay, pixel_aspect
+from cxr_node.prepare.radiograph import prepare_dataset
+from cxr_node.records import LABELS, Geometry, Model, Radiograph, ResultKind
+from tests.composing import MARK, NOW, PROBABILITIES, SIDE, findings, heat_at, lungs, radiograph, source, upright_chest
+
+COLOURED = 40
+"""Difference between a pixel's strongest and weakest channel from which it is heat, not the pale lung outline on grey."""
+WAYS = [
+    pytest.param({"transposed": t, "down": d, "across": a}, id=f"transposed={t:d} down={d:d} across={a:d}")
+    for t, d, a in itertools.product((False, True), repeat=3)
+]
+
+
+def picture_of(overlay):
+    """The radiograph's part of an overlay: between header and panel, whose heights are shares of the width."""
+    height, width = overlay.shape[:2]
+    return overlay[round(0.046 * width) : height - round(0.205 * width)].astype(int)
+
+
+def colourfulness(picture):
+    return picture.max(axis=2) - picture.min(axis=2)
+
+
+def warmth(picture):
+    """Red over blue: strong heat is golden, the outline of the lungs pale blue, the rest grey."""
+    return picture[..., 0] - picture[..., 2]
+
+
+def upright_again(picture, *, transposed=False, down=False, across=False):
+    picture = picture.transpose(1, 0, 2) if transposed else picture
+    picture = picture[::-1] if down else picture
+    return picture[:, ::-1] if across else picture
+
+
+def overlay_object(ds=None, **changes):
+    ds = source() if ds is None else ds
+    item, *_ = compose_results(ds, radiograph(), findings(**changes), now=NOW, kinds=[ResultKind.OVERLAY])
+    return pydicom.dcmread(BytesIO(item.content))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_heat_lies_over_the_mark_whatever_way_the_source_lies(way):
+    picture = upright_again(picture_of(draw_overlay(radiograph(**way), findings(), 900)), **way)
+    rows, columns = np.nonzero(warmth(picture) > 30)
+    height, width = picture.shape[:2]
+    assert rows.mean() / height == pytest.approx(MARK[0] / SIDE, abs=0.02)
+    assert columns.mean() / width == pytest.approx(MARK[1] / SIDE, abs=0.02)
+
+
+def test_monochrome1_and_2_of_the_same_chest_make_the_same_overlay():
+    stored = np.rint(upright_chest() * 4095).astype(np.uint16)
+
+    def drawn(photometric_interpretation, pixels):
+        ds = source(Rows=pixels.shape[0], Columns=pixels.shape[1], SamplesPerPixel=1, BitsAllocated=16, BitsStored=12)
+        ds.HighBit, ds.PixelRepresentation, ds.PhotometricInterpretation = 11, 0, photometric_interpretation
+        ds.PixelData = pixels.tobytes()
+        return draw_overlay(prepare_dataset(ds), findings(), 512).astype(int)
+
+    assert np.abs(drawn("MONOCHROME2", stored) - drawn("MONOCHROME1", 4095 - stored)).max() <= 1
+
+
+def test_nothing_is_coloured_outside_the_lungs():
+    everywhere = findings(heatmap=np.ones((SIDE, SIDE), np.float32))
+    picture = picture_of(draw_overlay(radiograph(), everywhere, 900))
+    inside = cv2.resize(lungs().astype(np.float32), picture.shape[1::-1])
+    coloured = colourfulness(picture) > COLOURED
+    assert coloured[inside > 0.95].mean() > 0.95
+    away_from_the_outline = cv2.dilate((inside > 0).astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
+    assert not coloured[away_from_the_outline].any()
+    assert (colourfulness(picture)[away_from_the_outline] == 0).all()
+
+
+def test_colour_grows_with_heat():
+    shades = []
+    for heat in (0.0, 0.1, 0.3, 0.5, 0.75, 1.0):
+        even = findings(heatmap=np.full((SIDE, SIDE), heat, np.float32) * lungs())
+        picture = picture_of(draw_overlay(radiograph(), even, 600))
+        middle = picture[round(picture.shape[0] * 120 / SIDE), round(picture.shape[1] * 70 / SIDE)]
+        shades.append(middle)
+    away_from_grey = [float(np.linalg.norm(shade - shades[0])) for shade in shades]
+    assert colourfulness(shades[0][None, None])[0, 0] == 0
+    assert away_from_grey == sorted(away_from_grey)
+    assert away_from_grey[1] < 12 < away_from_grey[-1]
+
+
+def test_the_anatomy_stays_visible_under_the_strongest_heat():
+    stripes = upright_chest()
+    stripes[::40] += 0.2
+    hot = findings(heatmap=lungs().astype(np.float32))
+    picture = picture_of(draw_overlay(radiograph(stripes), hot, 850))
+    column = picture[:, round(picture.shape[1] * 70 / SIDE)].sum(axis=1)[picture.shape[0] // 3 : picture.shape[0] // 2]
+    assert column.max() - column.min() > 30
+
+
+@pytest.mark.parametrize("max_side_px", [256, 1024, 1280, 2000])
+@pytest.mark.parametrize("shape", [(3056, 2544), (2000, 2800), (300, 300), (1000, 301)])
+def test_the_longest_side_is_as_asked(shape, max_side_px):
+    drawn = draw_overlay(radiograph(upright_chest(*shape)), findings(), max_side_px)
+    expected = min(max_side_px, max(1024, *shape))
+    assert expected - 2 <= max(drawn.shape[:2]) <= expected
+    assert drawn.dtype == np.uint8
+    picture = picture_of(drawn)
+    assert picture.shape[0] / picture.shape[1] == pytest.approx(shape[0] / shape[1], rel=0.02)
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1.0, 1.6])
+def test_pixels_that_are_not_square_are_drawn_square(aspect):
+    picture = picture_of(draw_overlay(radiograph(), findings(), 800, pixel_aspect=aspect))
+    assert picture.shape[0] / picture.shape[1] == pytest.approx(640 * aspect / 512, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "aspect"),
+    [
+        ({}, 1.0),
+        ({"PixelSpacing": [0.2, 0.1]}, 2.0),
+        ({"ImagerPixelSpacing": [0.1, 0.2]}, 0.5),
+        ({"PixelSpacing": [0.15, 0.15], "PixelAspectRatio": [1, 2]}, 1.0),
+        ({"PixelAspectRatio": [4, 3]}, 4 / 3),
+        ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.3, 0.2]}, 1.5),
+        ({"PixelSpacing": [0.1, 50]}, 1.0),
+        ({"PixelSpacing": ""}, 1.0),
+        ({"PixelAspectRatio": 1}, 1.0),
+    ],
+)
+def test_pixel_aspect_is_height_by_width(attributes, aspect):
+    assert pixel_aspect(source(**attributes)) == pytest.approx(aspect)
+
+
+def test_the_object_is_drawn_with_the_source_s_pixel_aspect():
+    square, tall = overlay_object(), overlay_object(source(PixelSpacing=[0.4, 0.2]))
+    assert tall.Rows / tall.Columns > 1.5 * square.Rows / square.Columns
+
+
+def test_padding_is_black():
+    padded = upright_chest()
+    padded[:, :60] = np.nan
+    picture = picture_of(draw_overlay(Radiograph(padded, np.zeros((SIDE, SIDE), np.uint8), Geometry(640, 512)), findings(), 850))
+    assert (picture[:, : picture.shape[1] * 50 // 512] == 0).all()
+    assert picture[:, picture.shape[1] * 250 // 512].mean() > 100
+
+
+def test_the_same_input_draws_the_same_picture():
+    assert np.array_equal(draw_overlay(radiograph(), findings(), 700), draw_overlay(radiograph(), findings(), 700))
+
+
+def ink(crop):
+    """What is drawn in a crop, without its margins."""
+    rows, columns = np.nonzero(crop.max(axis=2) > 128)
+    return crop[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def test_side_letters_stand_where_the_sides_lie():
+    def letters(**way):
+        drawn = draw_overlay(radiograph(**way), findings(), 1200)
+        header = drawn[: round(0.046 * drawn.shape[1])]
+        tenth = drawn.shape[1] // 10
+        return ink(header[:, :tenth]), ink(header[:, -tenth:])
+
+    left, right = letters()
+    left_of_flipped, right_of_flipped = letters(across=True)
+    assert not np.array_equal(left, right)
+    assert np.array_equal(left, right_of_flipped)
+    assert np.array_equal(right, left_of_flipped)
+    assert np.array_equal(left, letters(down=True)[0])
+
+
+def test_a_source_on_its_side_names_top_and_bottom():
+    def inked_columns(transposed):
+        drawn = draw_overlay(radiograph(transposed=transposed), findings(), 1200)
+        header = drawn[: round(0.046 * drawn.shape[1]), : drawn.shape[1] // 4]
+        return ink(header).shape[1] / drawn.shape[1]
+
+    assert inked_columns(True) > 3 * inked_columns(False)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_each_class_has_a_panel_of_its_own(label):
+    drawn = draw_overlay(radiograph(), findings(label=label), 800)
+    others = [draw_overlay(radiograph(), findings(label=other), 800) for other in LABELS if other != label]
+    assert all(not np.array_equal(drawn[-120:], other[-120:]) for other in others)
+
+
+def test_bars_are_as_long_as_the_probabilities():
+    drawn = draw_overlay(radiograph(), findings(), 1280)
+    width = drawn.shape[1]
+    top = drawn.shape[0] - round(0.205 * width)
+    left, right = round(0.268 * width), round(0.53 * width)
+    for row, label in enumerate(LABELS):
+        line = drawn[top + round((0.081 + 0.03 * row) * width), left : right + 1].astype(int)
+        filled = (line.max(axis=1) > 100).mean()
+        assert filled == pytest.approx(PROBABILITIES[label], abs=0.01)
+
+
+@pytest.mark.parametrize("max_side_px", [400, 640, 1024])
+def test_no_text_runs_over_the_edge_or_into_another(max_side_px):
+    """The longest texts leave the panel's margins and the gutter between its columns empty."""
+    certain = dict.fromkeys(LABELS, 0.0) | {"covid19_pneumonia": 1.0}
+    said = findings(label="covid19_pneumonia", probabilities=certain, model=Model("A network of a long name", "10.20.30-rc.4"))
+    drawn = draw_overlay(radiograph(), said, max_side_px)
+    width = drawn.shape[1]
+    panel = drawn[drawn.shape[0] - round(0.205 * width) + 2 :].max(axis=(0, 2))
+    assert not panel[-width // 70 :].any()
+    assert not panel[round(0.64 * width) : round(0.67 * width)].any()
+    title = drawn[drawn.shape[0] - round(0.205 * width) + 2 :][: round(0.055 * width)].max(axis=(0, 2))
+    assert not title[round(0.493 * width) : round(0.497 * width)].any()
+
+
+def test_says_what_the_standard_wants_of_a_derived_image():
+    ds = overlay_object(source(PatientOrientation=["R", "F"]))
+    assert ds.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
+    assert ds.ImageType == ["DERIVED", "SECONDARY"]
+    assert ds.BurnedInAnnotation == "YES"
+    assert ds.ConversionType
+    assert ds.DerivationDescription
+    assert ds.Modality == "DX"
+    assert ds.BodyPartExamined == "CHEST"
+    assert ds.PatientOrientation == ["R", "F"]
+    assert (ds.PhotometricInterpretation, ds.SamplesPerPixel, ds.PlanarConfiguration) == ("RGB", 3, 0)
+    assert ds.pixel_array.shape == (ds.Rows, ds.Columns, 3)
+
+
+def test_names_its_source():
+    (item,) = overlay_object().SourceImageSequence
+    assert item.ReferencedSOPInstanceUID == source().SOPInstanceUID
+    assert item.ReferencedSOPClassUID == source().SOPClassUID
+    purpose = item.PurposeOfReferenceCodeSequence[0]
+    assert (purpose.CodeValue, purpose.CodingSchemeDesignator) == ("121322", "DCM")
+
+
+def test_holds_the_picture_that_was_drawn():
+    assert np.array_equal(overlay_object().pixel_array, draw_overlay(radiograph(), findings(), 1280))
+
+
+@pytest.mark.parametrize("orientation", [None, "", "L", ["L", "F", "H"]])
+def test_an_orientation_that_is_no_pair_is_left_empty(orientation):
+    assert not overlay_object(source(PatientOrientation=orientation)).PatientOrientation
+
+
+@pytest.mark.parametrize(
+    ("attributes", "transfer_syntax", "flag"),
+    [
+        ({}, "1.2.840.10008.1.2.1", None),
+        ({"LossyImageCompression": "00"}, "1.2.840.10008.1.2.1", "00"),
+        ({"LossyImageCompression": "01"}, "1.2.840.10008.1.2.1", "01"),
+        ({}, "1.2.840.10008.1.2.4.50", "01"),
+        ({"LossyImageCompression": "00"}, "1.2.840.10008.1.2.4.51", "01"),
+    ],
+)
+def test_lossy_compression_is_inherited(attributes, transfer_syntax, flag):
+    given = source(**attributes)
+    given.file_meta.TransferSyntaxUID = transfer_syntax
+    assert overlay_object(given).get("LossyImageCompression") == flag
+
+
+def test_ratio_and_method_come_along_with_losses():
+    ds = overlay_object(
+        source(LossyImageCompression="01", LossyImageCompressionRatio=10, LossyImageCompressionMethod="ISO_15444_1")
+    )
+    assert (ds.LossyImageCompressionRatio, ds.LossyImageCompressionMethod) == (10, "ISO_15444_1")
+
+
+def test_a_source_without_file_meta_information_will_do():
+    bare = Dataset()
+    bare.update(source())
+    assert "LossyImageCompression" not in overlay_object(bare)
+
+
+def test_heat_at_the_left_lung_is_drawn_there():
+    """The negative control of the side tests: the mark moves, and the colour with it."""
+    picture = picture_of(draw_overlay(radiograph(), findings(heatmap=heat_at((100, 154))), 900))
+    _, columns = np.nonzero(warmth(picture) > 30)
+    assert columns.min() > picture.shape[1] / 2
