@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ def read_any(path: Path) -> Source:
     started = time.perf_counter()
     pixels = read_image_file(path)
     radiograph = prepare_pixels(pixels)
-    ds = radiograph_from_image(path)
+    # the same picture gets the same UIDs, and so the same results, each time
+    ds = radiograph_from_image(path, uid_seed=hashlib.sha256(path.read_bytes()).hexdigest())
     del ds.PixelData
     return Source(ds, radiograph, time.perf_counter() - started)

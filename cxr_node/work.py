@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import structlog
 
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
-from cxr_node.analyse.pipeline import analyse
+from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
 from cxr_node.compose import compose_results
+from cxr_node.emulate import radiograph_from_image
 from cxr_node.errors import Rejected
 from cxr_node.logs import explain
-from cxr_node.records import DataFolder, Findings, Job
+from cxr_node.prepare.network_image import NETWORK_SIZE_PX
+from cxr_node.records import DataFolder, Findings, Geometry, Job, Radiograph
 from cxr_node.settings import Settings
 from cxr_node.source import Source, read_dicom
 from cxr_node.store import jobs, leases
@@ -170,6 +173,17 @@ def as_json(findings: Findings, seconds: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def warm_up(networks: Networks) -> None:
+    """Run everything once on an empty image: the first use of the networks and of the composer costs seconds."""
+    size = NETWORK_SIZE_PX
+    empty = np.zeros((size, size), np.uint8)
+    lungs = np.ones((size, size), np.bool_)
+    segment_batch([empty], networks)
+    (findings,) = classify_batch([empty], [lungs], networks)
+    radiograph = Radiograph(empty.astype(np.float32), empty, Geometry(size, size))
+    compose_results(radiograph_from_image(empty), radiograph, findings, now=datetime.now(UTC))
+
+
 def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) -> None:
     """Run the role until `stop` is set; what was claimed and not begun goes back to the queue.
 
@@ -181,6 +195,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     networks = load_networks(settings.inference)
     leases.release_dead(engine)
     worker = Worker(settings, engine, networks)
+    warm_up(networks)
     ready()
     log.info("working", model=networks.model.version, device=str(networks.device), dtype=str(networks.dtype))
     ahead: list[Claimed] = []

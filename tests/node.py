@@ -46,12 +46,12 @@ class Node:
         self.log = folder / "node.log"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start and wait for the line that says it is ready."""
+    def start(self, command: str = "serve") -> None:
+        """Start all roles, or one that receives, and wait for the line that says it is ready."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CXR_NODE__")}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cxr_node", "serve", "--config", str(self.config)],
+                [sys.executable, "-m", "cxr_node", command, "--config", str(self.config)],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**environment, "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "2")},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,21 @@ class Networks:
     input_size_px: int
     temperature: float
     gate: dict[str, Any] | None
+    stream: torch.cuda.Stream | None = None
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Run the networks in `dtype`."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the networks: without gradients, in `dtype`, and on a GPU in a stream of their own."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            if self.dtype != torch.float32:
+                stack.enter_context(torch.autocast(self.device.type, self.dtype))
+            if self.stream is not None:
+                stack.enter_context(torch.cuda.stream(self.stream))
+            yield
 
     def to_device(self, images: list[Any]) -> Tensor:
-        """uint8 (H, W) arrays of one size to a batch float (N, 1, H, W) in 0..1 on the device."""
+        """uint8 (H, W) arrays of one size to a batch float (N, 1, H, W) in 0..1 on the device; within `running`."""
         batch = torch.stack([torch.from_numpy(image) for image in images]).unsqueeze(1)
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
@@ -104,6 +111,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
         input_size_px=cxrnet.description["preprocessing"]["input_size_px"],
         temperature=cxrnet.description["calibration"]["temperature"],
         gate=unet.description.get("gate"),
+        stream=torch.cuda.Stream(device) if device.type == "cuda" else None,  # type: ignore[no-untyped-call]
     )
 
 

@@ -86,10 +86,11 @@ def segment_batch(
     network_images: Sequence[NDArray[np.uint8]], networks: Networks
 ) -> tuple[list[NDArray[np.bool_]], NDArray[np.float32]]:
     """Cleaned lung masks, bool (224, 224) each, and what the gate judges by, float32 (N, 2 K)."""
-    with torch.inference_mode(), networks.autocast():
+    with networks.running():
         logits, bottlenecks = networks.unet(networks.to_device(list(network_images)))
-    raw = (logits > 0).squeeze(1).cpu().numpy()
-    return [clean_mask(mask) for mask in raw], bottlenecks.float().cpu().numpy()
+        raw = (logits > 0).squeeze(1).cpu().numpy()
+        seen = bottlenecks.float().cpu().numpy()
+    return [clean_mask(mask) for mask in raw], seen
 
 
 def classify_batch(
@@ -110,13 +111,14 @@ def classify_batch(
 
 def _classify(crops: list[NDArray[np.uint8]], networks: Networks) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Calibrated probabilities, float64 (N, 4), and relevance, float32 (N, S, S) in 0..1."""
-    with torch.inference_mode(), networks.autocast():
+    with networks.running():
         image = networks.to_device(crops)
         features = networks.cxrnet.encode(image)
         logits = networks.cxrnet.classify(features[-1])
         _, relevance = networks.cxrnet.decode(features, image)
-    probabilities = torch.softmax(logits.double() / networks.temperature, dim=1)
-    return probabilities.cpu().numpy(), relevance.squeeze(1).float().cpu().numpy()
+        probabilities = torch.softmax(logits.double() / networks.temperature, dim=1).cpu().numpy()
+        heat = relevance.squeeze(1).float().cpu().numpy()
+    return probabilities, heat
 
 
 def _findings(

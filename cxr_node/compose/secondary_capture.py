@@ -59,7 +59,10 @@ def draw_overlay(radiograph: Radiograph, findings: Findings, max_side_px: int, *
     """
     rows, columns = radiograph.pixels.shape
     height, width = _picture_size(rows * pixel_aspect, columns, max_side_px)
-    picture: _Picture = np.asarray(cv2.cvtColor(_to_grey(radiograph.pixels, height, width), cv2.COLOR_GRAY2RGB), np.uint8)
+    grey = _to_grey(radiograph.pixels, height, width)
+    if findings.greys_inverted:  # shown as it was read, not as a wrong header has it
+        grey = 255 - grey
+    picture: _Picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
     smooth = cv2.GaussianBlur(findings.lungs.astype(np.float32), (0, 0), 1.2)  # no steps in the outline
     lungs = (to_source(smooth, radiograph.geometry, shape=(height, width)) >= 0.5).astype(np.uint8)
     heat = to_source(findings.heatmap, radiograph.geometry, shape=(height, width))
@@ -248,7 +251,7 @@ def _text(
     def extent() -> int:
         return int(cv2.getTextSize((0, 0), text, (0, 0), font, size, weight)[2])
 
-    while room is not None and size > 6 and extent() > room:
+    while room is not None and size > 4 and extent() > room:
         size -= 1
     x, y = origin
     if side != "left":

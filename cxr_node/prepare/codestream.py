@@ -9,6 +9,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from pydicom import Dataset
+from pydicom.encaps import get_frame
+
+from cxr_node.errors import Rejected
+
+DAMAGED = "The picture's data are damaged and can't be decoded."
+
 _J2K_START = b"\xff\x4f\xff\x51"
 """SOC followed by SIZ (ISO/IEC 15444-1 A.4 and A.5)."""
 _JPEG_START = b"\xff\xd8"
@@ -31,9 +38,32 @@ class Codestream:
     complete: bool
 
 
+def check_codestream(ds: Dataset) -> None:
+    """Keep from the decoders what is cut short, or larger than the header says and they have room for.
+
+    Args:
+        ds: with encapsulated PixelData of one frame in JPEG, JPEG-LS, JPEG 2000 or HTJ2K.
+
+    Raises:
+        Rejected: the codestream is damaged or doesn't match the header.
+    """
+    try:
+        codestream = read_codestream(get_frame(ds.PixelData, 0, number_of_frames=1))
+    except Exception as error:  # a broken encapsulation raises in many ways
+        raise Rejected(DAMAGED) from error
+    if codestream is None:
+        raise Rejected(DAMAGED)
+    if not codestream.complete:
+        raise Rejected("The picture's data are cut short, as if it was not sent completely.")
+    if (codestream.rows, codestream.columns, codestream.samples_per_pixel) != (ds.Rows, ds.Columns, ds.SamplesPerPixel):
+        raise Rejected("The compressed picture has another size than its header says.")
+    if codestream.bits > ds.BitsAllocated:
+        raise Rejected(DAMAGED)
+
+
 def read_codestream(codestream: bytes) -> Codestream | None:
     """Read a JPEG, JPEG-LS, JPEG 2000 or HTJ2K codestream; None if it is none or its header is damaged."""
-    complete = codestream[-64:].rstrip(b"\0").endswith(_END)  # padded to an even length, by some to a multiple of more
+    complete = _END in codestream[-64:]  # what follows is padding, with 00 or FF; inside the coded data it can't occur
     try:
         if codestream.startswith(_J2K_START):
             right, bottom, left, top = struct.unpack(">4I", codestream[8:24])

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -39,7 +38,7 @@ from pydicom.uid import (
 )
 
 from cxr_node.errors import Rejected
-from cxr_node.prepare.codestream import read_codestream
+from cxr_node.prepare.codestream import DAMAGED, check_codestream
 
 MAX_PIXELS = 100_000_000
 """Rows × columns; the largest radiographs have about 20 million. More is a decompression bomb or a mistake."""
@@ -52,14 +51,13 @@ _MAX_COLOURED_SHARE = 0.001
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "TIFF")
 
-_DAMAGED = "The picture's data are damaged and can't be decoded."
-
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 
 _PLUGINS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_NATIVE, ("",)),
     JPEGBaseline8Bit: ("pillow", "pylibjpeg"),  # GDCM ends the whole process over some damaged ones
-    **dict.fromkeys((JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1), ("gdcm", "pylibjpeg")),
+    JPEGExtended12Bit: ("pylibjpeg", "gdcm"),  # GDCM knows it with 8 bits only
+    **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), ("gdcm", "pylibjpeg")),
     **dict.fromkeys(JPEGLSTransferSyntaxes, ("pyjpegls", "gdcm")),
     **dict.fromkeys((JPEG2000Lossless, JPEG2000), ("gdcm", "pylibjpeg")),
     **dict.fromkeys((HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), ("pylibjpeg",)),
@@ -132,15 +130,17 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
     if plugins is None:
         raise Rejected(f"The picture is compressed in a way that can't be decoded ({syntax.name}).")
     if syntax.is_encapsulated and syntax != RLELossless:
-        _check_codestream(ds)
+        check_codestream(ds)
     coloured = ds.SamplesPerPixel == 3
     shift = _unused_low_bits(ds) if syntax in _NATIVE else 0
     options: dict[str, Any] = {"raw": not coloured, "index": 0, "allow_excess_frames": False}
     if shift:
         options["correct_unused_bits"] = False
-    pixels = _first_that_works(
-        [lambda plugin=plugin: get_decoder(syntax).as_array(ds, decoding_plugin=plugin, **options)[0] for plugin in plugins]
-    )
+
+    def decode(plugin: str) -> NDArray[Any]:
+        return get_decoder(syntax).as_array(ds, decoding_plugin=plugin, **options)[0]
+
+    pixels = _first_that_works(decode, plugins)
     if shift:
         bits = ds.BitsStored
         pixels = (pixels >> shift) & ((1 << bits) - 1)
@@ -228,21 +228,21 @@ def _grey(pixels: NDArray[Any], bits_stored: int) -> NDArray[Any]:
     return np.ascontiguousarray(green)
 
 
-def _first_that_works(attempts: list[Callable[[], NDArray[Any]]]) -> NDArray[Any]:
-    """The first decoder's pixels that doesn't fail.
+def _first_that_works(decode: Callable[[str], NDArray[Any]], plugins: tuple[str, ...]) -> NDArray[Any]:
+    """The pixels of the first plugin that doesn't fail.
 
     Raises:
         Rejected: all fail, with the first one's error as its cause.
     """
     first: BaseException | None = None
-    for attempt in attempts:
+    for plugin in plugins:
         try:
-            return attempt()
+            return decode(plugin)
         except (MemoryError, KeyboardInterrupt, SystemExit):
             raise  # this machine's or its keeper's, not the input's fault
         except BaseException as error:  # decoders raise what their C makes of it, and Rust's panics are no Exception
             first = first or error
-    raise Rejected(_DAMAGED) from first
+    raise Rejected(DAMAGED) from first
 
 
 def _frames(ds: Dataset) -> int:
@@ -258,26 +258,6 @@ def _unused_low_bits(ds: Dataset) -> int:
     if high_bit is None or not ds.BitsStored <= high_bit + 1 <= ds.BitsAllocated:
         return 0
     return int(high_bit) + 1 - int(ds.BitsStored)
-
-
-def _check_codestream(ds: Dataset) -> None:
-    """Keep from the decoders what is cut short, or larger than the header says and they have room for.
-
-    Raises:
-        Rejected: the codestream is damaged or doesn't match the header.
-    """
-    try:
-        codestream = read_codestream(get_frame(ds.PixelData, 0, number_of_frames=1))
-    except Exception as error:  # a broken encapsulation raises in many ways
-        raise Rejected(_DAMAGED) from error
-    if codestream is None:
-        raise Rejected(_DAMAGED)
-    if not codestream.complete:
-        raise Rejected("The picture's data are cut short, as if it was not sent completely.")
-    if (codestream.rows, codestream.columns, codestream.samples_per_pixel) != (ds.Rows, ds.Columns, ds.SamplesPerPixel):
-        raise Rejected("The compressed picture has another size than its header says.")
-    if codestream.bits > ds.BitsAllocated:
-        raise Rejected(_DAMAGED)
 
 
 def _check_inflated_size(path: Path) -> None:

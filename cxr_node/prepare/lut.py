@@ -44,7 +44,7 @@ class LookupTable:
     def raw(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Entries as they stand, for the Modality LUT."""
         index = np.clip(np.rint(values) - self.first_mapped, 0, self.entries.size - 1)
-        return self.entries[index.astype(np.intp)]
+        return np.asarray(self.entries[index.astype(np.intp)])
 
     def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Entries as shares of the largest possible one, 0..1, for the VOI LUT."""

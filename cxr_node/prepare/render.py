@@ -182,7 +182,7 @@ def _number(ds: Dataset, keyword: str, default: float | None = None) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         value = value[0] if len(value) else None
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
     except (TypeError, ValueError):
         return default
     return number if np.isfinite(number) else default

@@ -87,7 +87,7 @@ def _read(file: BinaryIO, transfer_syntax: uid.UID) -> Dataset:
 
 
 def _is_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return tag >= 0x7FE00008  # float, double float and integer pixel data
+    return int(tag) >= 0x7FE00008  # float, double float and integer pixel data
 
 
 def _text(ds: Dataset, keyword: str, encodings: list[str]) -> str:

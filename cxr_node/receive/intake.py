@@ -24,10 +24,12 @@ from cxr_node.receive.admission import (
 from cxr_node.receive.command import StoreRequest
 from cxr_node.receive.header import read_header
 from cxr_node.receive.incoming import IncomingDataSet
+from cxr_node.receive.together import Together
 from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, Sender
 from cxr_node.settings import Settings
 from cxr_node.store import audit, jobs
 from cxr_node.store.instances import is_uid, keep_instance, keep_unparsed
+from cxr_node.store.jobs import Arrival
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -44,6 +46,7 @@ class Intake:
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings.receive
         self._engine = engine
+        self._together = Together(engine)
         self._folders = DataFolder(settings.node.data_dir)
         self._room = Room(settings.node.data_dir, settings.receive.min_free_mb)
         self._record_again_at: dict[str, float] = {}
@@ -105,7 +108,7 @@ class Intake:
         elif not is_radiograph:
             note = "no radiograph, not analysed"
         stored = keep_instance(self._folders, incoming.path, header, sha256)
-        admission = jobs.admit(self._engine, stored, incoming.sender, analyse=not note, note=note)
+        admission = self._together.admit(Arrival(stored, incoming.sender, analyse=not note, note=note))
         log.info(
             "instance received",
             sop_instance_uid=header.sop_instance_uid,
@@ -119,7 +122,7 @@ class Intake:
         path = keep_unparsed(self._folders, incoming.path)
         kept_as = path.relative_to(self._folders.root)
         log.warning("data set not understood", sop_instance_uid=incoming.sop_instance_uid, reason=reason, kept_as=str(kept_as))
-        self._record(incoming.sop_instance_uid, "instance-unparsed", f"{reason}; kept as {kept_as}")
+        self._record(incoming, "instance-unparsed", f"{reason}; kept as {kept_as}")
         return Answer(status, f"Not understood: {reason}"[:64])
 
     def _record_refusal(self, incoming: IncomingDataSet, answer: Answer, cause: str = "") -> Answer:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from pydicom.uid import UID
 from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
-from pynetdicom.sop_class import Verification
+
+_VERIFICATION = UID("1.2.840.10008.1.1")
 
 
 class SmallPACS:
@@ -26,10 +29,14 @@ class SmallPACS:
         self._arrived = threading.Condition()
         ae = AE(ae_title)
         ae.maximum_pdu_size = 131072
+        ae.require_called_aet = True
         ae.supported_contexts = AllStoragePresentationContexts
-        ae.add_supported_context(Verification)
-        self._server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)])
-        self.port: int = self._server.socket.getsockname()[1]
+        ae.add_supported_context(_VERIFICATION)
+        server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)])
+        assert server is not None  # it is None only when it blocks
+        assert server.socket is not None
+        self._server = server
+        self.port: int = server.socket.getsockname()[1]
 
     def path_of(self, study_instance_uid: str, sop_instance_uid: str) -> Path:
         """Where an instance lies."""
@@ -51,10 +58,13 @@ class SmallPACS:
         self.close()
 
     def _store(self, event: Event) -> int:
-        target = self.path_of(str(event.dataset.StudyInstanceUID), str(event.request.AffectedSOPInstanceUID))
+        request = event.request
+        assert isinstance(request, C_STORE)
+        uid = str(request.AffectedSOPInstanceUID)
+        target = self.path_of(str(event.dataset.StudyInstanceUID), uid)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(event.encoded_dataset())
         with self._arrived:
-            self.received.append(str(event.request.AffectedSOPInstanceUID))
+            self.received.append(uid)
             self._arrived.notify_all()
         return 0x0000

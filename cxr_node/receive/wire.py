@@ -290,7 +290,7 @@ class _Messages(DIMSEServiceProvider):
 
 def _p_data(context_id: int, fragment: bytes) -> P_DATA:
     primitive = P_DATA()
-    primitive.presentation_data_value_list = [[context_id, fragment]]
+    primitive.presentation_data_value_list = [[context_id, fragment]]  # type: ignore[list-item]
     return primitive
 
 

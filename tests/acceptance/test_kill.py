@@ -7,8 +7,8 @@ import threading
 
 import pydicom
 import pytest
-from cxr_node.emulate import radiograph_from_image
 
+from cxr_node.emulate import radiograph_from_image
 from cxr_node.receive.small_pacs import SmallPACS
 from tests.node import Node
 from tests.orthanc import wait_until

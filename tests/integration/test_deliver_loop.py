@@ -75,6 +75,10 @@ class Queue:
     def states(self, destination: str = "pacs0") -> list[str]:
         return [row.state for row in self.rows(destination)]
 
+    def leases(self) -> list[float]:
+        with self.engine.connect() as connection:
+            return list(connection.execute(text("SELECT lease_until FROM deliveries ORDER BY id")).scalars())
+
     def let_waits_pass(self) -> None:
         with self.engine.connect() as connection:
             connection.execute(text("UPDATE deliveries SET not_before = 0"))
@@ -227,6 +231,24 @@ class TestOneRound:
                 courier.deliver_due(NEVER)
         assert queue.states() == ["held"] * 2
         assert scp.received == []
+
+    def test_what_is_under_way_and_what_waits_behind_it_is_renewed(self, queue_for):
+        leases = []
+
+        def renew(_):
+            leases.append(queue.leases())
+            courier.renew()
+            leases.append(queue.leases())
+            return 0x0000
+
+        with storage_scp(renew) as scp:
+            queue = queue_for(scp.port)
+            queue.analyse_one()
+            with courier_for(queue) as courier:
+                courier.deliver_due(NEVER)
+        before, after = leases[:2]
+        assert len(after) == 2
+        assert all(new > old for old, new in zip(before, after, strict=True))
 
     def test_stopping_gives_back_what_was_not_begun(self, queue_for):
         stop = threading.Event()

@@ -19,6 +19,9 @@ from pydicom.uid import (
     JPEG2000Lossless,
     SecondaryCaptureImageStorage,
 )
+from pynetdicom import StoragePresentationContexts
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import uid_to_service_class
 
 from cxr_node.deliver.request import Peer, StoreRequest
 from cxr_node.deliver.scu import Association, echo
@@ -67,6 +70,15 @@ class TestStoring:
         assert heard == requests
         assert scp.uids == [request.sop_instance_uid for request in requests]
         assert len(scp.associations) == 1
+
+    def test_more_kinds_of_file_than_one_association_can_negotiate(self, tmp_path):
+        known = [context.abstract_syntax for context in StoragePresentationContexts]
+        classes = [uid for uid in known if uid_to_service_class(uid) is StorageServiceClass][:70]
+        requests = [request_for(tmp_path / f"{n}.dcm", uid, size_bytes=10) for n, uid in enumerate(classes)]
+        with storage_scp(contexts=[(uid, UNCOMPRESSED) for uid in classes]) as scp:
+            outcomes = store_files(requests, peer_at(scp.port))
+        assert all(outcome.stored for outcome in outcomes)
+        assert len(scp.associations) == 2
 
     @pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB006, 0xB007])
     def test_a_warning_counts_as_stored(self, overlay, status):

@@ -1,0 +1,61 @@
+"""Enters instances that arrive at the same time in one transaction, so that one flush of the disk serves them all."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cxr_node.store import jobs
+from cxr_node.store.jobs import Admission, Arrival
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+@dataclass
+class _Entry:
+    arrival: Arrival
+    outcome: Admission | Exception | None = None
+
+
+class Together:
+    """Group commit: whoever comes while another commits waits, and the first of those enters what has gathered.
+
+    Nobody is held up for company: alone, an instance is entered at once. It also keeps the associations from competing
+    for SQLite's write lock, which is waited for by sleeping and asking again.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: list[_Entry] = []
+        self._gathering = threading.Lock()
+        self._committing = threading.Lock()
+
+    def admit(self, arrival: Arrival) -> Admission:
+        """Enter an instance as `jobs.admit` does; when this returns it is committed."""
+        entry = _Entry(arrival)
+        with self._gathering:
+            self._waiting.append(entry)
+        with self._committing:
+            if entry.outcome is None:
+                with self._gathering:
+                    gathered, self._waiting = self._waiting, []
+                self._enter(gathered)
+        if isinstance(entry.outcome, Exception):
+            raise entry.outcome
+        assert entry.outcome is not None
+        return entry.outcome
+
+    def _enter(self, entries: list[_Entry]) -> None:
+        try:
+            admissions = jobs.admit_all(self._engine, [entry.arrival for entry in entries])
+        except Exception as error:
+            if len(entries) == 1:
+                entries[0].outcome = error
+                return
+            for entry in entries:  # what one of them is to blame for, the others don't suffer
+                self._enter([entry])
+            return
+        for entry, admission in zip(entries, admissions, strict=True):
+            entry.outcome = admission

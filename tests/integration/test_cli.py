@@ -1,0 +1,190 @@
+"""The commands, run in this process on real files and a real database."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from typer.testing import CliRunner
+
+from cxr_node.cli import app
+from cxr_node.emulate import radiograph_from_image
+from cxr_node.errors import CxrNodeError
+from cxr_node.phantom import chest_phantom
+from cxr_node.receive.small_pacs import SmallPACS
+from cxr_node.records import LABELS
+from tests.integration.test_queue import Store
+
+
+@pytest.fixture(scope="module")
+def phantom_png(tmp_path_factory):
+    path = tmp_path_factory.mktemp("phantom") / "phantom.png"
+    cv2.imwrite(str(path), (chest_phantom(seed=1) >> 4).astype(np.uint8))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "node.toml"
+    path.write_text(f'[node]\nport = 0\ndata_dir = "{tmp_path / "var"}"\n')
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_analyze_writes_results_that_belong_together(tmp_path, phantom_png):
+    dicom = tmp_path / "image.dcm"
+    source = radiograph_from_image(phantom_png)
+    source.save_as(dicom, enforce_file_format=True)
+    out = tmp_path / "out"
+    result = run("analyze", phantom_png, dicom, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((out / "results.json").read_text())
+    assert json.loads(result.stdout) == rows
+    assert [row["source"] for row in rows] == [str(phantom_png), str(dicom)]
+    for row in rows:
+        assert row["status"] == "done"
+        assert row["reasons"] == []
+        assert set(row["probabilities"]) == set(LABELS)
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].__getitem__)
+        assert set(row["model"]) == {"name", "version"}
+        assert {"decode", "segment", "classify", "compose", "total"} <= set(row["seconds"])
+        assert 0 < row["lung_area_fraction"] < 1
+        assert 0 < row["heat_in_lungs"] <= 1
+        overlay = pydicom.dcmread(row["files"]["overlay"])
+        report = pydicom.dcmread(row["files"]["report"])
+        assert overlay.StudyInstanceUID == report.StudyInstanceUID
+        assert overlay.SeriesInstanceUID != report.SeriesInstanceUID
+        picture = cv2.cvtColor(cv2.imread(row["files"]["overlay_png"]), cv2.COLOR_BGR2RGB)
+        assert (picture == overlay.pixel_array).all()
+    assert pydicom.dcmread(rows[1]["files"]["overlay"]).StudyInstanceUID == source.StudyInstanceUID
+    assert rows[1]["sop_instance_uid"] == source.SOPInstanceUID
+
+
+def test_analyze_goes_on_after_a_bad_file_and_says_so(tmp_path, phantom_png):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(phantom_png.read_bytes())
+    (folder / "b.png").write_bytes(b"no picture")
+    cv2.imwrite(str(folder / "c.png"), np.full((300, 300), 127, np.uint8))
+    (folder / "notes.txt").write_text("not meant")
+    result = run("analyze", folder, tmp_path / "missing.dcm", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["status"] for row in rows] == ["done", "rejected", "rejected", "failed"]
+    for row in rows[1:]:
+        assert row["reasons"]
+        assert row["files"] == {}
+        assert row["label"] is None
+
+
+def test_the_same_picture_gets_the_same_results_each_time(tmp_path, phantom_png):
+    uids = []
+    for name in ("one", "two"):
+        assert run("analyze", phantom_png, "--out", tmp_path / name).exit_code == 0
+        uids.append(pydicom.dcmread(tmp_path / name / "phantom.overlay.dcm").SOPInstanceUID)
+    assert uids[0] == uids[1]
+
+
+def test_status_counts_by_state(tmp_path, config):
+    store = Store(tmp_path / "var")
+    store.receive(uid="1.2.1", content=b"a")
+    store.receive(uid="1.2.2", content=b"b")
+    store.finish(store.claim(limit=1)[0])
+    result = run("status", "--config", config, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["received"]["instances"] == 2
+    assert (found["jobs"]["new"], found["jobs"]["done"]) == (1, 1)
+    assert found["deliveries"]["waiting"] == 2
+    assert found["oldest_waiting_s"] >= 0
+    assert found["last_success_at"]
+    assert found["free_disk_bytes"] > 0
+    assert found["model_version"] == found["model"]["version"]
+
+
+def test_queue_lists_filters_shows_retries_and_cancels(tmp_path, config):
+    store = Store(tmp_path / "var")
+    store.receive(uid="1.2.1", content=b"a")
+    store.receive(uid="1.2.2", content=b"b")
+    job = store.claim(limit=1)[0]
+    store.finish(job)
+    rows = json.loads(run("queue", "list", "--state", "new", "--config", config, "--json").stdout)
+    assert [row["sop_instance_uid"] for row in rows] == ["1.2.2"]
+    assert json.loads(run("queue", "list", "--sender", "NOBODY", "--config", config, "--json").stdout) == []
+    shown = json.loads(run("queue", "show", job.id, "--config", config, "--json").stdout)
+    assert [delivery["destination"] for delivery in shown["deliveries"]] == ["pacs", "pacs"]
+    assert run("queue", "cancel", rows[0]["id"], "--config", config).exit_code == 0
+    assert run("queue", "retry", rows[0]["id"], "--config", config).exit_code == 0
+    listed = run("queue", "list", "deliveries", "--destination", "pacs", "--config", config, "--json")
+    assert len(json.loads(listed.stdout)) == 2
+    refused = run("queue", "cancel", job.id, "--config", config)
+    assert isinstance(refused.exception, CxrNodeError)
+    assert isinstance(run("queue", "list", "--state", "odd", "--config", config).exception, CxrNodeError)
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_audit_search_finds_the_patient_and_is_itself_audited(tmp_path, config, form):
+    store = Store(tmp_path / "var")
+    store.receive()
+    result = run("audit", "search", "--patient", "PID", "--format", form, "--config", config)
+    assert result.exit_code == 0, result.output
+    if form == "json":
+        assert [row["event"] for row in json.loads(result.stdout)] == ["instance-received"]
+    elif form == "csv":
+        assert [row["event"] for row in csv.DictReader(io.StringIO(result.stdout))] == ["instance-received"]
+    else:
+        assert "instance-received" in result.stdout
+    assert "audit-searched" in run("audit", "search", "--event", "audit-*", "--config", config).stdout
+
+
+def test_check_config_names_the_wrong_key(tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_text("[node]\nae_titel = 'X'\n")
+    result = run("check-config", path)
+    assert isinstance(result.exception, CxrNodeError)
+    assert "node.ae_titel" in str(result.exception)
+
+
+def test_check_config_tells_an_ae_title_that_differs(tmp_path):
+    with SmallPACS(tmp_path / "pacs") as pacs:
+        lines = []
+        for ae_title in (pacs.ae_title, "OTHER"):
+            path = tmp_path / f"{ae_title}.toml"
+            path.write_text(f'[[destinations]]\nname = "p"\nae_title = "{ae_title}"\nhost = "127.0.0.1"\nport = {pacs.port}\n')
+            lines.append(run("check-config", path))
+    assert lines[0].exit_code == 0, lines[0].output
+    assert lines[1].exit_code == 1
+    assert "AE title" in lines[1].stdout
+
+
+def test_send_stores_and_says_so(tmp_path, phantom_png):
+    with SmallPACS(tmp_path / "pacs") as pacs:
+        result = run("send", phantom_png, "--to", f"127.0.0.1:{pacs.port}", "--called", pacs.ae_title)
+        assert result.exit_code == 0, result.output
+        assert "stored 0x0000" in result.stdout
+        assert len(pacs.received) == 1
+    assert isinstance(run("send", phantom_png, "--to", "nowhere", "--called", "X").exception, CxrNodeError)
+
+
+def test_demo_shows_the_whole_path_and_stops_everything(tmp_path):
+    import psutil
+
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    result = run("demo", "--out", tmp_path / "demo")
+    assert result.exit_code == 0, result.output
+    assert "phantom" in result.stdout
+    for label in LABELS:
+        assert label in result.stdout
+    assert len(list((tmp_path / "demo" / "pictures").glob("*.png"))) == 2
+    assert len(list((tmp_path / "demo" / "pacs").rglob("*.dcm"))) == 4
+    left = {process.pid for process in psutil.Process().children(recursive=True)} - before
+    assert not left

@@ -1,0 +1,110 @@
+"""The shipped networks on a drawn chest: the side of the heat, batches, and what is turned away."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+
+from cxr_node.analyse.networks import choose_device, choose_dtype, load_networks
+from cxr_node.analyse.pipeline import analyse
+from cxr_node.emulate import radiograph_from_image
+from cxr_node.errors import Rejected, SettingsError
+from cxr_node.phantom import chest_phantom
+from cxr_node.prepare.geometry import to_source
+from cxr_node.prepare.radiograph import prepare_dataset
+from cxr_node.records import LABELS, Findings
+from cxr_node.settings import InferenceSettings
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return load_networks(InferenceSettings(device="cpu"))
+
+
+def chest(finding=None, mirrored=False, photometric="MONOCHROME2") -> Dataset:
+    pixels = chest_phantom(seed=1, finding=finding)
+    if mirrored:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    ds = radiograph_from_image(pixels, photometric=photometric)
+    if mirrored:
+        ds.PatientOrientation = ["R", "F"]
+    return ds
+
+
+def found(ds: Dataset, networks) -> tuple[Findings, np.ndarray]:
+    """Findings, and the heat on the source's own pixels."""
+    radiograph = prepare_dataset(ds)
+    (findings,) = analyse([radiograph.network_image], networks)
+    assert isinstance(findings, Findings)
+    return findings, to_source(findings.heatmap, radiograph.geometry)
+
+
+def test_findings_are_whole(networks):
+    findings, heat = found(chest(), networks)
+    assert list(findings.probabilities) == list(LABELS)
+    assert sum(findings.probabilities.values()) == pytest.approx(1)
+    assert findings.label == max(findings.probabilities, key=findings.probabilities.__getitem__)
+    assert findings.heatmap.shape == findings.lungs.shape == (224, 224)
+    assert 0 <= findings.heatmap.min() <= findings.heatmap.max() <= 1
+    assert (findings.heatmap[~findings.lungs] == 0).all()
+    assert sum(findings.heat_by_lung.values()) == pytest.approx(1)
+    assert heat.shape == chest_phantom(seed=1).shape
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("mirrored", [False, True], ids=["upright", "mirrored"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_an_opacity_draws_the_heat_to_its_own_side_of_the_source(networks, side, mirrored, photometric):
+    _, clear = found(chest(mirrored=mirrored, photometric=photometric), networks)
+    findings, marked = found(chest(side, mirrored=mirrored, photometric=photometric), networks)
+    gained = np.maximum(marked - clear, 0)
+    middle = gained.shape[1] // 2
+    on_left_half = gained[:, :middle].sum() / gained.sum()
+    # upright, the patient's right is on the picture's left; mirrored, the other way round
+    expected_on_left_half = (side == "right") != mirrored
+    assert (on_left_half > 0.6) == expected_on_left_half, on_left_half
+    assert (1 - on_left_half > 0.6) != expected_on_left_half, on_left_half
+    base, _ = found(chest(mirrored=mirrored, photometric=photometric), networks)
+    assert findings.heat_by_lung[side] > base.heat_by_lung[side]
+
+
+def test_a_batch_says_what_single_images_say(networks):
+    images = [prepare_dataset(chest(finding)).network_image for finding in (None, "right", "left")]
+    together = analyse(images, networks)
+    for image, batched in zip(images, together, strict=True):
+        (alone,) = analyse([image], networks)
+        assert alone.probabilities == pytest.approx(batched.probabilities, abs=1e-3)
+        assert np.abs(alone.heatmap - batched.heatmap).max() < 0.02
+
+
+def test_one_bad_image_costs_the_others_nothing(networks):
+    good = prepare_dataset(chest()).network_image
+    noise = np.random.default_rng(0).integers(0, 255, (224, 224)).astype(np.uint8)
+    outcomes = analyse([noise, good, np.rot90(good).copy()], networks)
+    assert [type(outcome) for outcome in outcomes] == [Rejected, Findings, Rejected]
+    assert all(outcome.reasons for outcome in outcomes if isinstance(outcome, Rejected))
+
+
+def test_a_negative_is_analysed_the_right_way_round_and_says_so(networks):
+    good = prepare_dataset(chest("right")).network_image
+    upright, negative = analyse([good, 255 - good], networks)
+    assert not upright.greys_inverted
+    assert negative.greys_inverted
+    assert negative.probabilities == pytest.approx(upright.probabilities, abs=1e-4)
+
+
+def test_an_empty_batch_is_nothing(networks):
+    assert analyse([], networks) == []
+
+
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(SettingsError, match="GPU"):
+        choose_device("cuda:63")
+
+
+def test_precision_follows_the_setting():
+    import torch
+
+    assert choose_dtype("fp32", torch.device("cpu")) == torch.float32
+    assert choose_dtype("bf16", torch.device("cpu")) == torch.bfloat16
