@@ -118,7 +118,8 @@ def _show(item: Sent, job: dict[str, Any], pacs: SmallPACS, out: Path, console: 
         console.print(f"  {label:<20} {value:6.3f} {'█' * round(value * 30)}")
     stages = ", ".join(f"{stage} {value:.2f}" for stage, value in findings["seconds"].items() if stage != "total")
     waited = max(delivery["sent_at"] for delivery in job["deliveries"]) - job["created_at"]
-    console.print(f"time           {findings['seconds']['total']:.2f} s ({stages}); {waited:.2f} s from reception to the PACS, the loading of the networks included")
+    console.print(f"time           {findings['seconds']['total']:.2f} s ({stages})")
+    console.print(f"turnaround     {waited:.2f} s from reception to the PACS, the loading of the networks included")
     for result in job["results"]:
         path = pacs.path_of(job["study_instance_uid"], result["sop_instance_uid"])
         console.print(f"{result['kind']:<14} {path}", soft_wrap=True)

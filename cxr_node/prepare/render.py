@@ -178,11 +178,11 @@ def _padding(ds: Dataset, dtype: np.dtype[Any]) -> Where | None:
 
 def _number(ds: Dataset, keyword: str, default: float | None = None) -> Any:
     """The first value of a number in the header; the default where it is absent, empty or no finite number."""
-    value = ds.get(keyword)
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        value = value[0] if len(value) else None
     try:
+        value = ds.get(keyword)  # raises where the text in the header is no number
+        if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+            value = value[0]
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, IndexError, OverflowError):
         return default
     return number if np.isfinite(number) else default

@@ -22,7 +22,7 @@ DOORS = {
     "cv2": ("prepare", "analyse", "compose.secondary_capture"),
     "pydantic": ("settings",),
     "pydantic_settings": ("settings",),
-    "typer": ("cli",),
+    "typer": ("cli", "commands"),
 }
 """Library: the rooms that may import it."""
 

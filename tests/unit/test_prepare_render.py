@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.dataelem import RawDataElement
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -283,6 +285,13 @@ def test_for_processing_little_intensity_is_bright(sign, photometric):
     assert seen[0, 128] > 0.25, "without the logarithm the middle of the attenuations would be dark"
 
 
+def test_a_window_that_is_no_number_is_not_believed():
+    stored = pixels_of(range(0, 256, 5), np.uint8)
+    ds = grey_image(stored, WindowWidth="100")
+    ds._dict[Tag("WindowCenter")] = RawDataElement(Tag("WindowCenter"), "DS", 4, b"l00 ", 0, False, True)
+    assert np.array_equal(render(ds, stored), render(grey_image(stored), stored))
+
+
 def test_values_of_32_bits_are_rendered_too():
     stored = pixels_of([0, 50_000, 100_000], np.uint32)
     ds = grey_image(stored, 32, WindowCenter="50000", WindowWidth="100000", VOILUTFunction="LINEAR_EXACT")
@@ -304,4 +313,4 @@ def test_agrees_with_dcmtk(lut, dtype, bits, photometric, peer, tmp_path):
     kind, columns, rows, maximum, *values = " ".join(lines).split()
     assert (kind, columns, rows) == ("P2", "60", "40")
     theirs = np.array(values, float).reshape(40, 60) / float(maximum)
-    np.testing.assert_allclose(render(read_dataset(path), stored), theirs, atol=0.002)
+    np.testing.assert_allclose(render(read_dataset(path), stored), theirs, atol=0.0045)  # dcmtk divides entries of 8 bits by 256

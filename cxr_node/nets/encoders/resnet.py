@@ -10,6 +10,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from cxr_node.nets.encoders.base import Encoder
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions around a shortcut."""
@@ -64,7 +66,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """A residual network without its classifier; five stages, each half the size of the one before."""
 
     def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], first_stride: bool) -> None:
@@ -83,7 +85,6 @@ class ResNet(nn.Module):
                 channels = width * block.expansion
             self.add_module(f"layer{index}", nn.Sequential(*stage))
         self.channels = (64, *(width * block.expansion for width in widths))
-        """Channels of the five stages' features, shallow to deep."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """RGB normalised as for ImageNet, (N, 3, H, W), to five features at H/2, H/4, H/8, H/16, H/32."""

@@ -1,0 +1,72 @@
+"""`cxr-node audit`: who did what to which study, when."""
+
+from __future__ import annotations
+
+import csv
+import getpass
+import json
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cxr_node.commands.common import Config, open_engine, print_table
+from cxr_node.records import AuditEvent
+from cxr_node.store import audit
+
+app = typer.Typer(help="The audit log.", no_args_is_help=True)
+
+
+@app.callback()
+def main() -> None:
+    """The audit log."""
+
+
+class TableFormat(StrEnum):
+    """How a table is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+@app.command("search")
+def audit_search(
+    patient: Annotated[str, typer.Option(help="Patient ID; * is a wildcard, here and below.")] = "",
+    study: Annotated[str, typer.Option(help="Study Instance UID.")] = "",
+    event: Annotated[str, typer.Option(help="Event, for example instance-received or job-*.")] = "",
+    since: Annotated[datetime | None, typer.Option(help="From this time on (local).")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Before this time (local).")] = None,
+    user: Annotated[str, typer.Option(help="AE title of the other side, or the operating system's user.")] = "",
+    limit: Annotated[int | None, typer.Option(help="At most so many, the newest.")] = None,
+    table_format: Annotated[TableFormat, typer.Option("--format", help="How it is printed.")] = TableFormat.TABLE,
+    config: Config = None,
+) -> None:
+    """Search the audit log, oldest first. The search itself is audited."""
+    engine = open_engine(config)
+    rows = [
+        {**row, "at": datetime.fromtimestamp(row["at"], UTC).isoformat(timespec="milliseconds")}
+        for row in audit.search(
+            engine,
+            patient_id=patient,
+            study_instance_uid=study,
+            event=event,
+            user=user,
+            since=since.timestamp() if since else None,
+            until=until.timestamp() if until else None,
+            limit=limit,
+        )
+    ]
+    audit.record(engine, AuditEvent("audit-searched", user=getpass.getuser(), patient_id=patient, study_instance_uid=study))
+    if table_format == TableFormat.JSON:
+        print(json.dumps(rows, indent=2))
+    elif table_format == TableFormat.CSV:
+        writer = csv.DictWriter(
+            sys.stdout, rows[0] if rows else ["id", "at", "event", "outcome", "user", "host", "patient_id", "detail"]
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        print_table(rows)

@@ -1,0 +1,16 @@
+"""What every encoder is: five features of an image, and how many channels each has."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class Encoder(nn.Module):
+    """A classification network without its classifier.
+
+    forward: RGB normalised as for ImageNet, float (N, 3, H, W), to a list of five features float (N, channels[i], h, w),
+    shallow to deep, none larger than the one before.
+    """
+
+    channels: tuple[int, ...]
+    """Channels of the five features, shallow to deep."""
