@@ -40,6 +40,8 @@ SIZES = {"2.1 MB": (1050, 1000), "15.5 MB": (3056, 2544)}
 ASSOCIATIONS = (1, 4, 8)
 RATE_GUESS = {"2.1 MB": 60.0, "15.5 MB": 20.0}
 """Instances/s from which the number of instances of one measurement is worked out."""
+_WARM_UP = 8
+"""Instances that each receiver gets before it is measured."""
 STORESCU = "/usr/bin/storescu"
 STORESCP = "/usr/bin/storescp"
 ORTHANC = "/usr/sbin/Orthanc"
@@ -192,12 +194,14 @@ def measure(receiver: Receiver, instances: Instances, associations: int, root: P
     """
     folder = root / "receiver"
     folder.mkdir()
-    instances.renew()
     environment = os.environ | {"TCP_NODELAY": "1"}
     shares = [instances.paths[number::associations] for number in range(associations)]
     try:
         with serving(receiver, folder) as (port, process):
             command = [STORESCU, "-q", "-aec", "NODE", "127.0.0.1", str(port)]
+            instances.renew()
+            subprocess.run([*command, *map(str, instances.paths[:_WARM_UP])], env=environment, check=True)
+            instances.renew()
             before = receiver.count(folder, port)
             busy = sum(process.cpu_times()[:4])
             start = time.perf_counter()

@@ -108,7 +108,7 @@ class _Canvas:
     def draw(self, how: Callable[[ImageDraw.ImageDraw], None]) -> Layer:
         image = Image.new("L", (_WIDTH, _HEIGHT))
         how(ImageDraw.Draw(image))
-        return np.asarray(image, np.float32) / 255
+        return np.asarray(image, np.float32) / np.float32(255)
 
     def area(self, points: Points) -> Layer:
         """A closed, smooth outline filled with 1, its edge a little soft."""
@@ -174,7 +174,7 @@ def _convolve_rows(layer: Layer, kernel: NDArray[np.float64]) -> Layer:
     width = layer.shape[1]
     if np.ptp(kernel) == 0:  # a box: the difference of two running sums
         sums = np.cumsum(np.pad(padded, ((0, 0), (1, 0))), axis=1, dtype=np.float64)
-        return ((sums[:, len(kernel) :] - sums[:, : -len(kernel)]) * kernel[0]).astype(np.float32)
+        return np.asarray((sums[:, len(kernel) :] - sums[:, : -len(kernel)]) * kernel[0], np.float32)
     total = np.zeros(layer.shape, np.float32)
     for place, weight in enumerate(kernel):
         total += np.float32(weight) * padded[:, place : place + width]

@@ -147,13 +147,11 @@ class Radiograph:
     pixels: float32 (rows, columns) in 0..1, MONOCHROME2, in the source's own orientation; NaN where padded.
     network_image: uint8 (224, 224), upright, what the networks see (`prepare.to_network_image`).
     geometry: how the two lie on each other.
-    was_negative: the header says the wrong PhotometricInterpretation; both images were inverted against it.
     """
 
     pixels: NDArray[np.float32]
     network_image: NDArray[np.uint8]
     geometry: Geometry
-    was_negative: bool = False
 
 
 @dataclass(frozen=True)

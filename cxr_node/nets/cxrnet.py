@@ -72,9 +72,9 @@ class DecoderBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """X (N, in, H, W) and skip (N, skip, about 2H, about 2W) to (N, out, skip's H, skip's W)."""
+        """X (N, in, H, W) and skip (N, skip, h, w), usually twice as large, to (N, out, h, w)."""
         x = functional.pixel_shuffle(self.enlarge(x), 2)
-        if x.shape[2:] != skip.shape[2:]:  # encoders that don't halve exactly (Inception, odd sizes)
+        if x.shape[2:] != skip.shape[2:]:  # a stage that didn't halve: AlexNet's stem (/4), Inception, odd sizes
             x = functional.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=False)
         return self.convolutions(functional.relu(torch.cat([x, skip], dim=1)))  # type: ignore[no-any-return]
 

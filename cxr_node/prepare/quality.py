@@ -27,7 +27,7 @@ _MODALITIES = frozenset({"", "CR", "DX", "RG", "DR", "XR", "OT", "SC"})
 """Projection radiography (PS3.3 C.7.3.1.1.1), names that are written for it, and what scanners of films write."""
 
 _UNSAID = frozenset({"", "OTHER", "UNKNOWN", "UNDEFINED", "UNSPECIFIED", "NONE", "NA", "BODY"})
-_CHEST = re.compile(r"CHEST|THORA[XC](?!IC ?SPINE)|TORAX|LUNG|PULMO|\bTHX\b|\bRIBS?\b|\bCXR\b")
+_CHEST = re.compile(r"^(?!.*(?:SPINE|LUMBAR|VERTEBRA)).*(?:CHEST|THORA[XC]|TORAX|LUNG|PULMO|\bTHX\b|\bRIBS?\b|\bCXR\b)")
 _CHEST_CODES = frozenset(
     {
         *("816094009", "416550000", "416775004", "416152001", "416319003", "417437006"),  # chest, and with its neighbours

@@ -11,7 +11,6 @@ from pydicom import Dataset
 from cxr_node.prepare.decode import decode_pixels
 from cxr_node.prepare.geometry import geometry_of, to_upright
 from cxr_node.prepare.network_image import to_network_image
-from cxr_node.prepare.polarity import looks_negative
 from cxr_node.prepare.quality import check_pixels
 from cxr_node.prepare.render import render
 from cxr_node.records import Geometry, Radiograph
@@ -42,10 +41,5 @@ def prepare_pixels(pixels: NDArray[Any]) -> Radiograph:
 
 
 def _radiograph(pixels: NDArray[np.float32], geometry: Geometry) -> Radiograph:
-    """Overrules a header that says the wrong PhotometricInterpretation: no network knows a negative for what it is."""
     check_pixels(pixels)
-    network_image = to_network_image(to_upright(pixels, geometry))
-    if not looks_negative(network_image):
-        return Radiograph(pixels, network_image, geometry)
-    pixels = np.float32(1) - pixels
-    return Radiograph(pixels, to_network_image(to_upright(pixels, geometry)), geometry, was_negative=True)
+    return Radiograph(pixels, to_network_image(to_upright(pixels, geometry)), geometry)

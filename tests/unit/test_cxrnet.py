@@ -19,8 +19,8 @@ def test_icnr_starts_without_a_checkerboard():
     assert torch.allclose(blocks, blocks[..., :1, :1].expand_as(blocks), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_encoder_halves_five_times(name):
+@pytest.mark.parametrize("name", ["resnet34", "resnet50", "resnet50_v1"])
+def test_residual_encoder_halves_five_times(name):
     encoder = ENCODERS[name]().eval()
     with torch.inference_mode():
         features = encoder(torch.rand(1, 3, 64, 96))

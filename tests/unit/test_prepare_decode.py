@@ -58,7 +58,10 @@ def rejection(ds) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [(np.uint8, 8), (np.uint16, 10), (np.uint16, 12), (np.uint16, 15), (np.uint16, 16), (np.int16, 12), (np.int16, 16)])
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [(np.uint8, 8), (np.uint16, 10), (np.uint16, 12), (np.uint16, 15), (np.uint16, 16), (np.int16, 12), (np.int16, 16)],
+)
 @pytest.mark.parametrize(
     "syntax",
     [
@@ -124,7 +127,9 @@ def test_an_overlay_in_the_unused_bits_is_not_seen():
     assert np.array_equal(decode_pixels(grey_image((values | 0x8000).astype(np.uint16), 12)), values)
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian], ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian], ids=lambda uid: uid.keyword
+)
 def test_a_data_set_without_file_meta_information_is_read(syntax, tmp_path):
     values = stored_values(np.uint16, 12)
     complete = save(grey_image(values, 12, syntax, ImageType="ORIGINAL"), tmp_path / "complete.dcm")
@@ -140,7 +145,9 @@ def test_a_data_set_without_file_meta_information_is_read(syntax, tmp_path):
     assert np.array_equal(decode_pixels(ds), values)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, this is a letter and no radiograph", b"\x89PNG\r\n\x1a\n" + bytes(200), bytes(500)])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, this is a letter and no radiograph", b"\x89PNG\r\n\x1a\n" + bytes(200), bytes(500)]
+)
 def test_what_is_no_dicom_is_turned_away(content, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(content)
@@ -352,7 +359,8 @@ def test_a_huge_picture_is_turned_away_before_it_is_decoded(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bits", "syntax"), [(np.uint8, 8, JPEGLSLossless), (np.uint16, 12, JPEGLSLossless), (np.uint16, 12, JPEG2000Lossless)]
+    ("dtype", "bits", "syntax"),
+    [(np.uint8, 8, JPEGLSLossless), (np.uint16, 12, JPEGLSLossless), (np.uint16, 12, JPEG2000Lossless)],
 )
 def test_a_codestream_says_what_it_is(dtype, bits, syntax):
     ds = grey_image(stored_values(dtype, bits), bits, syntax)
@@ -361,6 +369,8 @@ def test_a_codestream_says_what_it_is(dtype, bits, syntax):
     assert (found.rows, found.columns, found.samples_per_pixel, found.bits, found.complete) == (61, 43, 1, bits, True)
 
 
-@pytest.mark.parametrize("start", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10", b"\xff\x4f\xff\x51\x00", b"\xff\xd8\xff\xd8\x00\x00"])
+@pytest.mark.parametrize(
+    "start", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x10", b"\xff\x4f\xff\x51\x00", b"\xff\xd8\xff\xd8\x00\x00"]
+)
 def test_a_broken_start_of_a_codestream_says_nothing(start):
     assert read_codestream(start) is None

@@ -43,7 +43,9 @@ def test_the_eight_orientations_are_eight_geometries():
     assert len(found) == 8
 
 
-@pytest.mark.parametrize("value", [None, "", "L", ["L"], ["A", "F"], ["P", "H"], ["L", "R"], ["F", "H"], ["X", "F"], ["", ""], ["L", "F", "H"]])
+@pytest.mark.parametrize(
+    "value", [None, "", "L", ["L"], ["A", "F"], ["P", "H"], ["L", "R"], ["F", "H"], ["X", "F"], ["", ""], ["L", "F", "H"]]
+)
 def test_an_orientation_of_no_frontal_view_is_taken_as_it_lies(value):
     ds = grey_image(ramp())
     if value is not None:
@@ -115,7 +117,9 @@ def test_the_network_sees_every_orientation_alike(value):
     source = source[::-1] if geometry.flipped_vertically else source
     source = np.ascontiguousarray(source.T if geometry.transposed else source)
 
-    radiograph = prepare_dataset(grey_image(source, 12, PatientOrientation=value.split("\\"), WindowCenter="2048", WindowWidth="4096"))
+    radiograph = prepare_dataset(
+        grey_image(source, 12, PatientOrientation=value.split("\\"), WindowCenter="2048", WindowWidth="4096")
+    )
 
     expected = prepare_dataset(grey_image(upright, 12, WindowCenter="2048", WindowWidth="4096"))
     assert np.abs(radiograph.network_image.astype(int) - expected.network_image).max() <= 1

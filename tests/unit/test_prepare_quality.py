@@ -7,9 +7,7 @@ import pytest
 from pydicom import Dataset
 
 from cxr_node.errors import Rejected
-from cxr_node.prepare.polarity import looks_negative
 from cxr_node.prepare.quality import MIN_SIDE_PX, check_header, check_pixels
-from cxr_node.prepare.radiograph import prepare_pixels
 from tests.images import grey_image, ramp
 
 
@@ -30,8 +28,11 @@ def reasons(**attributes) -> tuple[str, ...]:
     [
         {},
         {"BodyPartExamined": "", "ViewPosition": "", "PatientOrientation": ""},
-        *({"BodyPartExamined": part} for part in ("CHEST", "THORAX", "LUNG", "RIB", "RIBS", "CHESTABDOMEN", "OTHER", "UNKNOWN", "TORAX")),
-        *({"ViewPosition": view} for view in ("PA", "AP", "AP SUPINE", "PA_ERECT", "AP/PA")),
+        *(
+            {"BodyPartExamined": part}
+            for part in ("CHEST", "THORAX", "LUNG", "RIB", "RIBS", "CHESTABDOMEN", "OTHER", "UNKNOWN", "TORAX")
+        ),
+        *({"ViewPosition": view} for view in ("PA", "AP", "AP SUPINE", "PA_ERECT")),
         *({"Modality": modality} for modality in ("DX", "CR", "RG", "OT", "")),
         {"AnatomicRegionSequence": [code("816094009", "Chest")]},
         {"AnatomicRegionSequence": [code("51185008", "Poitrine")]},
@@ -54,7 +55,10 @@ def test_lets_through_a_frontal_chest_and_what_says_nothing(attributes):
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
-        *(({"BodyPartExamined": part}, f"The body part is {part}, not the chest.") for part in ("HIP", "EXTREMITY", "SKULL", "TSPINE", "ABDOMEN")),
+        *(
+            ({"BodyPartExamined": part}, f"The body part is {part}, not the chest.")
+            for part in ("HIP", "EXTREMITY", "SKULL", "TSPINE", "ABDOMEN")
+        ),
         ({"BodyPartExamined": "THORACIC_SPINE"}, "The body part is THORACIC SPINE, not the chest."),
         ({"AnatomicRegionSequence": [code("29836001", "Hip")]}, "The body part is HIP, not the chest."),
         *(
@@ -63,13 +67,28 @@ def test_lets_through_a_frontal_chest_and_what_says_nothing(attributes):
         ),
         ({"ViewCodeSequence": [code("399173006", "left lateral")]}, "The view is LEFT LATERAL, not frontal (PA or AP)."),
         ({"ViewCodeSequence": [code("399173006")]}, "The view is lateral or oblique, not frontal (PA or AP)."),
-        ({"ViewCodeSequence": [code("399312000", "antero-posterior oblique")]}, "The view is lateral or oblique, not frontal (PA or AP)."),
-        ({"PatientOrientation": ["A", "F"]}, "The picture is seen from the side (PatientOrientation), not from the front or back."),
-        ({"SeriesDescription": "Thorax seitl. lateral"}, "The examination's name says that the view is lateral or oblique, not frontal (PA or AP)."),
+        (
+            {"ViewCodeSequence": [code("399312000", "antero-posterior oblique")]},
+            "The view is lateral or oblique, not frontal (PA or AP).",
+        ),
+        (
+            {"PatientOrientation": ["A", "F"]},
+            "The picture is seen from the side (PatientOrientation), not from the front or back.",
+        ),
+        (
+            {"SeriesDescription": "Thorax seitl. lateral"},
+            "The examination's name says that the view is lateral or oblique, not frontal (PA or AP).",
+        ),
         ({"PatientSpeciesDescription": "Canine"}, "The patient is an animal; the networks know people only."),
-        ({"PatientSpeciesCodeSequence": [code("448771007", "Canis lupus familiaris")]}, "The patient is an animal; the networks know people only."),
+        (
+            {"PatientSpeciesCodeSequence": [code("448771007", "Canis lupus familiaris")]},
+            "The patient is an animal; the networks know people only.",
+        ),
         ({"PatientBreedDescription": "Beagle"}, "The patient is an animal; the networks know people only."),
-        ({"AcquisitionDeviceProcessingDescription": "CANINE THORAX VD"}, "The patient is an animal; the networks know people only."),
+        (
+            {"AcquisitionDeviceProcessingDescription": "CANINE THORAX VD"},
+            "The patient is an animal; the networks know people only.",
+        ),
         ({"Modality": "CT"}, "The modality is CT, not plain radiography (CR or DX)."),
         ({"NumberOfFrames": "7"}, "The object holds several frames; single radiographs are analysed."),
     ],
@@ -79,12 +98,10 @@ def test_turns_away_what_the_header_gives_away(attributes, reason):
     assert reasons(**attributes) == (reason,)
 
 
-def test_turns_away_a_thoracic_spine_though_it_says_thoracic():
-    assert len(reasons(BodyPartExamined="THORACIC SPINE")) == 1
-
-
 def test_names_all_reasons():
-    found = reasons(Modality="MR", BodyPartExamined="KNEE", ViewPosition="LL", PatientBreedDescription="Beagle", NumberOfFrames="2")
+    found = reasons(
+        Modality="MR", BodyPartExamined="KNEE", ViewPosition="LL", PatientBreedDescription="Beagle", NumberOfFrames="2"
+    )
     assert len(found) == 5
     assert all(reason[0].isupper() and reason.endswith(".") for reason in found)
 
@@ -100,6 +117,11 @@ def test_free_text_is_not_repeated():
     text = "KNEE OF JOHN DOE, BORN 1 1 1970"
     assert "DOE" not in " ".join(reasons(AnatomicRegionSequence=[code("72696002", text)]))
     assert "DOE" not in " ".join(reasons(SeriesDescription="LATERAL DOE^JOHN"))
+
+
+@pytest.mark.parametrize("part", ["THORACOLUMBAR", "THORACO LUMBAR SPINE", "CERVICO THORACIC SPINE"])
+def test_a_spine_is_no_chest(part):
+    assert reasons(AnatomicRegionSequence=[code("1", part)]) == (f"The body part is {part}, not the chest.",)
 
 
 @pytest.mark.parametrize("shape", [(MIN_SIDE_PX - 1, 500), (500, MIN_SIDE_PX - 1), (1, 1)])
@@ -135,16 +157,3 @@ def chest_like(size: int = 300) -> np.ndarray:
     for centre in (0.27, 0.74):
         grey -= 0.6 * np.exp(-(((column - centre) / 0.14) ** 2) - ((row - 0.42) / 0.3) ** 2)
     return (255 * np.clip(grey, 0, 1)).astype(np.uint8)
-
-
-def test_a_negative_is_noticed_and_undone():
-    positive, negative = prepare_pixels(chest_like()), prepare_pixels(255 - chest_like())
-    assert not positive.was_negative
-    assert negative.was_negative
-    np.testing.assert_allclose(negative.pixels, positive.pixels, atol=1e-6)
-    assert np.abs(negative.network_image.astype(int) - positive.network_image).max() <= 1
-
-
-def test_a_picture_of_no_chest_is_no_negative():
-    assert not looks_negative(np.asarray(ramp(224, 224)))
-    assert not looks_negative(np.random.default_rng(0).integers(0, 255, (224, 224), np.uint8))

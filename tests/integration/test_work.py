@@ -1,0 +1,144 @@
+"""The worker on a real queue with the shipped networks: each job comes to its own end."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from cxr_node.analyse.networks import load_networks
+from cxr_node.emulate import radiograph_from_image
+from cxr_node.phantom import chest_phantom
+from cxr_node.records import InstanceHeader, JobState, Sender
+from cxr_node.settings import DestinationSettings, InferenceSettings, NodeSettings, RouteSettings, Settings
+from cxr_node.store import jobs, overview
+from cxr_node.store.database import open_database
+from cxr_node.store.instances import keep_instance, make_folders
+from cxr_node.work import DataFolder, Worker
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return load_networks(InferenceSettings(device="cpu"))
+
+
+class Bench:
+    """A queue with a worker that is stepped by hand."""
+
+    def __init__(self, root, networks):
+        pacs = [DestinationSettings(name=name, ae_title=name, host="127.0.0.1", port=1) for name in ("ER", "WARD")]
+        self.settings = Settings(
+            node=NodeSettings(data_dir=root),
+            destinations=tuple(pacs),
+            routes=(RouteSettings(calling_ae_title="ER_*", destinations=("ER",)),),
+        )
+        self.engine = open_database(self.settings)
+        self.folders = DataFolder(root)
+        make_folders(self.folders)
+        self.worker = Worker(self.settings, self.engine, networks)
+
+    def add(self, pixels, sender="WARD_1"):
+        ds = radiograph_from_image(pixels)
+        temporary = self.folders.incoming / ds.SOPInstanceUID
+        ds.save_as(temporary, enforce_file_format=True)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        header = InstanceHeader(
+            ds.SOPInstanceUID, ds.SOPClassUID, ds.file_meta.TransferSyntaxUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, "P", ""
+        )
+        stored = keep_instance(self.folders, temporary, header, digest)
+        jobs.admit(self.engine, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=True)
+        return ds.SOPInstanceUID, self.folders.root / stored.path
+
+    def step(self):
+        self.worker.process(self.worker.claim())
+
+    def job(self, uid):
+        (row,) = [row for row in overview.list_jobs(self.engine) if row["sop_instance_uid"] == uid]
+        return overview.show_job(self.engine, row["id"])
+
+
+@pytest.fixture
+def bench(tmp_path, networks):
+    bench = Bench(tmp_path / "var", networks)
+    yield bench
+    bench.worker.close()
+
+
+def noise():
+    return np.random.default_rng(0).integers(0, 4095, (600, 500)).astype(np.uint16)
+
+
+def test_each_job_of_a_batch_comes_to_its_own_end(bench):
+    good, _ = bench.add(chest_phantom(seed=1))
+    bad, _ = bench.add(noise())
+    lost, path = bench.add(chest_phantom(seed=2))
+    path.unlink()
+    bench.step()
+    assert bench.job(good)["state"] == JobState.DONE
+    rejected = bench.job(bad)
+    assert (rejected["state"], rejected["results"]) == (JobState.REJECTED, [])
+    assert rejected["reasons"]
+    failed = bench.job(lost)
+    assert failed["state"] == JobState.NEW  # ours to mend: tried again later
+    assert failed["reasons"]
+
+
+def test_results_lie_on_disk_as_their_rows_say_and_go_where_the_route_leads(bench):
+    emergency, _ = bench.add(chest_phantom(seed=1), sender="ER_7")
+    ward, _ = bench.add(chest_phantom(seed=2))
+    bench.step()
+    for uid, destinations in ((emergency, {"ER"}), (ward, {"ER", "WARD"})):
+        job = bench.job(uid)
+        assert {delivery["destination"] for delivery in job["deliveries"]} == destinations
+        assert len(job["deliveries"]) == 2 * len(destinations)
+        for result in job["results"]:
+            assert (bench.folders.root / result["path"]).stat().st_size == result["size_bytes"]
+
+
+class Breaks(torch.nn.Module):
+    """A network that noise breaks, alone or in a batch."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image):
+        if bool((image.diff(dim=3).abs().mean((1, 2, 3)) > 0.1).any()):
+            raise RuntimeError("broken by this image")
+        return self.network(image)
+
+
+def test_an_image_that_breaks_the_networks_costs_itself_alone(tmp_path, networks):
+    bench = Bench(tmp_path / "var", dataclasses.replace(networks, unet=Breaks(networks.unet)))
+    good, _ = bench.add(chest_phantom(seed=1))
+    poison, _ = bench.add(noise())
+    bench.step()
+    assert bench.job(good)["state"] == JobState.DONE
+    failed = bench.job(poison)
+    assert failed["state"] == JobState.NEW
+    assert "RuntimeError" in failed["reasons"][0]
+    bench.worker.close()
+
+
+def test_what_was_claimed_ahead_goes_back_unharmed(bench):
+    uid, _ = bench.add(chest_phantom(seed=1))
+    bench.worker.give_back(bench.worker.claim())
+    row = bench.job(uid)
+    assert (row["state"], row["attempts"]) == (JobState.NEW, 0)
+
+
+def test_a_second_run_makes_the_same_instances(bench):
+    uid, _ = bench.add(chest_phantom(seed=1))
+    bench.step()
+    first = bench.job(uid)
+    assert overview.cancel_job(bench.engine, first["id"], "admin") is False  # done is done
+    with bench.engine.connect() as connection:
+        connection.exec_driver_sql("UPDATE jobs SET state = 'held'")
+    assert overview.retry_job(bench.engine, first["id"], "admin")
+    bench.step()
+    second = bench.job(uid)
+    assert second["results"] == first["results"]
+    assert len(second["deliveries"]) == len(first["deliveries"])
