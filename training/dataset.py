@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX, to_network_image
 from cxr_node.records import LABELS
 
+PREPARED_SUFFIX = ".network.png"
+"""Ends the name of a file that holds the networks' image itself."""
+
 
 @dataclass(frozen=True)
 class Radiograph:
@@ -57,10 +60,17 @@ def manifest_digest(folder: Path) -> str:
 
 
 def load_prepared(path: Path) -> NDArray[np.uint8]:
-    """Read an 8-bit image file and prepare it as serving does: uint8 (224, 224)."""
+    """Read an 8-bit image file and prepare it as serving does: uint8 (224, 224).
+
+    What `import` wrote (*.network.png) was prepared by `cxr_node.prepare` already, from all its bits, and is taken as it is.
+    """
     grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if grey is None:
         raise ValueError(f"{path}: not an image that can be read")
+    if path.name.endswith(PREPARED_SUFFIX):
+        if grey.shape != (NETWORK_SIZE_PX, NETWORK_SIZE_PX):
+            raise ValueError(f"{path} was prepared for other networks, at {grey.shape}: import the set again")
+        return np.asarray(grey, np.uint8)
     return to_network_image(grey.astype(np.float32) / 255)
 
 

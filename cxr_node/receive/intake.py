@@ -27,9 +27,9 @@ from cxr_node.receive.incoming import IncomingDataSet
 from cxr_node.receive.together import Together
 from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, Sender
 from cxr_node.settings import Settings
-from cxr_node.store import audit, jobs
+from cxr_node.store import admissions, audit
+from cxr_node.store.admissions import Arrival
 from cxr_node.store.instances import is_uid, keep_instance, keep_unparsed
-from cxr_node.store.jobs import Arrival
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -98,7 +98,7 @@ class Intake:
             return self._record_refusal(incoming, Answer(CLASS_NOT_SUPPORTED, "The SOP class is not accepted here"))
         sha256 = incoming.sha256
         if self._settings.changed_instance == "refuse" and not is_own:
-            known = jobs.known_digests(self._engine, header.sop_instance_uid)
+            known = admissions.known_digests(self._engine, header.sop_instance_uid)
             if known and sha256 not in known:
                 answer = Answer(NOT_AUTHORISED, "Other content is stored under this SOP instance UID")
                 return self._record_refusal(incoming, answer)

@@ -6,8 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cxr_node.store import jobs
-from cxr_node.store.jobs import Admission, Arrival
+from cxr_node.store.admissions import Admission, Arrival, admit_all
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -33,7 +32,7 @@ class Together:
         self._committing = threading.Lock()
 
     def admit(self, arrival: Arrival) -> Admission:
-        """Enter an instance as `jobs.admit` does; when this returns it is committed."""
+        """Enter an instance as `admissions.admit` does; when this returns it is committed."""
         entry = _Entry(arrival)
         with self._gathering:
             self._waiting.append(entry)
@@ -49,7 +48,7 @@ class Together:
 
     def _enter(self, entries: list[_Entry]) -> None:
         try:
-            admissions = jobs.admit_all(self._engine, [entry.arrival for entry in entries])
+            admissions = admit_all(self._engine, [entry.arrival for entry in entries])
         except Exception as error:
             if len(entries) == 1:
                 entries[0].outcome = error

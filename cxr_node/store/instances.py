@@ -27,6 +27,11 @@ def make_folders(folders: DataFolder) -> None:
     try:
         for folder in (folders.root, folders.incoming, folders.instances, folders.unparsed, folders.results):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (folders.instances / "ff").is_dir():
+            # all of them now: made one by one while instances arrive, each costs its instance a flush of its own
+            for number in range(256):
+                (folders.instances / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(folders.instances)
     except OSError as error:
         raise StoreError(
             f"The data folder {folders.root} can't be made ({error.strerror}): "

@@ -1,4 +1,4 @@
-"""The queue of analyses: admitted by receive, claimed and ended by work.
+"""The queue of analyses: claimed and ended by work; `admissions` fills it.
 
 A claim is one statement under a lease; a lapsed lease makes the job claimable again; every change of state is guarded
 by the state it leaves, so that a worker which lost its lease changes nothing.
@@ -9,139 +9,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
 
-from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind, Sender, StoredInstance
+from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 2.0, 300.0
-
-
-class Admission(StrEnum):
-    """What became of a received instance."""
-
-    QUEUED = "queued"
-    KEPT = "kept"  # stored, not to be analysed
-    DUPLICATE = "duplicate"  # same UID, same content: already here
-    REVISION = "revision"  # same UID, other content: queued as a new revision
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """An instance to be entered; see `admit`."""
-
-    stored: StoredInstance
-    sender: Sender
-    analyse: bool
-    note: str = ""
-
-
-def known_digests(engine: Engine, sop_instance_uid: str) -> set[str]:
-    """SHA-256 of every content stored under a SOP instance UID."""
-    with engine.connect() as connection:
-        rows = connection.execute(select(instances.c.sha256).where(instances.c.sop_instance_uid == sop_instance_uid))
-        return set(rows.scalars())
-
-
-def admit(engine: Engine, stored: StoredInstance, sender: Sender, *, analyse: bool, note: str = "") -> Admission:
-    """Enter an instance whose file is safe on disk: its row, its job and its audit event, all or none.
-
-    Args:
-        engine: the database.
-        stored: the instance.
-        sender: who sent it.
-        analyse: False keeps it out of the queue; `note` says why.
-        note: a sentence for the audit log.
-    """
-    return admit_all(engine, [Arrival(stored, sender, analyse, note)])[0]
-
-
-def admit_all(engine: Engine, arrivals: Sequence[Arrival]) -> list[Admission]:
-    """Enter several instances as `admit` does, with one flush of the disk for all of them: all or none."""
-    while True:
-        try:
-            with write(engine) as connection:
-                return [_admit(connection, one.stored, one.sender, one.analyse, one.note) for one in arrivals]
-        except IntegrityError:  # the same revision came in over another association of another process: look again
-            continue
-
-
-def _admit(connection: Connection, stored: StoredInstance, sender: Sender, analyse: bool, note: str) -> Admission:
-    header = stored.header
-    now = time.time()
-    known = connection.execute(
-        select(instances.c.sha256, instances.c.removed_at).where(instances.c.sop_instance_uid == header.sop_instance_uid)
-    ).all()
-    if any(row.sha256 == stored.sha256 for row in known):
-        admission = Admission.DUPLICATE
-        connection.execute(  # retention may have taken the file that has just come back
-            update(instances)
-            .where(instances.c.sop_instance_uid == header.sop_instance_uid, instances.c.sha256 == stored.sha256)
-            .values(removed_at=None, path=stored.path, received_at=now)
-        )
-    else:
-        instance_id = connection.execute(
-            insert(instances).returning(instances.c.id),  # values as parameters: as part of the statement they cost 1 ms
-            {
-                "sop_instance_uid": header.sop_instance_uid,
-                "revision": len(known),
-                "sha256": stored.sha256,
-                "size_bytes": stored.size_bytes,
-                "path": stored.path,
-                "sop_class_uid": header.sop_class_uid,
-                "transfer_syntax_uid": header.transfer_syntax_uid,
-                "study_instance_uid": header.study_instance_uid,
-                "series_instance_uid": header.series_instance_uid,
-                "patient_id": header.patient_id[:64],
-                "accession_number": header.accession_number[:64],
-                "calling_ae_title": sender.calling_ae_title,
-                "called_ae_title": sender.called_ae_title,
-                "host": sender.host,
-                "received_at": now,
-                "note": note,
-            },
-        ).scalar_one()
-        if analyse:
-            connection.execute(
-                insert(jobs),
-                {
-                    "instance_id": instance_id,
-                    "state": JobState.NEW,
-                    "priority": 0,
-                    "attempts": 0,
-                    "not_before": 0,
-                    "lease_owner": "",
-                    "lease_until": 0,
-                    "reasons": "[]",
-                    "findings": "{}",
-                    "model_version": "",
-                    "created_at": now,
-                },
-            )
-            admission = Admission.REVISION if known else Admission.QUEUED
-        else:
-            admission = Admission.KEPT
-    audit.add(
-        connection,
-        AuditEvent(
-            event="instance-received",
-            user=sender.calling_ae_title,
-            host=sender.host,
-            patient_id=header.patient_id[:64],
-            study_instance_uid=header.study_instance_uid,
-            sop_instance_uid=header.sop_instance_uid,
-            detail=f"{admission}: {note}" if note else str(admission),
-        ),
-    )
-    return admission
 
 
 def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: int) -> list[Job]:

@@ -16,7 +16,7 @@ from cxr_node.deliver import loop
 from cxr_node.deliver.loop import Courier
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
 from cxr_node.settings import DestinationSettings, NodeSettings, Settings
-from cxr_node.store import jobs
+from cxr_node.store import admissions, jobs
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import keep_instance, write_result
 from tests.scps import STORAGE, closed_port, storage_scp, write_instance
@@ -52,7 +52,7 @@ class Queue:
         temporary = self.folders.incoming / header.sop_instance_uid
         temporary.write_bytes(b"image")
         stored = keep_instance(self.folders, temporary, header, header.sop_instance_uid)
-        jobs.admit(self.engine, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=True)
+        admissions.admit(self.engine, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=True)
         [job] = jobs.claim(self.engine, "worker", 1, 60, 3)
         made = []
         for kind, sop_class_uid in CLASSES.items():

@@ -23,7 +23,7 @@ from cxr_node.records import (
     Sender,
 )
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import audit, deliveries, jobs, leases, overview, retention
+from cxr_node.store import admissions, audit, deliveries, jobs, leases, overview, retention
 from cxr_node.store.database import SCHEMA_REVISION, open_database
 from cxr_node.store.instances import keep_instance, remove, write_result
 from cxr_node.store.schema import deliveries as deliveries_table
@@ -45,7 +45,7 @@ class Store:
         temporary.write_bytes(content)
         header = InstanceHeader(uid, "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1", "1.5", "1.6", "PID", "ACC")
         stored = keep_instance(self.folders, temporary, header, hashlib.sha256(content).hexdigest())
-        return jobs.admit(self.engine, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=analyse, note=note)
+        return admissions.admit(self.engine, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=analyse, note=note)
 
     def claim(self, owner="w", limit=8, lease_s=60.0, max_attempts=3):
         return jobs.claim(self.engine, owner, limit, lease_s, max_attempts)
@@ -76,21 +76,21 @@ def store(tmp_path):
 
 
 def test_the_same_content_twice_is_one_job(store):
-    assert store.receive() == jobs.Admission.QUEUED
-    assert store.receive() == jobs.Admission.DUPLICATE
+    assert store.receive() == admissions.Admission.QUEUED
+    assert store.receive() == admissions.Admission.DUPLICATE
     assert len(store.claim()) == 1
 
 
 def test_other_content_under_the_same_uid_is_a_revision_with_a_job_of_its_own(store):
     store.receive(content=b"first")
-    assert store.receive(content=b"corrected") == jobs.Admission.REVISION
+    assert store.receive(content=b"corrected") == admissions.Admission.REVISION
     claimed = store.claim()
     assert [job.revision for job in claimed] == [0, 1]
     assert {(store.folders.root / job.path).read_bytes() for job in claimed} == {b"first", b"corrected"}
 
 
 def test_what_is_not_to_be_analysed_is_kept_without_a_job(store):
-    assert store.receive(analyse=False, note="own result") == jobs.Admission.KEPT
+    assert store.receive(analyse=False, note="own result") == admissions.Admission.KEPT
     assert store.claim() == []
     assert overview.count_states(store.engine)["received"]["kept_unanalysed"] == 1
 

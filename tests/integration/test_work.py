@@ -14,7 +14,7 @@ from cxr_node.emulate import radiograph_from_image
 from cxr_node.phantom import chest_phantom
 from cxr_node.records import InstanceHeader, JobState, Sender
 from cxr_node.settings import DestinationSettings, InferenceSettings, NodeSettings, RouteSettings, Settings
-from cxr_node.store import jobs, overview
+from cxr_node.store import admissions, overview
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import keep_instance, make_folders
 from cxr_node.work import DataFolder, Worker
@@ -49,7 +49,7 @@ class Bench:
             ds.SOPInstanceUID, ds.SOPClassUID, ds.file_meta.TransferSyntaxUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, "P", ""
         )
         stored = keep_instance(self.folders, temporary, header, digest)
-        jobs.admit(self.engine, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=True)
+        admissions.admit(self.engine, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=True)
         return ds.SOPInstanceUID, self.folders.root / stored.path
 
     def step(self):

@@ -1,0 +1,66 @@
+"""Which split a patient belongs to: by a hash, so that it is the same on every machine and for ever."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+Key = tuple[str, str]
+"""Source and pseudonym."""
+
+_TRAIN, _VAL = 0.7, 0.1
+
+
+def pseudonym(source: str, patient: str) -> str:
+    """What the manifest calls a patient: 10 hexadecimal digits. Who knows the patient's number can compute it again."""
+    return hashlib.sha256(f"{source}/{patient}".encode()).hexdigest()[:10]
+
+
+def digest_of(image: NDArray[np.uint8]) -> str:
+    """SHA-256 of an image's pixels."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def split_by_hash(key: Key) -> str:
+    """Train, val or test with chances of 70, 10 and 20 %."""
+    place = int.from_bytes(hashlib.sha256("/".join(key).encode()).digest()[:8], "big") / 2**64
+    return "train" if place < _TRAIN else "val" if place < _TRAIN + _VAL else "test"
+
+
+class Patients:
+    """Patients, those that are one person under several names joined, and their splits."""
+
+    def __init__(self) -> None:
+        self._parents: dict[Key, Key] = {}
+        self._placed: dict[Key, str] = {}
+
+    def add(self, key: Key) -> None:
+        """Make a patient known."""
+        self._parents.setdefault(key, key)
+
+    def place(self, key: Key, split: str) -> None:
+        """Add a patient whose split is settled."""
+        self.add(key)
+        self._placed[key] = split
+
+    def join(self, one: Key, other: Key) -> None:
+        """Say that two are one person, or at least share a picture."""
+        self.add(one)
+        self.add(other)
+        first, second = sorted((self._root(one), self._root(other)))
+        self._parents[second] = first
+
+    def split_of(self, key: Key) -> str:
+        """The settled split of anyone joined to this patient, else the hash's."""
+        if key in self._placed:
+            return self._placed[key]
+        root = self._root(key)
+        settled = sorted(other for other in self._placed if self._root(other) == root)
+        return self._placed[settled[0]] if settled else split_by_hash(root)
+
+    def _root(self, key: Key) -> Key:
+        while self._parents[key] != key:
+            key = self._parents[key]
+        return key
