@@ -38,8 +38,8 @@ def set_up(level: str = "info", role: str = "") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # whatever stderr is at the time
+        cache_logger_on_first_use=False,
     )
     # the DICOM libraries log and warn of values, and with them of patients' names
     for name in ("pynetdicom", "pydicom", "highdicom"):

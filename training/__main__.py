@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,39 @@ Recipe = Annotated[Path, typer.Option("--recipe", help="Recipe file (TOML).", ex
 @app.callback()
 def main() -> None:
     """Train, evaluate and explain CXRNet."""
+
+
+class SetKind(StrEnum):
+    """The sets that `import` knows; v7 is masks for pictures of kermany and ieee8023."""
+
+    KERMANY = "kermany"
+    IEEE8023 = "ieee8023"
+    RADIOGRAPHY_DB = "radiography-db"
+    V7 = "v7"
+    FOLDER = "folder"
+
+
+@app.command(name="import")
+def import_set(
+    kind: Annotated[SetKind, typer.Argument(help="Which set SOURCE is; folder: radiographs of your own.")],
+    source: Annotated[Path, typer.Argument(help="Folder of the download; for `folder` also a CSV file.", exists=True)],
+    out: Annotated[Path, typer.Option("--out", help="Data folder; several sets can go into one.")],
+    name: Annotated[str, typer.Option(help="What the manifest calls the source; default: the set's or the folder's name.")] = "",
+    population: Annotated[str, typer.Option(help="adult or paediatric, where neither set nor header says it.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence, where the set doesn't say it.")] = "",
+) -> None:
+    """Build the manifest and its prepared images from a set as downloaded, or from radiographs of your own."""
+    from training.importer import import_set as import_pictures
+    from training.v7_masks import attach_masks
+
+    try:
+        if kind is SetKind.V7:
+            report = attach_masks(source, out)
+        else:
+            report = import_pictures(kind.value, source, out, name, population, licence)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    print({key: len(value) if isinstance(value, list) else value for key, value in report.items()})
 
 
 @app.command()
@@ -80,6 +114,37 @@ def evaluate(
 
     figures = measure(data, split, weights, out)
     print({key: figures[key] for key in ("accuracy", "adult_covid_vs_healthy", "segmentation", "calibration", "gate")})
+
+
+@app.command()
+def explain(
+    data: DataFolder,
+    out: OutFolder,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many images of each class; 0: all.", min=0)] = 0,
+) -> None:
+    """Measure the explanations: AOPPC, deletion and insertion curves, heat inside the lungs, pictures."""
+    from training.explain import explain as measure
+
+    figures = measure(data, split, weights, out, limit)
+    print({key: figures[key] for key in ("aoppc", "heat_in_lungs")})
+
+
+@app.command()
+def report(
+    runs: Annotated[Path, typer.Option(help="Folder with the stored runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The page to write; its figures go to results/ beside it.")] = Path(
+        "training/RESULTS.md"
+    ),
+) -> None:
+    """Write RESULTS.md: the paper's tables and figures beside those of the stored runs."""
+    from training.report import write_report
+
+    try:
+        print(write_report(runs, out))
+    except FileNotFoundError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 if __name__ == "__main__":

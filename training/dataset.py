@@ -71,7 +71,7 @@ def load_prepared(path: Path) -> NDArray[np.uint8]:
         if grey.shape != (NETWORK_SIZE_PX, NETWORK_SIZE_PX):
             raise ValueError(f"{path} was prepared for other networks, at {grey.shape}: import the set again")
         return np.asarray(grey, np.uint8)
-    return to_network_image(grey.astype(np.float32) / 255)
+    return to_network_image(grey.astype(np.float32) / np.float32(255))
 
 
 def load_images(folder: Path, rows: list[Radiograph]) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,7 @@ from cxr_node.errors import Rejected
 from training.dataset import PREPARED_SUFFIX, load_prepared
 from training.found import NOT_FRONTAL, UNKNOWN_POPULATION, Found, LeftOut, prepare, reasons_of
 from training.manifest import MANIFEST, NOT_FRONTAL_TABLE, ORIGINS, Row, read_table, write_table
-from training.own_set import own_set
+from training.own_set import POPULATIONS, own_set
 from training.patients import Patients, digest_of, pseudonym
 from training.public_sets import copied_from, ieee8023, kermany, radiography_db
 
@@ -40,20 +41,15 @@ SETS: dict[str, Callable[[Path], Iterator[Found | LeftOut]]] = {
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A picture that was prepared: `image` is its file, relative to OUT; `patient` is never empty."""
+    """A picture that was prepared: `image` is its file, relative to OUT; `patient` is the manifest's name for the patient."""
 
     found: Found
     image: str
     digest: str
-
-    @property
-    def patient(self) -> str:
-        return self.found.patient or str(self.found.path)
+    patient: tuple[str, str]
 
 
-def import_set(
-    kind: str, source: Path, out: Path, name: str = "", population: str = "", licence: str = ""
-) -> dict[str, Any]:
+def import_set(kind: str, source: Path, out: Path, name: str = "", population: str = "", licence: str = "") -> dict[str, Any]:
     """Import a set into OUT.
 
     Args:
@@ -68,12 +64,14 @@ def import_set(
         the report: rows, by_label_and_split, unknown_population, not_frontal, and lists of duplicates and of left_out
         files with their reasons. It is also written to OUT/import-NAME.json.
     """
-    name = name or (kind if kind != "folder" else source.stem)
+    name = name or (kind if kind != "folder" else source.resolve().stem)
+    if not re.fullmatch(r"[\w .-]+", name) or population not in ("", *POPULATIONS):
+        raise ValueError(f"name {name!r} must be letters, digits, . - _; population {population!r} {', '.join(POPULATIONS)}")
     left_out: list[LeftOut] = []
     prepared: list[_Prepared] = []
     (out / "images" / name).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        work = pool.map(lambda item: _prepared(item, out, name, population, licence), list(SETS[kind](source)))
+        work = pool.map(lambda item: _prepared(item, source, out, name, population, licence), list(SETS[kind](source)))
         for outcome in tqdm(work, desc=name, mininterval=5):
             if isinstance(outcome, LeftOut):
                 left_out.append(outcome)
@@ -85,7 +83,7 @@ def import_set(
 
     others = [row for row in read_table(out / MANIFEST.file) if row["source"] != name]
     replaced = {row["image"]: row for row in read_table(out / MANIFEST.file) if row["source"] == name}
-    kept, duplicates = _unique(prepared, others, out, name, left_out)
+    kept, duplicates = _unique(prepared, others, out, left_out)
     rows = [
         {
             "image": item.image,
@@ -93,10 +91,10 @@ def import_set(
             "label": item.found.label,
             "population": item.found.population,
             "source": name,
-            "patient_id": pseudonym(name, item.patient),
+            "patient_id": item.patient[1],
             "view": item.found.view,
             "licence": item.found.licence,
-            "split": kept.patients.split_of((name, pseudonym(name, item.patient))),
+            "split": kept.patients.split_of(item.patient),
         }
         for item in kept.frontal
     ]
@@ -111,7 +109,7 @@ def import_set(
     return report
 
 
-def _prepared(item: Found | LeftOut, out: Path, name: str, population: str, licence: str) -> _Prepared | LeftOut:
+def _prepared(item: Found | LeftOut, source: Path, out: Path, name: str, population: str, licence: str) -> _Prepared | LeftOut:
     if isinstance(item, LeftOut):
         return item
     try:
@@ -127,7 +125,9 @@ def _prepared(item: Found | LeftOut, out: Path, name: str, population: str, lice
     temporary = out / f"{relative}.{uuid.uuid4().hex}"
     temporary.write_bytes(cv2.imencode(".png", image)[1].tobytes())
     temporary.replace(out / relative)
-    return _Prepared(found, relative, digest)
+    # where nothing names the patient, each picture is one
+    patient = found.patient or found.path.relative_to(source if source.is_dir() else source.parent).as_posix()
+    return _Prepared(found, relative, digest, (name, pseudonym(name, patient)))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class _Kept:
 
 
 def _unique(
-    prepared: Iterable[_Prepared], others: list[Row], out: Path, name: str, left_out: list[LeftOut]
+    prepared: Iterable[_Prepared], others: list[Row], out: Path, left_out: list[LeftOut]
 ) -> tuple[_Kept, list[dict[str, str]]]:
     """Drop pictures whose pixels are there already; patients who share pixels are kept in one split.
 
@@ -157,15 +157,14 @@ def _unique(
     contradicted: set[str] = set()
     duplicates: list[dict[str, str]] = []
     for item in prepared:
-        key = (name, pseudonym(name, item.patient))
-        patients.add(key)
+        patients.add(item.patient)
         if item.digest in known:
             file, label, patient = known[item.digest]
-            patients.join(key, patient)
+            patients.join(item.patient, patient)
         elif item.digest in firsts:
             first = firsts[item.digest]
             file, label = str(first.found.path), first.found.label
-            patients.join(key, (name, pseudonym(name, first.patient)))
+            patients.join(item.patient, first.patient)
             if label != item.found.label:
                 contradicted.add(item.digest)
         else:
@@ -205,7 +204,7 @@ def _write(out: Path, name: str, rows: list[Row], not_frontal: list[_Prepared], 
             "image": item.image,
             "kind": item.found.label,
             "source": name,
-            "patient_id": pseudonym(name, item.patient),
+            "patient_id": item.patient[1],
             "licence": item.found.licence,
         }
         for item in not_frontal

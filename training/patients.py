@@ -35,6 +35,7 @@ class Patients:
     def __init__(self) -> None:
         self._parents: dict[Key, Key] = {}
         self._placed: dict[Key, str] = {}
+        self._settled: dict[Key, str] = {}  # of roots
 
     def add(self, key: Key) -> None:
         """Make a patient known."""
@@ -44,21 +45,24 @@ class Patients:
         """Add a patient whose split is settled."""
         self.add(key)
         self._placed[key] = split
+        self._settled.setdefault(self._root(key), split)
 
     def join(self, one: Key, other: Key) -> None:
         """Say that two are one person, or at least share a picture."""
         self.add(one)
         self.add(other)
         first, second = sorted((self._root(one), self._root(other)))
+        if first == second:
+            return
         self._parents[second] = first
+        split = self._settled.get(first) or self._settled.get(second)
+        if split:
+            self._settled[first] = split
 
     def split_of(self, key: Key) -> str:
-        """The settled split of anyone joined to this patient, else the hash's."""
-        if key in self._placed:
-            return self._placed[key]
+        """The patient's own settled split, else that of anyone joined to it, else the hash's."""
         root = self._root(key)
-        settled = sorted(other for other in self._placed if self._root(other) == root)
-        return self._placed[settled[0]] if settled else split_by_hash(root)
+        return self._placed.get(key) or self._settled.get(root) or split_by_hash(root)
 
     def _root(self, key: Key) -> Key:
         while self._parents[key] != key:

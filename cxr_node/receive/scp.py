@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -75,14 +76,17 @@ def _listen(settings: Settings, engine: Engine) -> Server:
     try:
         # a name such as "localhost" is looked up; pynetdicom wants the address
         address = socket.getaddrinfo(settings.node.host, settings.node.port, type=socket.SOCK_STREAM)[0][4]
-        return ae.make_server(
+        return Server(
+            ae,
             (str(address[0]), settings.node.port),
-            server_class=Server,
-            intake=Intake(settings, engine),
-            evt_handlers=[
+            ae.ae_title,
+            ae.supported_contexts,
+            None,
+            [
                 (evt.EVT_REQUESTED, _on_requested, [settings, engine]),
                 (evt.EVT_REJECTED, _on_rejected, [engine]),
             ],
+            intake=Intake(settings, engine),
         )
     except OSError as error:
         raise SettingsError(
@@ -107,11 +111,11 @@ def _on_requested(event: evt.Event, settings: Settings, engine: Engine) -> None:
         if refusal is None:
             return
         diagnostic, reason = refusal.diagnostic, refusal.reason
-    except ValueError as error:  # a host or network in the settings that is none
+    except Exception as error:  # such as a host in the settings that is none: who can't be checked doesn't come in
         diagnostic, reason = 0x01, f"the [[senders]] can't be checked: {error}"
+    _record_refused(engine, sender, reason)
     assoc.acse.send_reject(0x01, 0x01, diagnostic)  # permanent, by the service user
     assoc.is_rejected = True
-    _record_refused(engine, sender, reason)
     assoc.kill()
 
 
@@ -132,10 +136,21 @@ def _record_refused(engine: Engine, sender: Sender, reason: str) -> None:
 
 
 def _end_associations(ae: AE) -> None:
-    """Let associations end by themselves for a while, then abort them."""
-    deadline = time.monotonic() + _GRACE_S
-    while ae.active_associations and time.monotonic() < deadline:
-        time.sleep(0.02)
+    """Let associations end by themselves for a while, then abort them, then cut the connections of those that don't."""
+    _wait_until_none(ae, _GRACE_S)
     for assoc in ae.active_associations:
         log.warning("association aborted at the stop", host=str(assoc.requestor.address))
-        assoc.abort()
+        assoc.abort(block=False)
+    _wait_until_none(ae, 1.0)
+    for assoc in ae.active_associations:  # the peer is silent in the middle of a PDU, or goes on sending
+        connection = assoc.dul.socket.socket if assoc.dul.socket else None
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+    _wait_until_none(ae, 30.0)
+
+
+def _wait_until_none(ae: AE, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while ae.active_associations and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -19,9 +19,12 @@ import socket
 import struct
 from io import BytesIO
 from socketserver import BaseServer
+from ssl import SSLContext
 from typing import Any, cast
 
 import structlog
+from pynetdicom import evt
+from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
@@ -66,9 +69,19 @@ class Server(ThreadedAssociationServer):
     request_queue_size = 128
     daemon_threads = True
 
-    def __init__(self, *args: Any, intake: Intake, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        ae: ApplicationEntity,
+        address: tuple[str, int],
+        ae_title: str,
+        contexts: list[PresentationContext],
+        ssl_context: SSLContext | None,
+        evt_handlers: list[evt.EventHandlerType],
+        *,
+        intake: Intake,
+    ) -> None:
         self.intake = intake
-        super().__init__(*args, request_handler=_Handler, **kwargs)
+        super().__init__(ae, address, ae_title, contexts, ssl_context, evt_handlers, request_handler=_Handler)
 
     def shutdown(self) -> None:
         """Accept no more connections. Associations that there are go on."""
@@ -134,9 +147,9 @@ class _UpperLayer(DULServiceProvider):
         while True:  # to the end of a data set, since pynetdicom's loop sleeps after each turn
             self._read_pdu(connection, messages)
             self._idle_timer.restart()
-            if not messages.is_receiving or not self.event_queue.empty() or self._kill_thread:
+            if not messages.is_receiving or not self.event_queue.empty() or not self.to_provider_queue.empty():
                 break
-        self._process_recv_primitive()  # the response, if there is one by now
+        self._process_recv_primitive()  # the response, or our abort
         return True
 
     def _read_pdu(self, connection: socket.socket, messages: _Messages) -> None:

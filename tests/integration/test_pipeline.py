@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
@@ -22,8 +24,13 @@ def networks():
     return load_networks(InferenceSettings(device="cpu"))
 
 
+@functools.cache
+def drawn(finding):
+    return chest_phantom(seed=1, finding=finding)
+
+
 def chest(finding=None, mirrored=False, photometric="MONOCHROME2") -> Dataset:
-    pixels = chest_phantom(seed=1, finding=finding)
+    pixels = drawn(finding)
     if mirrored:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
     ds = radiograph_from_image(pixels, photometric=photometric)
@@ -49,7 +56,7 @@ def test_findings_are_whole(networks):
     assert 0 <= findings.heatmap.min() <= findings.heatmap.max() <= 1
     assert (findings.heatmap[~findings.lungs] == 0).all()
     assert sum(findings.heat_by_lung.values()) == pytest.approx(1)
-    assert heat.shape == chest_phantom(seed=1).shape
+    assert heat.shape == drawn(None).shape
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 
 import numpy as np
@@ -18,6 +19,11 @@ from cxr_node.store import admissions, overview
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import keep_instance, make_folders
 from cxr_node.work import DataFolder, Worker
+
+
+@functools.cache
+def drawn(seed):
+    return chest_phantom(seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +78,9 @@ def noise():
 
 
 def test_each_job_of_a_batch_comes_to_its_own_end(bench):
-    good, _ = bench.add(chest_phantom(seed=1))
+    good, _ = bench.add(drawn(1))
     bad, _ = bench.add(noise())
-    lost, path = bench.add(chest_phantom(seed=2))
+    lost, path = bench.add(drawn(2))
     path.unlink()
     bench.step()
     assert bench.job(good)["state"] == JobState.DONE
@@ -87,8 +93,8 @@ def test_each_job_of_a_batch_comes_to_its_own_end(bench):
 
 
 def test_results_lie_on_disk_as_their_rows_say_and_go_where_the_route_leads(bench):
-    emergency, _ = bench.add(chest_phantom(seed=1), sender="ER_7")
-    ward, _ = bench.add(chest_phantom(seed=2))
+    emergency, _ = bench.add(drawn(1), sender="ER_7")
+    ward, _ = bench.add(drawn(2))
     bench.step()
     for uid, destinations in ((emergency, {"ER"}), (ward, {"ER", "WARD"})):
         job = bench.job(uid)
@@ -113,7 +119,7 @@ class Breaks(torch.nn.Module):
 
 def test_an_image_that_breaks_the_networks_costs_itself_alone(tmp_path, networks):
     bench = Bench(tmp_path / "var", dataclasses.replace(networks, unet=Breaks(networks.unet)))
-    good, _ = bench.add(chest_phantom(seed=1))
+    good, _ = bench.add(drawn(1))
     poison, _ = bench.add(noise())
     bench.step()
     assert bench.job(good)["state"] == JobState.DONE
@@ -124,14 +130,14 @@ def test_an_image_that_breaks_the_networks_costs_itself_alone(tmp_path, networks
 
 
 def test_what_was_claimed_ahead_goes_back_unharmed(bench):
-    uid, _ = bench.add(chest_phantom(seed=1))
+    uid, _ = bench.add(drawn(1))
     bench.worker.give_back(bench.worker.claim())
     row = bench.job(uid)
     assert (row["state"], row["attempts"]) == (JobState.NEW, 0)
 
 
 def test_a_second_run_makes_the_same_instances(bench):
-    uid, _ = bench.add(chest_phantom(seed=1))
+    uid, _ = bench.add(drawn(1))
     bench.step()
     first = bench.job(uid)
     assert overview.cancel_job(bench.engine, first["id"], "admin") is False  # done is done

