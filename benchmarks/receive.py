@@ -45,15 +45,6 @@ _WARM_UP = 8
 STORESCU = "/usr/bin/storescu"
 STORESCP = "/usr/bin/storescp"
 ORTHANC = "/usr/sbin/Orthanc"
-_SERVE_NODE = """
-import signal, sys, threading
-from pathlib import Path
-from cxr_node.receive import scp
-from cxr_node.settings import NodeSettings, Settings
-stop = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stop.set())
-scp.run(Settings(node=NodeSettings(ae_title="NODE", port=int(sys.argv[2]), data_dir=Path(sys.argv[1]))), stop, lambda *_: None)
-"""
 
 
 class Instances:
@@ -113,6 +104,12 @@ class Receiver:
     ports: int = 1
 
 
+def _node_command(folder: Path, port: int) -> list[str]:
+    path = folder / "cxr-node.toml"
+    path.write_text(f'[node]\nae_title = "NODE"\nport = {port}\ndata_dir = "{folder}"\n')
+    return [sys.executable, "-m", "cxr_node", "receive", "--config", str(path)]
+
+
 def _node_count(folder: Path, _port: int) -> int:
     return sum(1 for path in (folder / "instances").rglob("*") if path.is_file())
 
@@ -139,7 +136,7 @@ def _orthanc_count(_folder: Path, port: int) -> int:
 
 
 RECEIVERS = {
-    "node": Receiver(lambda folder, port: [sys.executable, "-c", _SERVE_NODE, str(folder), str(port)], _node_count),
+    "node": Receiver(_node_command, _node_count),
     "storescp": Receiver(
         lambda folder, port: [STORESCP, "--fork", "-pdu", "131072", "-aet", "NODE", "-od", str(folder), str(port)],
         lambda folder, _port: sum(1 for _ in folder.iterdir()),

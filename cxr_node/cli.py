@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -67,7 +68,7 @@ def analyze(
 
     settings = load_settings(config)
     logs.set_up("error")
-    found = collect(files)
+    found = collect(files, out)
     if not found:
         raise CxrNodeError("No DICOM files or images were found there.")
     rows = analyze_files(found, out, settings)
@@ -129,14 +130,21 @@ def send(
     calling: Annotated[str, typer.Option("--calling", metavar="AE", help="AE title to send under.")] = "CXRNODE-SEND",
 ) -> None:
     """Send files by C-STORE, for trying things out; exit status 1 if any was not stored."""
+    from cxr_node import logs
     from cxr_node.commands.analyze import collect
     from cxr_node.deliver.send import send_files
 
+    logs.set_up("error")
     host, _, port = to.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise CxrNodeError(f"--to {to!r} is not HOST:PORT, for example 127.0.0.1:11112.")
+    for option, ae_title in (("--called", called), ("--calling", calling)):
+        if not 0 < len(ae_title.strip()) <= 16 or not ae_title.isascii() or not ae_title.isprintable() or "\\" in ae_title:
+            raise CxrNodeError(f"{option} {ae_title!r} is no AE title: 1 to 16 plain characters, no backslash.")
     found = collect(files)
-    outcomes = send_files(found, host, int(port), called, calling)
+    if not found:
+        raise CxrNodeError("No DICOM files or images were found there.")
+    outcomes = send_files(found, host.strip("[]"), int(port), called, calling)
     for path, outcome in zip(found, outcomes, strict=True):
         text = "" if outcome.status is None else f"0x{outcome.status:04X} "
         print(f"{'stored' if outcome.stored else 'NOT STORED'} {text}{path} {outcome.error}".rstrip())
@@ -154,5 +162,6 @@ def demo(
     from cxr_node.commands.demo import run_demo
 
     logs.set_up("error")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as an exception it stops what was started
     if not run_demo(files or [], out, Console(width=max(100, Console().width))):
         raise typer.Exit(1)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +54,8 @@ def run_role(role: str, settings: Settings) -> None:
 
     def ready(host: str = "", port: int = 0) -> None:
         if pipe is not None:
-            pipe.sendall(json.dumps({"host": host, "port": port}).encode() + b"\n")
+            with suppress(OSError):  # the supervisor is gone: `stop` is being set
+                pipe.sendall(json.dumps({"host": host, "port": port}).encode() + b"\n")
         elif role == "receive":
             print(_ready_line(settings, host, port), flush=True)
 
@@ -220,7 +221,11 @@ def _supervisor_pipe(stop: threading.Event) -> socket.socket | None:
 @contextmanager
 def _alone(data_dir: Path) -> Iterator[None]:
     """One supervisor a data folder, held by a lock that the system releases however the process ends."""
-    with (data_dir / ".serve.lock").open("w") as file:
+    try:
+        file = (data_dir / ".serve.lock").open("w")
+    except OSError as error:
+        raise StoreError(f"{data_dir / '.serve.lock'} can't be written ({error.strerror}): change its owner.") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

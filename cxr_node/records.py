@@ -122,6 +122,7 @@ class Delivery:
     path: str
     attempts: int
     created_at: datetime
+    patient_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ import os
 import tomllib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from pydantic_settings import SettingsError as UnreadableVariable
 
 from cxr_node.errors import SettingsError
 from cxr_node.records import ResultKind
@@ -76,14 +78,24 @@ class SenderSettings(_Section):
     hosts: tuple[str, ...] = ()
     """Addresses or networks (10.1.0.0/16) it may call from; empty: any."""
 
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            try:
+                ip_network(host, strict=False)
+            except ValueError:
+                raise ValueError(f'{host!r} is no IP address and no network such as "10.1.0.0/16"') from None
+        return hosts
+
 
 class DestinationSettings(_Section):
     """[[destinations]]"""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=64)
     ae_title: AETitle
-    host: str
-    port: Port
+    host: str = Field(min_length=1)
+    port: Annotated[int, Field(ge=1, le=65535)]
     send: tuple[ResultKind, ...] = (ResultKind.OVERLAY, ResultKind.REPORT)
     timeout_s: float = Field(30, gt=0)
     max_attempts: int = Field(200, ge=1)
@@ -193,11 +205,15 @@ class _Environment(EnvSettingsSource):
             key = name.lower()
             if not key.startswith(_PREFIX.lower()):
                 continue
+            if key.removeprefix(_PREFIX.lower()).removesuffix("_file").split("__")[0] not in self.settings_cls.model_fields:
+                raise SettingsError(f"{name}: there is no such section; see conf/cxr-node.example.toml for those there are")
             if key.endswith("_file"):
                 try:
-                    values.setdefault(key.removesuffix("_file"), Path(value).read_text().strip())
+                    values.setdefault(key.removesuffix("_file"), Path(value).read_text("utf-8").strip())
                 except OSError as error:
                     raise SettingsError(f"{name}: {value} can't be read ({error.strerror})") from error
+                except UnicodeDecodeError as error:
+                    raise SettingsError(f"{name}: {value} is not a text file in UTF-8") from error
             else:
                 values[key] = value
         return values
@@ -212,9 +228,11 @@ def load_settings(path: Path | None) -> Settings:
     content: dict[str, Any] = {}
     if path is not None:
         try:
-            content = tomllib.loads(path.read_text())
+            content = tomllib.loads(path.read_text("utf-8"))
         except OSError as error:
             raise SettingsError(f"{path}: can't be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"{path}: not a text file in UTF-8, as TOML has to be") from error
         except tomllib.TOMLDecodeError as error:
             raise SettingsError(f"{path}: not valid TOML: {error}") from error
     try:
@@ -222,10 +240,15 @@ def load_settings(path: Path | None) -> Settings:
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise SettingsError("\n".join(f"{path or 'environment'}: {line}" for line in lines)) from error
+    except UnreadableVariable as error:  # it names the key alone, not the value, which may be a secret
+        raise SettingsError(
+            f"environment: {error}: a section or a list of tables is given as JSON, a single key as CXR_NODE__SECTION__KEY"
+        ) from error
 
 
 def _explain(item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"]) or "settings"
     if item["type"] == "extra_forbidden":
         return f"{place}: no such key; see conf/cxr-node.example.toml for those there are"
-    return f"{place}: {item['msg'].removeprefix('Value error, ')} (found: {item.get('input')!r})"
+    found = "" if place.startswith("database") else f" (found: {item.get('input')!r})"  # its URL may hold a password
+    return f"{place}: {item['msg'].removeprefix('Value error, ')}{found}"

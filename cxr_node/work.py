@@ -66,6 +66,10 @@ class Worker:
         taken = jobs.claim(self._engine, self._owner, inference.max_batch, inference.lease_s, inference.max_attempts)
         return [Claimed(job, self._readers.submit(read_dicom, self._folders.root / job.path)) for job in taken]
 
+    def renew(self, claimed: Sequence[Claimed]) -> None:
+        """Keep what waited its turn, before it lapses."""
+        jobs.renew(self._engine, self._owner, [item.job for item in claimed], self._settings.inference.lease_s)
+
     def give_back(self, claimed: Sequence[Claimed]) -> None:
         """Return what was claimed ahead and will not be begun."""
         for item in claimed:
@@ -77,7 +81,7 @@ class Worker:
         """Bring every job of a batch to its end: done, rejected, or failed and tried again."""
         if not claimed:
             return
-        jobs.renew(self._engine, self._owner, [item.job for item in claimed], self._settings.inference.lease_s)
+        self.renew(claimed)
         readable: list[tuple[Job, Source]] = []
         for item in claimed:
             try:
@@ -206,7 +210,9 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
                 if not current:
                     stop.wait(_IDLE_WAIT_S)
                     continue
-                ahead = worker.claim()
+                worker.renew(current)  # else the next claim could take it a second time
+                if all(item.job.attempts == 1 for item in current):  # what may have killed a worker is done alone
+                    ahead = worker.claim()
                 worker.process(current)
             except DatabaseTrouble as error:
                 log.error("the database is in trouble, trying again", exc_info=error)

@@ -88,6 +88,19 @@ def gate(
 
 
 @app.command()
+def head(
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="The checkpoint to write.")] = Path("runs/classify/refit.pt"),
+    segment: Annotated[Path, typer.Option(help="best.pt of `segment`.")] = Path("runs/segment/best.pt"),
+    classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
+) -> None:
+    """Fit the classifier's head anew, without augmentation."""
+    from training.head import refit
+
+    print(refit(data, segment, classify, out))
+
+
+@app.command()
 def export(
     data: DataFolder,
     version: Annotated[str, typer.Option(help="Version of the model.")],

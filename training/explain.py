@@ -22,7 +22,7 @@ from cxr_node.analyse.pipeline import segment_batch
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from training.dataset import Radiograph, load_images, load_masks, read_manifest
-from training.explain_pictures import draw_curves, draw_examples
+from training.explain_pictures import draw_curves, draw_examples, draw_lungs
 from training.explanations import METHODS, explanations
 from training.perturbation import STEPS, aoppc, area_under, by_rank, correlation, deleted, inserted, normalised, perturbed
 
@@ -31,7 +31,7 @@ __all__ = ["aoppc", "explain", "perturbed"]
 _BATCH = 8
 _FORWARD_BATCH = 32
 _COVID = LABELS.index("covid19_pneumonia")
-_EXAMPLES = 3
+_EXAMPLES, _SEGMENTED = 3, 6
 CURVES = ("ppc", "deletion", "insertion")
 
 Curves = NDArray[np.float64]
@@ -70,6 +70,7 @@ def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int 
     stored = _stored(out / "metrics.json", split, networks)
     explained: list[Explained] = []
     examples: list[dict[str, NDArray[Any]]] = []
+    segmented: list[dict[str, NDArray[Any]]] = []
     for start in tqdm(range(0, len(rows), _BATCH), desc="explain", mininterval=5):
         batch = rows[start : start + _BATCH]
         images = list(load_images(data, batch))
@@ -81,6 +82,8 @@ def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int 
             annotated = load_masks(data, [row])[0] if row.mask else None
             one = _explained(row, crop, heat, annotated, networks)
             explained.append(one)
+            if annotated is not None and len(segmented) < _SEGMENTED:
+                segmented.append({"image": images[index], "found": masks[index], "annotated": annotated})
             if row.class_index == _COVID and one.curves["cxrnet", "ppc"][0] > 0.5 and len(examples) < _EXAMPLES:
                 drawn = {method: normalised(heat[method], crop.mask) for method in METHODS}
                 examples.append({**drawn, "crop": crop.image})
@@ -88,6 +91,8 @@ def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int 
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     _write_curves(explained, out / "curves.csv")
+    if segmented:
+        draw_lungs(segmented, out / "figure-8.png")
     if examples:
         draw_examples(examples, out / "figure-12.png")
     draw_curves(out / "curves.csv", figures["aoppc"], out)
@@ -154,13 +159,16 @@ def _explained(
 
 def probabilities(networks: Networks, crops: list[NDArray[np.uint8]]) -> NDArray[np.float64]:
     """Calibrated probabilities of the first encoder, float64 (N, C), as the node reports them, of crops uint8 (S, S)."""
+    places: dict[bytes, int] = {}  # what two steps or methods leave alike, and the empty image, is classified once
+    of_crop = [places.setdefault(crop.tobytes(), len(places)) for crop in crops]
+    different = [crops[of_crop.index(place)] for place in range(len(places))]
     found = []
     with networks.running():
-        for start in range(0, len(crops), _FORWARD_BATCH):
-            image = networks.to_device(crops[start : start + _FORWARD_BATCH])
+        for start in range(0, len(different), _FORWARD_BATCH):
+            image = networks.to_device(different[start : start + _FORWARD_BATCH])
             logits = networks.cxrnet.classify(networks.cxrnet.encode(image)[-1])
             found.append(torch.softmax(logits.double() / networks.temperature, dim=1).cpu().numpy())
-    return np.concatenate(found)
+    return np.concatenate(found)[of_crop]
 
 
 def _share(heat: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:

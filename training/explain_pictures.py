@@ -1,4 +1,4 @@
-"""Draws the paper's figures 12 and 13 from what `explain` measured."""
+"""Draws the paper's figures 8, 12 and 13 from what `explain` measured."""
 
 from __future__ import annotations
 
@@ -16,6 +16,24 @@ TITLES = {
     "cxrnet": "CXRNet",
     "representation": "representation image",
 }
+
+
+def draw_lungs(examples: list[dict[str, NDArray[Any]]], path: Path) -> None:
+    """Figure 8: radiographs (`image` uint8 (H, W)) with the lungs `found` filled and the `annotated` ones outlined."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(examples), figsize=(2.4 * len(examples), 2.8), squeeze=False)
+    for place, example in zip(axes[0], examples, strict=True):
+        found, annotated = example["found"], example["annotated"]
+        place.imshow(example["image"], cmap="gray", vmin=0, vmax=255)
+        place.imshow(np.ma.masked_equal(found.astype(np.uint8), 0), cmap="winter", alpha=0.35, vmin=0, vmax=2)
+        if annotated.any() and not annotated.all():
+            place.contour(annotated, levels=[0.5], colors="yellow", linewidths=0.8)
+        shared, union = int((found & annotated).sum()), int((found | annotated).sum())
+        place.set_title(f"IoU {shared / max(1, union):.3f}", fontsize=9)
+        place.set_axis_off()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def draw_examples(examples: list[dict[str, NDArray[Any]]], path: Path) -> None:

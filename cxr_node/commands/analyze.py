@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from cxr_node import logs
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse
 from cxr_node.compose import compose_results
-from cxr_node.errors import Rejected
+from cxr_node.errors import Rejected, StoreError
 from cxr_node.prepare.decode import is_dicom
 from cxr_node.records import Findings, ResultKind
 from cxr_node.settings import Settings
@@ -30,16 +30,22 @@ from cxr_node.work import as_json
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"}
 
 
-def collect(paths: Sequence[Path]) -> list[Path]:
-    """The files meant by paths: a file is itself, a folder the DICOM files and images in it, at any depth."""
+def collect(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """The files meant by paths: a file is itself, a folder the DICOM files and images in it, at any depth.
+
+    Each file once. What lies in `out` is left out of folders: an earlier run's results are no sources.
+    """
     files: list[Path] = []
+    results = out.resolve() if out is not None else None
     for path in paths:
         if path.is_dir():
             inside = (p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith("."))
+            if results is not None and results != path.resolve():
+                inside = (p for p in inside if not p.resolve().is_relative_to(results))
             files += [p for p in inside if p.suffix.lower() in _IMAGE_SUFFIXES or is_dicom(p)]
         else:
             files.append(path)
-    return files
+    return list(dict.fromkeys(files))
 
 
 def analyze_files(files: Sequence[Path], out: Path, settings: Settings) -> list[dict[str, Any]]:
@@ -52,8 +58,15 @@ def analyze_files(files: Sequence[Path], out: Path, settings: Settings) -> list[
 
     Returns:
         the content of results.json: one object a file, in their order.
+
+    Raises:
+        StoreError: `out` can't be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").touch()
+    except OSError as error:
+        raise StoreError(f"--out {out}: can't be written ({error.strerror}); name a folder that you may write.") from error
     use_all_cores()
     networks = load_networks(settings.inference)
     names = _names(files)
@@ -71,12 +84,13 @@ def analyze_files(files: Sequence[Path], out: Path, settings: Settings) -> list[
 
 def _names(files: Sequence[Path]) -> dict[Path, str]:
     """A name for each file's results: its own without suffix, numbered where two are alike."""
-    counts: Counter[str] = Counter()
     names: dict[Path, str] = {}
+    taken: set[str] = set()
     for path in files:
         stem = path.name[: -len(path.suffix)] if path.suffix.lower() in _IMAGE_SUFFIXES else path.name
-        counts[stem] += 1
-        names[path] = stem if counts[stem] == 1 else f"{stem}-{counts[stem]}"
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        names[path] = next(name for name in itertools.chain([stem], numbered) if name not in taken)
+        taken.add(names[path])
     return names
 
 
@@ -105,7 +119,7 @@ def _analyze_batch(
     outcomes = iter(analyse([source.radiograph.network_image for source in readable], networks))
     for path, source in batch:
         if isinstance(source, Rejected):
-            yield _row("", "rejected", source.reasons, networks)
+            yield _row(_uid_of(path), "rejected", source.reasons, networks)
         elif isinstance(source, Exception):
             yield _row("", "failed", (_explain_reading(source),), networks)
         else:
@@ -154,6 +168,17 @@ def _row(uid: str, status: str, reasons: Sequence[str], networks: Networks) -> d
         "seconds": None,
         "files": {},
     }
+
+
+def _uid_of(path: Path) -> str:
+    """SOP instance UID of a file that was turned away; empty if it has none that can be read."""
+    if not is_dicom(path):
+        return ""
+    try:
+        uid = pydicom.dcmread(path, force=True, specific_tags=["SOPInstanceUID"], stop_before_pixels=True).get("SOPInstanceUID")
+    except Exception:  # whatever broken bytes lead pydicom to
+        return ""
+    return str(uid or "")
 
 
 def _explain_reading(error: Exception) -> str:

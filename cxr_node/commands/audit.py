@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import getpass
 import json
 import sys
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cxr_node.commands.common import Config, open_engine, print_table
+from cxr_node.commands.common import Config, open_engine, operator, print_table
 from cxr_node.records import AuditEvent
 from cxr_node.store import audit
 
@@ -40,7 +39,7 @@ def audit_search(
     since: Annotated[datetime | None, typer.Option(help="From this time on (local).")] = None,
     until: Annotated[datetime | None, typer.Option(help="Before this time (local).")] = None,
     user: Annotated[str, typer.Option(help="AE title of the other side, or the operating system's user.")] = "",
-    limit: Annotated[int | None, typer.Option(help="At most so many, the newest.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the newest.")] = None,
     table_format: Annotated[TableFormat, typer.Option("--format", help="How it is printed.")] = TableFormat.TABLE,
     config: Config = None,
 ) -> None:
@@ -59,13 +58,11 @@ def audit_search(
             limit=limit,
         )
     ]
-    audit.record(engine, AuditEvent("audit-searched", user=getpass.getuser(), patient_id=patient, study_instance_uid=study))
+    audit.record(engine, AuditEvent("audit-searched", user=operator(), patient_id=patient, study_instance_uid=study))
     if table_format == TableFormat.JSON:
         print(json.dumps(rows, indent=2))
     elif table_format == TableFormat.CSV:
-        writer = csv.DictWriter(
-            sys.stdout, rows[0] if rows else ["id", "at", "event", "outcome", "user", "host", "patient_id", "detail"]
-        )
+        writer = csv.DictWriter(sys.stdout, audit.COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
     else:

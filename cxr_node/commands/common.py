@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,14 @@ Config = Annotated[
     Path | None, typer.Option("--config", envvar="CXR_NODE_CONFIG", help="Settings file (TOML).", show_default="none: defaults")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def operator() -> str:
+    """Who types the command, for the audit log; in a container the user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def open_engine(config: Path | None) -> Engine:

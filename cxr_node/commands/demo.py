@@ -5,6 +5,7 @@ Everything that is started here is stopped here: the node as a process of its ow
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import shutil
@@ -25,10 +26,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cxr_node.errors import CxrNodeError
+from cxr_node.logs import explain
 from cxr_node.prepare.decode import is_dicom
 from cxr_node.receive.small_pacs import SmallPACS
 from cxr_node.records import LABELS
-from cxr_node.settings import Settings, load_settings
+from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store.database import open_database
 from cxr_node.store.overview import list_jobs, show_job
 
@@ -44,6 +46,7 @@ class Sent:
     name: str
     path: Path
     sop_instance_uid: str
+    number: int
 
 
 def run_demo(files: Sequence[Path], out: Path, console: Console) -> bool:
@@ -55,9 +58,16 @@ def run_demo(files: Sequence[Path], out: Path, console: Console) -> bool:
             an earlier demonstration made it.
         console: where progress and results are shown.
     """
+    for path in files:
+        if not path.is_file():
+            raise CxrNodeError(f"{path}: there is no such file; DICOM, PNG and JPEG files can be named.")
     _make_folder(out)
     console.print("[bold]cxr-node demonstration[/bold]: AI results, not for primary diagnosis.")
-    sent = _instances(files, out / "sent")
+    sent, unreadable = _instances(files, out / "sent")
+    for path, reason in unreadable:
+        console.print(f"[red]not sent:[/red] {path}: {reason}", soft_wrap=True)
+    if not sent:
+        raise CxrNodeError("None of the files can be sent.")
     if not files:
         console.print("No files were named: procedurally drawn [bold]phantoms[/bold] are sent. They show the way, not medicine.")
     with SmallPACS(out / "pacs") as pacs, _node(out, pacs) as (settings, port):
@@ -68,41 +78,47 @@ def run_demo(files: Sequence[Path], out: Path, console: Console) -> bool:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(f"sending {len(sent)} radiograph(s) by C-STORE", total=None)
             outcomes = send_files([item.path for item in sent], "127.0.0.1", port, "CXRNODE")
-            refused = [outcome for outcome in outcomes if not outcome.stored]
-            for outcome in refused:
-                console.print(f"[red]not accepted: {outcome.error}")
             progress.update(task, description="analysing and delivering")
-            jobs = _await_results(settings, len(sent) - len(refused), progress, task)
-        good = not refused and len(jobs) == len(sent)
-        for item in sent:
+            jobs = _await_results(settings, progress, task)
+        good = not unreadable
+        for item, outcome in zip(sent, outcomes, strict=True):
             found = [job for job in jobs if job["sop_instance_uid"] == item.sop_instance_uid]
-            if found:
+            if found and outcome.stored:
                 good &= _show(item, found[0], pacs, out, console)
+            else:
+                good = False
+                console.rule(item.name, align="left")
+                console.print(outcome.error or "Nothing came back: it was kept and not analysed, or the time was up.")
     console.print(f"Everything was stopped. Look at the pictures in {out / 'pictures'}." if good else "[red]Not all went well.")
     return good
 
 
-def _instances(files: Sequence[Path], folder: Path) -> list[Sent]:
-    """The DICOM instances to send: the user's own, or wrapped images, or phantoms."""
+def _instances(files: Sequence[Path], folder: Path) -> tuple[list[Sent], list[tuple[Path, str]]]:
+    """The DICOM instances to send (the user's own, or wrapped images, or phantoms), and the files that are neither and why."""
     from cxr_node.emulate import radiograph_from_image
     from cxr_node.phantom import chest_phantom
 
     folder.mkdir(parents=True)
-    sent = []
-    for path in files:
-        if is_dicom(path):
-            ds = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-            sent.append(Sent(path.name, path, str(ds.SOPInstanceUID)))
+    sent: list[Sent] = []
+    unreadable: list[tuple[Path, str]] = []
+    for number, path in enumerate(files, start=1):
+        try:
+            if is_dicom(path):
+                ds = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+                sent.append(Sent(path.name, path, str(ds.get("SOPInstanceUID", "")), number))
+                continue
+            wrapped = radiograph_from_image(path)
+        except Exception as error:  # whatever broken bytes lead the readers to: this file's fault
+            unreadable.append((path, explain(error)))
             continue
-        wrapped = radiograph_from_image(path)
-        sent.append(Sent(path.name, folder / f"{path.stem}.dcm", str(wrapped.SOPInstanceUID)))
+        sent.append(Sent(path.name, folder / f"{number}-{path.stem}.dcm", str(wrapped.SOPInstanceUID), number))
         wrapped.save_as(sent[-1].path)
     if not files:
-        for name, finding in (("phantom", None), ("phantom-opacity-right", "right")):
+        for number, (name, finding) in enumerate((("phantom", None), ("phantom-opacity-right", "right")), start=1):
             wrapped = radiograph_from_image(chest_phantom(seed=1, finding=finding))  # type: ignore[arg-type]
-            sent.append(Sent(name, folder / f"{name}.dcm", str(wrapped.SOPInstanceUID)))
+            sent.append(Sent(name, folder / f"{name}.dcm", str(wrapped.SOPInstanceUID), number))
             wrapped.save_as(sent[-1].path)
-    return sent
+    return sent, unreadable
 
 
 def _show(item: Sent, job: dict[str, Any], pacs: SmallPACS, out: Path, console: Console) -> bool:
@@ -124,15 +140,18 @@ def _show(item: Sent, job: dict[str, Any], pacs: SmallPACS, out: Path, console: 
         path = pacs.path_of(job["study_instance_uid"], result["sop_instance_uid"])
         console.print(f"{result['kind']:<14} {path}", soft_wrap=True)
         if result["kind"] == "overlay":
-            picture = out / "pictures" / f"{Path(item.name).stem}.overlay.png"
+            picture = out / "pictures" / f"{item.number}-{Path(item.name).stem}.overlay.png"
             picture.parent.mkdir(exist_ok=True)
             Image.fromarray(pydicom.dcmread(path).pixel_array).save(picture)
             console.print(f"{'picture':<14} {picture}", soft_wrap=True)
     return True
 
 
-def _await_results(settings: Settings, count: int, progress: Progress, task: Any) -> list[dict[str, Any]]:
-    """Jobs with results and deliveries, once all have come to rest or the time is up."""
+def _await_results(settings: Settings, progress: Progress, task: Any) -> list[dict[str, Any]]:
+    """Jobs with results and deliveries, once all have come to rest or the time is up.
+
+    Their rows are there already: they were committed before the C-STORE responses.
+    """
     engine = open_database(settings)
     deadline = time.monotonic() + _RESULT_TIMEOUT_S
     pause = threading.Event()
@@ -144,8 +163,8 @@ def _await_results(settings: Settings, count: int, progress: Progress, task: Any
                 for job in jobs
                 if job["state"] in _RESTING and all(delivery["state"] == "sent" for delivery in job["deliveries"])
             ]
-            progress.update(task, description=f"analysing and delivering: {len(ended)} of {count}")
-            if len(ended) >= count or time.monotonic() > deadline:
+            progress.update(task, description=f"analysing and delivering: {len(ended)} of {len(jobs)}")
+            if len(ended) == len(jobs) or time.monotonic() > deadline:
                 return ended
             pause.wait(0.1)
     finally:
@@ -156,9 +175,11 @@ def _await_results(settings: Settings, count: int, progress: Progress, task: Any
 def _node(out: Path, pacs: SmallPACS) -> Iterator[tuple[Settings, int]]:
     """A node on the embedded default, serving on a free port until the block ends; its log is OUT/node.log."""
     config = out / "cxr-node.toml"
+    settings = Settings.model_construct(node=NodeSettings(data_dir=out / "node"))  # nothing from the environment, as below
     config.write_text(
-        f'[node]\nport = 0\ndata_dir = "{out / "node"}"\n\n[receive]\nmin_free_mb = 0\n\n'
-        f'[[destinations]]\nname = "pacs"\nae_title = "{pacs.ae_title}"\nhost = "127.0.0.1"\nport = {pacs.port}\n'
+        f"[node]\nport = 0\ndata_dir = {json.dumps(str(out / 'node'), ensure_ascii=False)}\n\n[receive]\nmin_free_mb = 0\n\n"
+        f'[[destinations]]\nname = "pacs"\nae_title = "{pacs.ae_title}"\nhost = "127.0.0.1"\nport = {pacs.port}\n',
+        "utf-8",
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CXR_NODE__")}
     with (out / "node.log").open("wb") as node_log:
@@ -169,7 +190,7 @@ def _node(out: Path, pacs: SmallPACS) -> Iterator[tuple[Settings, int]]:
             env=environment,
         )
     try:
-        yield load_settings(config), _await_port(process, out / "node.log")
+        yield settings, _await_port(process, out / "node.log")
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from cxr_node.commands.common import AsJson, Config, in_words, open_engine, print_table
+from cxr_node.commands.common import AsJson, Config, in_words, open_engine, operator, print_table
 from cxr_node.errors import CxrNodeError
 from cxr_node.records import DeliveryState, JobState
 from cxr_node.store import overview
@@ -31,7 +30,7 @@ def queue_list(
     study: Annotated[str, typer.Option(help="Only this Study Instance UID.")] = "",
     sender: Annotated[str, typer.Option(help="Only from this calling AE title.")] = "",
     destination: Annotated[str, typer.Option(help="Deliveries: only to this destination.")] = "",
-    limit: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -92,7 +91,7 @@ def _change(action: str, help_text: str) -> None:
             ("cancel", True): overview.cancel_delivery,
         }
         change = changes[action, deliveries]
-        refused = [number for number in chosen if not change(engine, number, getpass.getuser())]
+        refused = [number for number in chosen if not change(engine, number, operator())]
         print(f"{action}: {len(chosen) - len(refused)} of {len(chosen)}")
         if refused:
             listed = ", ".join(map(str, refused))

@@ -12,6 +12,7 @@ from cxr_node.deliver import reasons
 from cxr_node.deliver.request import EXPECTED, Outcome, Peer, StoreRequest
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import AssociationLost, DeliveryError
+from cxr_node.logs import explain
 from cxr_node.records import Delivery, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
 from cxr_node.store import deliveries, leases
@@ -91,7 +92,7 @@ class Courier:
             except Exception as error:
                 self._hang_up()
                 self._log.exception("sending failed", sop_instance_uid=waiting[0].sop_instance_uid)
-                outcome = Outcome(None, f"Sending failed here, not there: {type(error).__name__}: {error}")
+                outcome = Outcome(None, f"Sending failed here, not there: {explain(error)}")
             self._write_down(waiting[0], outcome)
             self._claimed = waiting = waiting[1:]
         if waiting:
@@ -197,7 +198,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
             try:
                 courier.renew()
             except Exception as error:  # the next time will do
-                log.warning("leases not renewed", error=repr(error))
+                log.warning("leases not renewed", exc_info=error)
     deadline = time.monotonic() + _STOP_GRACE_S
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))

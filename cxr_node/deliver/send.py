@@ -15,6 +15,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 from cxr_node.deliver.request import Offer, Outcome, Peer, StoreRequest
 from cxr_node.deliver.scu import MOST_OFFERS, Association
 from cxr_node.errors import DeliveryError
+from cxr_node.logs import explain
 
 _META = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
@@ -96,13 +97,16 @@ def store_files(
                 if trouble:
                     outcome = Outcome(None, f"Not sent: {trouble}")
                 else:
-                    if not association.offered([request.offer]):  # there were too many kinds of file for one association
+                    # there were too many kinds of file for one association, or a file that couldn't be sent ended it
+                    if not (association.is_open and association.offered([request.offer])):
                         association.release()
                         association = Association(peer, _first_offers(requests[position:]))
                     outcome = association.store(request)
             except DeliveryError as error:
                 trouble = str(error)
                 outcome = Outcome(None, trouble)
+            except Exception as error:  # such as a UID that can't be sent: this file's fault
+                outcome = Outcome(None, f"Not sent: {explain(error)}", unusable=True)
             outcomes.append(outcome)
             on_result(request, outcome)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from cxr_node.records import AuditEvent, JobState, Sender, StoredInstance
 from cxr_node.store import audit
 from cxr_node.store.database import write
 from cxr_node.store.schema import instances, jobs
+
+_MOST_ATTEMPTS = 10
 
 
 class Admission(StrEnum):
@@ -57,12 +60,14 @@ def admit(engine: Engine, stored: StoredInstance, sender: Sender, *, analyse: bo
 
 def admit_all(engine: Engine, arrivals: Sequence[Arrival]) -> list[Admission]:
     """Enter several instances as `admit` does, with one flush of the disk for all of them: all or none."""
-    while True:
+    for attempt in itertools.count(1):
         try:
             with write(engine) as connection:
                 return [_admit(connection, one.stored, one.sender, one.analyse, one.note) for one in arrivals]
         except IntegrityError:  # the same revision came in over another association of another process: look again
-            continue
+            if attempt == _MOST_ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _admit(connection: Connection, stored: StoredInstance, sender: Sender, analyse: bool, note: str) -> Admission:

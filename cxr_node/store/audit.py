@@ -13,6 +13,9 @@ from cxr_node.records import AuditEvent
 from cxr_node.store.database import write
 from cxr_node.store.schema import audit
 
+COLUMNS = tuple(audit.columns.keys())
+"""Of what `search` gives, in their order."""
+
 
 def record(engine: Engine, *events: AuditEvent) -> None:
     """Add events in a transaction of their own."""

@@ -35,7 +35,19 @@ def open_database(settings: Settings) -> Engine:
     folders = DataFolder(settings.node.data_dir)
     make_folders(folders)
     url = settings.database_url
-    engine = create_engine(url, pool_size=5, max_overflow=100, pool_pre_ping=not url.startswith("sqlite"))
+    try:
+        engine = create_engine(
+            url,
+            pool_size=5,
+            max_overflow=100,
+            pool_pre_ping=not url.startswith("sqlite"),
+            hide_parameters=True,  # errors end up in logs, and parameters hold patient IDs
+        )
+    except (SQLAlchemyError, ImportError) as error:  # neither quotes the URL, which may hold a password
+        raise StoreError(
+            f"database.url can't be used ({error}): write it as postgresql+psycopg://USER:PASSWORD@HOST/NAME, "
+            "with psycopg installed (the extra `scale`), or leave it empty for SQLite in the data folder."
+        ) from error
     if engine.dialect.name == "sqlite":
         _tune_sqlite(engine)
     try:
@@ -100,6 +112,10 @@ def _migrate(engine: Engine) -> None:
 @contextmanager
 def _one_at_a_time(root: Path) -> Iterator[None]:
     """Roles that start together migrate one after the other."""
-    with (root / ".migration.lock").open("w") as file:
+    try:
+        file = (root / ".migration.lock").open("w")
+    except OSError as error:
+        raise StoreError(f"{root / '.migration.lock'} can't be written ({error.strerror}): change its owner.") from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,11 +1,12 @@
 """The queue of analyses: claimed and ended by work; `admissions` fills it.
 
-A claim is one statement under a lease; a lapsed lease makes the job claimable again; every change of state is guarded
+A claim is one transaction under a lease; a lapsed lease makes the job claimable again; every change of state is guarded
 by the state it leaves, so that a worker which lost its lease changes nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 2.0, 300.0
 def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: int) -> list[Job]:
     """Take up to `limit` jobs that are due, for `lease_s` seconds.
 
-    A job whose lease lapsed `max_attempts` times (its worker died each time) is held instead.
+    A job whose lease lapsed `max_attempts` times (its worker died each time) is held instead. One that was tried
+    before is taken alone: if it kills its worker, it takes no other with it.
     """
     now = time.time()
     with engine.connect() as connection:  # an idle worker looks without taking the write lock
@@ -33,12 +35,15 @@ def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: 
             return []
     with write(engine) as connection:
         _hold_exhausted(connection, now, max_attempts)
-        due = select(jobs.c.id).where(_due(now)).order_by(jobs.c.priority.desc(), jobs.c.id).limit(limit)
+        due = select(jobs.c.id, jobs.c.attempts).where(_due(now)).order_by(jobs.c.priority.desc(), jobs.c.id).limit(limit)
         if engine.dialect.name == "postgresql":
             due = due.with_for_update(skip_locked=True)
+        found = connection.execute(due).all()
+        again = found[:1] if found and found[0].attempts else ()
+        chosen = [row.id for row in again or itertools.takewhile(lambda row: not row.attempts, found)]
         claimed = connection.execute(
             update(jobs)
-            .where(jobs.c.id.in_(due))
+            .where(jobs.c.id.in_(chosen))
             .values(state=JobState.RUNNING, attempts=jobs.c.attempts + 1, lease_owner=owner, lease_until=now + lease_s)
             .returning(jobs.c.id)
         )

@@ -186,11 +186,19 @@ def _change_delivery(
             update(deliveries)
             .where(deliveries.c.id == delivery_id, deliveries.c.state.in_(states))
             .values(state=new_state, attempts=0, not_before=0)
-            .returning(deliveries.c.destination)
-        ).scalar()
+            .returning(deliveries.c.destination, deliveries.c.result_id)
+        ).one_or_none()
         if changed is None:
             return False
-        audit.add(connection, AuditEvent(event, user=user, detail=f"delivery {delivery_id} to {changed}"))
+        result = connection.execute(
+            select(instances.c.patient_id, instances.c.study_instance_uid, results.c.sop_instance_uid)
+            .select_from(results)
+            .join(jobs, results.c.job_id == jobs.c.id)
+            .join(instances, jobs.c.instance_id == instances.c.id)
+            .where(results.c.id == changed.result_id)
+        ).one()
+        detail = f"delivery {delivery_id} to {changed.destination}"
+        audit.add(connection, AuditEvent(event, user=user, **result._mapping, detail=detail))
     return True
 
 

@@ -188,3 +188,104 @@ def test_demo_shows_the_whole_path_and_stops_everything(tmp_path):
     assert len(list((tmp_path / "demo" / "pacs").rglob("*.dcm"))) == 4
     left = {process.pid for process in psutil.Process().children(recursive=True)} - before
     assert not left
+
+
+def test_results_of_files_with_like_names_lie_side_by_side(tmp_path, phantom_png):
+    folder = tmp_path / "in"
+    for name in ("a/y.png", "b/y-2.png", "b/y.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(phantom_png.read_bytes())
+    out = folder / "out"
+    assert run("analyze", folder, "--out", out).exit_code == 0
+    rows = json.loads((out / "results.json").read_text())
+    assert len({row["files"]["overlay"] for row in rows}) == 3
+    assert run("analyze", folder, "--out", out).exit_code == 0  # the results of before are no sources
+    assert len(json.loads((out / "results.json").read_text())) == 3
+
+
+def test_analyze_names_the_instance_that_it_turns_away(tmp_path, phantom_png):
+    source = radiograph_from_image(phantom_png)
+    source.BodyPartExamined = "HIP"
+    del source.AnatomicRegionSequence
+    source.save_as(tmp_path / "hip.dcm", enforce_file_format=True)
+    assert run("analyze", tmp_path / "hip.dcm", "--out", tmp_path / "out").exit_code == 1
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (row["status"], row["sop_instance_uid"]) == ("rejected", source.SOPInstanceUID)
+
+
+def test_analyze_says_that_out_can_not_be_written(tmp_path, phantom_png):
+    (tmp_path / "file").touch()
+    result = run("analyze", phantom_png, "--out", tmp_path / "file")
+    assert isinstance(result.exception, CxrNodeError)
+    assert "--out" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--to", "127.0.0.1:99999", "--called", "X"),
+        ("--to", "127.0.0.1:1", "--called", "LONGER_THAN_16_CHARACTERS"),
+        ("--to", "127.0.0.1:1", "--called", "X", "--calling", "BACK\\SLASH"),
+    ],
+)
+def test_send_explains_options_that_can_not_be_right(phantom_png, options):
+    assert isinstance(run("send", phantom_png, *options).exception, CxrNodeError)
+
+
+def test_send_of_nothing_is_no_success(tmp_path):
+    assert run("send", tmp_path, "--to", "127.0.0.1:1", "--called", "X").exit_code != 0
+
+
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_a_file_that_can_not_be_sent_costs_itself_alone(tmp_path, phantom_png):
+    source = radiograph_from_image(phantom_png)
+    uid = "1." * 33 + "1"  # too long for a UID
+    source.SOPInstanceUID = source.file_meta.MediaStorageSOPInstanceUID = uid
+    source.save_as(tmp_path / "bad.dcm", enforce_file_format=True)
+    with SmallPACS(tmp_path / "pacs") as pacs:
+        result = run("send", tmp_path / "bad.dcm", phantom_png, "--to", f"127.0.0.1:{pacs.port}", "--called", pacs.ae_title)
+    assert result.exit_code == 1
+    assert len(pacs.received) == 1
+
+
+def test_audit_search_works_for_a_user_without_a_name(tmp_path, config, monkeypatch):
+    import getpass
+
+    def nameless():
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    assert run("audit", "search", "--config", config).exit_code == 0
+    assert "uid " in run("audit", "search", "--config", config).stdout
+
+
+def test_an_empty_audit_search_has_the_same_columns(tmp_path, config):
+    Store(tmp_path / "var").receive()
+    full = run("audit", "search", "--format", "csv", "--config", config).stdout.splitlines()[0]
+    empty = run("audit", "search", "--format", "csv", "--patient", "NOBODY", "--config", config).stdout.splitlines()
+    assert empty == [full]
+
+
+def test_demo_takes_the_user_s_own_files_and_comes_to_an_end_with_each(tmp_path, phantom_png, monkeypatch):
+    monkeypatch.setenv("CXR_NODE__NODE__DATA_DIR", str(tmp_path / "another"))  # the demonstration's settings are its own
+    dicom = tmp_path / "own.dcm"
+    radiograph_from_image(phantom_png).save_as(dicom, enforce_file_format=True)
+    twin = tmp_path / "twin" / phantom_png.name
+    twin.parent.mkdir()
+    twin.write_bytes(phantom_png.read_bytes())
+    noise = tmp_path / "noise.png"
+    cv2.imwrite(str(noise), np.random.default_rng(0).integers(0, 255, (400, 400)).astype(np.uint8))
+    result = run("demo", dicom, dicom, phantom_png, twin, noise, "--out", tmp_path / "demo")
+    assert result.exit_code == 0, result.output
+    assert "rejected: " in result.stdout
+    assert len(list((tmp_path / "demo" / "pictures").glob("*.png"))) == 4
+    assert not (tmp_path / "another").exists()
+
+
+def test_demo_says_which_file_can_not_be_sent(tmp_path):
+    junk = tmp_path / "junk.png"
+    junk.write_text("no picture")
+    result = run("demo", junk, "--out", tmp_path / "demo")
+    assert isinstance(result.exception, CxrNodeError)
+    assert "junk.png" in result.stdout
+    assert "missing.png" in str(run("demo", tmp_path / "missing.png", "--out", tmp_path / "demo").exception)

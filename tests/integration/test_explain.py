@@ -17,10 +17,10 @@ from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.nets.unet import UNet
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
-from training.explain import aoppc, explain
+from training.explain import aoppc, explain, probabilities
 from training.explanations import METHODS, explanations
 
-SIZE = 64
+SIZE = 32
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,10 @@ def data(tmp_path_factory) -> Path:
     left_half = np.zeros((224, 224), np.uint8)
     left_half[:, :112] = 255
     cv2.imwrite(str(folder / "mask.png"), left_half)
-    for number in range(6):
+    for number in range(4):
         small = rng.integers(0, 255, (12, 12)).astype(np.uint8)
         cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(small, (224, 224), interpolation=cv2.INTER_CUBIC))
-        label = LABELS[3] if number < 4 else LABELS[0]
+        label = LABELS[3] if number < 3 else LABELS[0]
         mask = "mask.png" if number == 0 else ""
         lines.append(f"{number}.png,{mask},,{label},adult,s,{number},,x,test")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
@@ -105,33 +105,39 @@ def test_cxrnet_s_own_explanation_is_what_the_node_draws(networks, crops):
     assert np.allclose(found["input"], np.stack(crops) / 255, atol=1e-6)
 
 
-def test_figures_of_evaluate_are_kept_and_those_of_explain_added(data, weights_folder, tmp_path):
-    kept = {"split": "test", "model": {"name": "CXRNet", "version": "t"}, "accuracy": 0.5, "heat_in_lungs": 0.1}
-    (tmp_path / "metrics.json").write_text(json.dumps(kept))
-    returned = explain(data, "test", weights_folder, tmp_path)
-    stored = json.loads((tmp_path / "metrics.json").read_text())
-    assert stored == returned
-    assert stored["accuracy"] == 0.5
-    assert set(stored["aoppc"]) == {"cxrnet", "gradcam", "saliency"}
-    assert stored["heat_in_lungs"] == 1.0  # everything is lung
-    assert stored["explanations"]["images"] == {LABELS[0]: 2, LABELS[1]: 0, LABELS[2]: 0, LABELS[3]: 4}
-    methods = stored["explanations"]["methods"]
+KEPT = {"split": "test", "model": {"name": "CXRNet", "version": "t"}, "accuracy": 0.5, "heat_in_lungs": 0.1}
+
+
+@pytest.fixture(scope="module")
+def run(data, weights_folder, tmp_path_factory) -> tuple[dict, Path]:
+    """What `explain` returns, and its folder, in which `evaluate` had left KEPT."""
+    out = tmp_path_factory.mktemp("run")
+    (out / "metrics.json").write_text(json.dumps(KEPT))
+    return explain(data, "test", weights_folder, out), out
+
+
+def test_figures_of_evaluate_are_kept_and_those_of_explain_added(run):
+    figures, out = run
+    assert json.loads((out / "metrics.json").read_text()) == figures
+    assert figures["accuracy"] == KEPT["accuracy"]
+    assert set(figures["aoppc"]) == {"cxrnet", "gradcam", "saliency"}
+    assert figures["heat_in_lungs"] == 1.0  # everything is lung
+    assert figures["explanations"]["images"] == {LABELS[0]: 1, LABELS[1]: 0, LABELS[2]: 0, LABELS[3]: 3}
+    methods = figures["explanations"]["methods"]
     assert set(methods) == set(METHODS)
     assert methods["cxrnet"]["aoppc"][LABELS[1]] is None
     assert methods["input"]["input_correlation"] == pytest.approx(1)
-    assert stored["explanations"]["annotated_images"] == 1
+    assert figures["explanations"]["annotated_images"] == 1
     assert 0 < methods["cxrnet"]["heat_in_annotated_lungs"] < 1
-    for name in ("figure-13.png", "deletion-insertion.png"):
-        assert (tmp_path / name).stat().st_size > 5000
 
 
-def test_curves_start_at_the_image_and_hold_the_areas(data, weights_folder, tmp_path):
-    figures = explain(data, "test", weights_folder, tmp_path)
+def test_curves_start_at_the_image_and_hold_the_areas(run):
+    figures, out = run
     curves: dict[tuple[str, ...], list[float]] = {}
-    with (tmp_path / "curves.csv").open(newline="") as file:
+    with (out / "curves.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             curves.setdefault((row["label"], row["method"], row["curve"]), []).append(float(row["probability"]))
-            assert row["images"] == ("4" if row["label"] == LABELS[3] else "2")
+            assert row["images"] == ("3" if row["label"] == LABELS[3] else "1")
     assert len(curves) == 2 * len(METHODS) * 3
     whole = {curves[LABELS[3], method, "ppc"][0] for method in METHODS}
     whole |= {curves[LABELS[3], method, "insertion"][-1] for method in METHODS}
@@ -140,6 +146,23 @@ def test_curves_start_at_the_image_and_hold_the_areas(data, weights_folder, tmp_
     assert len(whole) == len(blank) == 1  # the same for every method
     for method in ("cxrnet", "gradcam", "saliency"):
         assert figures["aoppc"][method] == pytest.approx(aoppc(np.array([curves[LABELS[3], method, "ppc"]])), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["figure-8.png", "figure-13.png", "deletion-insertion.png"])
+def test_figures_are_drawn(run, name):
+    assert cv2.imread(str(run[1] / name), cv2.IMREAD_GRAYSCALE).std() > 5
+
+
+def test_equal_images_are_classified_once_and_each_gets_its_own_answer(networks, crops, monkeypatch):
+    seen = []
+    forward = networks.cxrnet.encode
+    monkeypatch.setattr(networks.cxrnet, "encode", lambda image: seen.append(len(image)) or forward(image))
+    one, other = crops
+    found = probabilities(networks, [one, other, one, one])
+    assert sum(seen) == 2
+    assert (found[0] == found[2]).all()
+    assert (found[0] == found[3]).all()
+    assert not np.allclose(found[0], found[1], atol=1e-6)
 
 
 def test_a_limit_counts_for_each_class(data, weights_folder, tmp_path):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from sqlalchemy import select, text, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_node.errors import StoreError
 from cxr_node.records import (
@@ -22,9 +23,9 @@ from cxr_node.records import (
     ResultKind,
     Sender,
 )
-from cxr_node.settings import NodeSettings, Settings
+from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
 from cxr_node.store import admissions, audit, deliveries, jobs, leases, overview, retention
-from cxr_node.store.database import SCHEMA_REVISION, open_database
+from cxr_node.store.database import SCHEMA_REVISION, open_database, write
 from cxr_node.store.instances import keep_instance, remove, write_result
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import jobs as jobs_table
@@ -284,3 +285,51 @@ def test_the_database_flushes_every_commit(store):
         assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
         assert connection.execute(select(jobs_table)).all() == []
+
+
+def test_what_may_have_killed_a_worker_is_taken_alone(store):
+    for number in range(4):
+        store.receive(uid=f"1.2.{number}", content=bytes([number]))
+    assert len(store.claim(limit=2)) == 2
+    store.lapse()  # the worker died on one of the two
+    taken = []
+    while claimed := store.claim():
+        taken.append([job.sop_instance_uid for job in claimed])
+        for job in claimed:
+            store.finish(job)
+    assert taken == [["1.2.0"], ["1.2.1"], ["1.2.2", "1.2.3"]]
+
+
+def test_setting_the_clock_kills_nobody(monkeypatch):
+    import psutil
+
+    owner = leases.owner_name()
+    booted = psutil.boot_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: booted + 3600)
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: booted + 3600)
+    assert not leases.is_gone(owner)
+
+
+def test_the_audit_log_says_of_a_patient_where_results_went(store):
+    store.receive()
+    store.finish(store.claim()[0])
+    sent, failed = deliveries.claim(store.engine, "pacs", "d", 8, 60)
+    deliveries.mark_sent(store.engine, sent, 0)
+    deliveries.mark_failed(store.engine, failed, "refused", 1)
+    overview.retry_delivery(store.engine, failed.id, "admin")
+    events = [row["event"] for row in audit.search(store.engine, patient_id="PID", study_instance_uid="1.5")]
+    assert events == ["instance-received", "job-done", "result-sent", "result-held", "delivery-retried"]
+
+
+@pytest.mark.parametrize("url", ["nonsense", "postgres://user:hunter2@host/name", "postgresql+nothing://user:hunter2@host/name"])
+def test_a_database_url_that_can_not_be_used_is_explained_without_its_password(tmp_path, url):
+    settings = Settings(node=NodeSettings(data_dir=tmp_path / "var"), database=DatabaseSettings(url=url))
+    with pytest.raises(StoreError, match=r"database\.url") as told:
+        open_database(settings)
+    assert "hunter2" not in str(told.value)
+
+
+def test_a_database_error_quotes_no_patient(store):
+    with pytest.raises(SQLAlchemyError) as told, write(store.engine) as connection:
+        audit.add(connection, AuditEvent("x", patient_id="ZEBRA", detail=object()))  # type: ignore[arg-type]
+    assert "ZEBRA" not in str(told.value)

@@ -7,104 +7,19 @@ import struct
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
-from io import BytesIO
 
 import pytest
-from pydicom import uid
-from pynetdicom import build_context
-from pynetdicom.dsutils import decode
-from pynetdicom.pdu import A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
-from cxr_node.receive.wire import MAXIMUM_PDU_SIZE
+from cxr_node.receive.messages import MAXIMUM_PDU_SIZE
 from tests.orthanc import wait_until
+from tests.raw_peer import COMMAND, CONTEXT, LAST, raw_peer, store_command
 from tests.receiving import Receiver, associated, encoded, radiograph, send
-
-DX = uid.DigitalXRayImageStorageForPresentation
-CONTEXT = 1
-COMMAND, LAST = 0x01, 0x02
 
 
 @pytest.fixture
 def receiver(tmp_path):
     with Receiver(tmp_path / "data") as running:
         yield running
-
-
-class RawPeer:
-    """A connection on which a test writes PDUs byte by byte."""
-
-    def __init__(self, connection):
-        self.connection = connection
-        self.connection.settimeout(20)
-
-    def request_association(self, maximum_length=16384):
-        request = A_ASSOCIATE()
-        request.application_context_name = uid.UID("1.2.840.10008.3.1.1.1")
-        request.calling_ae_title, request.called_ae_title = "RAW", "NODE"
-        context = build_context(DX, uid.ExplicitVRLittleEndian)
-        context.context_id = CONTEXT
-        request.presentation_context_definition_list = [context]
-        length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-        length.maximum_length_received, implementation.implementation_class_uid = maximum_length, uid.UID("1.2.3")
-        request.user_information = [length, implementation]
-        self.connection.sendall(A_ASSOCIATE_RQ(request).encode())
-        pdu_type, _ = self.read_pdu()
-        assert pdu_type == 0x02, "not accepted"
-
-    def send_pdu(self, *pdvs, context=CONTEXT):
-        body = b"".join(struct.pack(">LBB", len(data) + 2, context, control) + data for control, data in pdvs)
-        self.connection.sendall(struct.pack(">BxL", 0x04, len(body)) + body)
-
-    def read_pdu(self):
-        head = self._read(6)
-        pdu_type, length = struct.unpack(">BxL", head)
-        return pdu_type, self._read(length)
-
-    def read_response(self):
-        command = b""
-        while True:
-            pdu_type, body = self.read_pdu()
-            assert pdu_type == 0x04, f"PDU of type {pdu_type}"
-            command += body[6:]
-            if body[5] & LAST:
-                return decode(BytesIO(command), True, True)
-
-    def _read(self, size):
-        content = b""
-        while len(content) < size:
-            more = self.connection.recv(size - len(content))
-            if not more:
-                raise EOFError
-            content += more
-        return content
-
-
-@contextmanager
-def raw_peer(receiver, **options):
-    with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
-        peer = RawPeer(connection)
-        peer.request_association(**options)
-        yield peer
-
-
-def store_command(sop_instance_uid, sop_class_uid=DX, has_data_set=True):
-    def element(number, value):
-        return struct.pack("<HHL", 0, number, len(value)) + value
-
-    def padded(text):
-        return text.encode() + b"\x00" * (len(text) % 2)
-
-    body = (
-        element(0x0002, padded(sop_class_uid))
-        + element(0x0100, struct.pack("<H", 0x0001))
-        + element(0x0110, struct.pack("<H", 77))
-        + element(0x0700, struct.pack("<H", 0))
-        + element(0x0800, struct.pack("<H", 0x0001 if has_data_set else 0x0101))
-        + element(0x1000, padded(sop_instance_uid))
-    )
-    return element(0x0000, struct.pack("<L", len(body))) + body
 
 
 def assert_alive(receiver):
@@ -267,9 +182,26 @@ def test_stop_stores_what_is_being_sent_and_refuses_what_comes_later(tmp_path):
     assert [row["sop_instance_uid"] for row in receiver.rows("instances")] == [ds.SOPInstanceUID]
 
 
+def test_one_that_only_knocks_takes_nobodys_place(tmp_path):
+    with Receiver(tmp_path, max_associations=1) as receiver:
+        for _ in range(3):
+            socket.create_connection(("127.0.0.1", receiver.port)).close()
+
+        def is_welcome():
+            with associated(receiver) as assoc:
+                return assoc.is_established
+
+        wait_until(is_welcome, 10, "an association accepted")
+
+
 def test_stop_cuts_off_a_peer_that_does_not_end(tmp_path):
     receiver = Receiver(tmp_path)
-    with receiver, raw_peer(receiver) as idle, raw_peer(receiver) as stalled:
+    with (
+        receiver,
+        socket.create_connection(("127.0.0.1", receiver.port)),
+        raw_peer(receiver) as idle,
+        raw_peer(receiver) as stalled,
+    ):
         stalled.send_pdu((COMMAND | LAST, store_command("1.2.3")))
         stalled.connection.sendall(struct.pack(">BxL", 0x04, 1000))
         started = time.monotonic()
@@ -291,7 +223,8 @@ import sys, threading
 from pathlib import Path
 from cxr_node.receive import scp
 from cxr_node.settings import NodeSettings, ReceiveSettings, Settings
-settings = Settings(node=NodeSettings(ae_title="NODE", port=0, data_dir=Path(sys.argv[1])), receive=ReceiveSettings(min_free_mb=0))
+node = NodeSettings(ae_title="NODE", port=0, data_dir=Path(sys.argv[1]))
+settings = Settings(node=node, receive=ReceiveSettings(min_free_mb=0))
 scp.run(settings, threading.Event(), lambda host, port: print(port, flush=True))
 """
 

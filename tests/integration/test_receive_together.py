@@ -1,0 +1,103 @@
+"""Group commit on a real SQLite file."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import event, func, select
+
+from cxr_node.receive.together import Together
+from cxr_node.records import InstanceHeader, Sender, StoredInstance
+from cxr_node.settings import NodeSettings, Settings
+from cxr_node.store.admissions import Admission, Arrival
+from cxr_node.store.database import open_database
+from cxr_node.store.schema import instances
+from tests.orthanc import wait_until
+
+
+@pytest.fixture
+def engine(tmp_path):
+    opened = open_database(Settings(node=NodeSettings(data_dir=tmp_path)))
+    yield opened
+    opened.dispose()
+
+
+def arrival(number, sha256=""):
+    header = InstanceHeader(f"1.2.{number}", "1.2", "1.2.840.10008.1.2.1", "1.3", "1.4", "P", "A")
+    stored = StoredInstance(header, f"instances/{number}", 1, sha256 or f"{number:064d}")
+    return Arrival(stored, Sender("A", "B", "127.0.0.1"), analyse=True)
+
+
+def count(engine):
+    with engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(instances)).scalar_one()
+
+
+def admit_at_once(together, engine, arrivals, before_first_commit):
+    """Let the first arrival's transaction wait until all others have gathered behind it."""
+    outcomes = {}
+    entered, go = threading.Event(), threading.Event()
+
+    @event.listens_for(engine, "commit")
+    def on_commit(_connection):
+        entered.set()
+        go.wait(20)
+
+    def admit(number):
+        try:
+            outcomes[number] = together.admit(arrivals[number])
+        except Exception as error:
+            outcomes[number] = error
+
+    threads = [threading.Thread(target=admit, args=(number,)) for number in range(len(arrivals))]
+    threads[0].start()
+    assert entered.wait(20)
+    for thread in threads[1:]:
+        thread.start()
+    before_first_commit(threads)
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    event.remove(engine, "commit", on_commit)
+    return [outcomes[number] for number in range(len(arrivals))]
+
+
+def gathered(together, expected):
+    def wait(_threads):
+        wait_until(lambda: len(together._waiting) == expected, 20, f"{expected} waiting")
+
+    return wait
+
+
+def test_enters_one_alone_at_once(engine):
+    assert Together(engine).admit(arrival(1)) is Admission.QUEUED
+    assert count(engine) == 1
+
+
+def test_those_who_waited_are_entered_in_one_transaction(engine):
+    commits = []
+    event.listen(engine, "commit", lambda _connection: commits.append(1))
+    together = Together(engine)
+    outcomes = admit_at_once(together, engine, [arrival(number) for number in range(8)], gathered(together, 7))
+    assert outcomes == [Admission.QUEUED] * 8
+    assert count(engine) == 8
+    assert len(commits) == 2, "the first alone, then the seven that had gathered"
+
+
+def test_the_same_instance_twice_in_one_transaction_is_one(engine):
+    together = Together(engine)
+    outcomes = admit_at_once(together, engine, [arrival(1), arrival(2), arrival(2)], gathered(together, 2))
+    assert sorted(outcomes) == [Admission.DUPLICATE, Admission.QUEUED, Admission.QUEUED]
+    assert count(engine) == 2
+
+
+def test_one_that_fails_fails_alone(engine):
+    together = Together(engine)
+    broken = arrival(3)
+    broken = replace(broken, stored=replace(broken.stored, path=object()))
+    outcomes = admit_at_once(together, engine, [arrival(1), arrival(2), broken, arrival(4)], gathered(together, 3))
+    assert [outcomes[0], outcomes[1], outcomes[3]] == [Admission.QUEUED] * 3
+    assert isinstance(outcomes[2], Exception)
+    assert count(engine) == 3

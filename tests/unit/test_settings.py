@@ -1,0 +1,109 @@
+"""Settings from a file, the environment and secret files: what is wrong is named, what is secret is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from cxr_node.errors import SettingsError
+from cxr_node.settings import Settings, load_settings
+
+_VALUES = {
+    "ae_title": "OTHER",
+    "host": "0.0.0.0",
+    "data_dir": "/elsewhere",
+    "log_level": "debug",
+    "url": "sqlite:///other",
+    "accept_unknown_senders": "False",
+    "require_called_ae_title": "False",
+    "other_storage_classes": "keep",
+    "changed_instance": "refuse",
+    "device": "cpu",
+    "precision": "fp32",
+    "weights_dir": "/weights",
+    "max_side_px": "300",
+}
+_KEYS = [
+    (section, key)
+    for section, field in Settings.model_fields.items()
+    if not isinstance(field.default, tuple)
+    for key in type(field.default).model_fields
+]
+
+
+@pytest.mark.parametrize(("section", "key"), _KEYS)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_every_key_is_taken_from_the_environment_and_from_a_secret_file(monkeypatch, tmp_path, section, key, as_file):
+    value = _VALUES.get(key, "7")
+    name = f"CXR_NODE__{section.upper()}__{key.upper()}"
+    if as_file:
+        (tmp_path / "secret").write_text(f"{value}\n")
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    else:
+        monkeypatch.setenv(name, value)
+    found = getattr(getattr(load_settings(None), section), key)
+    assert type(found)(value) == found if isinstance(found, (int, float)) and value != "False" else str(found) == value
+
+
+def test_the_variable_wins_over_its_file_and_both_over_toml(monkeypatch, tmp_path):
+    config, secret = tmp_path / "node.toml", tmp_path / "secret"
+    config.write_text("[node]\nport = 1\n")
+    secret.write_text("2")
+    assert load_settings(config).node.port == 1
+    monkeypatch.setenv("CXR_NODE__NODE__PORT_FILE", str(secret))
+    assert load_settings(config).node.port == 2
+    monkeypatch.setenv("CXR_NODE__NODE__PORT", "3")
+    assert load_settings(config).node.port == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("CXR_NODE__NOD__PORT", "1", "CXR_NODE__NOD__PORT"),
+        ("CXR_NODE__NODE__PROT", "1", "node.prot"),
+        ("CXR_NODE__SENDERS", "[{", "senders"),
+        ("CXR_NODE__NODE", "x", "node"),
+        ("CXR_NODE__NODE__PORT_FILE", "/nowhere/at/all", "CXR_NODE__NODE__PORT_FILE"),
+        ("CXR_NODE__NODE__LOG_LEVEL", "loud", "node.log_level"),
+        ("CXR_NODE__INFERENCE__DEVICE", "gpu", "inference.device"),
+    ],
+)
+def test_a_wrong_variable_is_named(monkeypatch, name, value, told):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=told):
+        load_settings(None)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[node\n", "not valid TOML"),
+        (b'[node]\nae_title = "\xe9"\n', "UTF-8"),
+        (b'[[senders]]\nae_title = "A"\nhosts = ["modality.local"]\n', "modality.local"),
+        (b'[[destinations]]\nname = "p"\nae_title = "A"\nhost = ""\nport = 1\n', "host"),
+        (b'[[destinations]]\nname = "p"\nae_title = "A"\nhost = "h"\nport = 0\n', "port"),
+    ],
+)
+def test_a_wrong_file_is_explained(tmp_path, content, told):
+    path = tmp_path / "node.toml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=told):
+        load_settings(path)
+
+
+def test_a_secret_that_is_no_text_is_named(monkeypatch, tmp_path):
+    (tmp_path / "secret").write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("CXR_NODE__DATABASE__URL_FILE", str(tmp_path / "secret"))
+    with pytest.raises(SettingsError, match="CXR_NODE__DATABASE__URL_FILE"):
+        load_settings(None)
+
+
+def test_no_message_shows_the_database_s_password(monkeypatch, tmp_path):
+    path = tmp_path / "node.toml"
+    path.write_text('database = "postgresql://user:hunter2@host/name"\n')
+    with pytest.raises(SettingsError) as told:
+        load_settings(path)
+    assert "hunter2" not in str(told.value)
+    monkeypatch.setenv("CXR_NODE__DATABASE", "postgresql://user:hunter2@host/name")
+    with pytest.raises(SettingsError) as told:
+        load_settings(None)
+    assert "hunter2" not in str(told.value)
