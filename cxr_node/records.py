@@ -170,7 +170,8 @@ class Findings:
 
     label: the likeliest of LABELS.
     probabilities: one for each of LABELS, in that order; they sum to 1.
-    heatmap: float32 (224, 224) in 0..1, upright like `Radiograph.network_image`; 0 outside the lungs.
+    heatmap: float32 (224, 224) in 0..1, upright like `Radiograph.network_image`; relative to this image's own: 0 where the
+        lungs counted least and outside them, 1 where they counted most.
     lungs: bool (224, 224), upright.
     heat_in_lungs: share of the explanation's heat that lay inside the lungs before it was confined to them, 0..1.
     heat_by_lung: share of the heat in the patient's "right" and "left" lung; they sum to 1.

@@ -22,8 +22,9 @@ from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left
 from cxr_node.errors import Rejected
 from cxr_node.records import LABELS, Findings
 
-_SHARE_OF_FULL_HEAT = 0.995
-"""This percentile of the relevance in the lungs is drawn as full heat."""
+_NO_HEAT, _FULL_HEAT = 0.5, 0.995
+"""These quantiles of the relevance in the lungs are drawn as no heat and as full heat: the map shows what counted more than
+the rest of this image's lungs, and says nothing of how much more."""
 
 _SURELY_FRONTAL = 2.0
 """By so much an image with inverted greys must pass the gate's threshold: the second try must not be a second chance."""
@@ -132,8 +133,8 @@ def _findings(
     inside = relevance * crop.mask
     total = float(relevance.sum())
     heat = np.where(lungs, crop.to_prepared(inside, lungs.shape), np.float32(0))
-    full = float(np.quantile(heat[lungs], _SHARE_OF_FULL_HEAT)) if lungs.any() else 0.0
-    heatmap = np.clip(heat / max(full, 1e-6), 0, 1).astype(np.float32)
+    none, full = np.quantile(heat[lungs], (_NO_HEAT, _FULL_HEAT)) if lungs.any() else (0.0, 0.0)
+    heatmap = np.clip((heat - none) / max(float(full - none), 1e-6), 0, 1).astype(np.float32) * lungs
     right, left = right_and_left(lungs)
     by_lung = {"right": float(heatmap[right].sum()), "left": float(heatmap[left].sum())}
     sum_by_lung = sum(by_lung.values())

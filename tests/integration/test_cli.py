@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -289,3 +291,18 @@ def test_demo_says_which_file_can_not_be_sent(tmp_path):
     assert isinstance(result.exception, CxrNodeError)
     assert "junk.png" in result.stdout
     assert "missing.png" in str(run("demo", tmp_path / "missing.png", "--out", tmp_path / "demo").exception)
+
+
+def test_demo_stops_its_node_when_it_is_terminated_itself(tmp_path):
+    import psutil
+
+    command = [sys.executable, "-m", "cxr_node", "demo", "--out", str(tmp_path / "demo")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as demo:
+        assert demo.stdout is not None
+        while b"node CXRNODE on" not in demo.stdout.readline():
+            pass
+        started = psutil.Process(demo.pid).children(recursive=True)
+        demo.terminate()
+        demo.stdout.read()
+    assert started
+    assert psutil.wait_procs(started, 10)[1] == []
