@@ -122,5 +122,8 @@ class Room:
         with self._lock:
             if now - self._looked_at >= 1:
                 self._looked_at = now
-                self._is_left = free_bytes(self._folder) >= self._min_free_bytes
+                try:
+                    self._is_left = free_bytes(self._folder) >= self._min_free_bytes
+                except OSError:  # the filesystem is gone
+                    self._is_left = False
             return self._is_left

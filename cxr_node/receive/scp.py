@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.errors import SettingsError
 from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, refusal_of
 from cxr_node.receive.incoming import remove_leftovers
 from cxr_node.receive.intake import Intake
-from cxr_node.receive.wire import MAXIMUM_PDU_SIZE, Server, sender_of
+from cxr_node.receive.messages import MAXIMUM_PDU_SIZE, sender_of
+from cxr_node.receive.wire import Server
 from cxr_node.records import AuditEvent, DataFolder, Sender
 from cxr_node.settings import Settings
 from cxr_node.store import audit
@@ -140,14 +142,21 @@ def _end_associations(ae: AE) -> None:
     _wait_until_none(ae, _GRACE_S)
     for assoc in ae.active_associations:
         log.warning("association aborted at the stop", host=str(assoc.requestor.address))
-        assoc.abort(block=False)
+        if assoc.is_established:
+            assoc.abort(block=False)
+        else:  # the peer has connected and asked for nothing
+            _cut(assoc)
     _wait_until_none(ae, 1.0)
     for assoc in ae.active_associations:  # the peer is silent in the middle of a PDU, or goes on sending
-        connection = assoc.dul.socket.socket if assoc.dul.socket else None
-        if connection is not None:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        _cut(assoc)
     _wait_until_none(ae, 30.0)
+
+
+def _cut(assoc: Association) -> None:
+    connection = assoc.dul.socket.socket if assoc.dul.socket else None
+    if connection is not None:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _wait_until_none(ae: AE, timeout_s: float) -> None:

@@ -1,0 +1,159 @@
+"""Puts DIMSE messages together from their fragments, and serves C-STORE and C-ECHO where they arrive.
+
+A data set goes fragment by fragment to its `IncomingDataSet`; messages that are neither are left to pynetdicom.
+"""
+
+from __future__ import annotations
+
+import queue
+from io import BytesIO
+from typing import Any, cast
+
+import structlog
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.service_class import VerificationServiceClass
+
+from cxr_node.receive.command import StoreRequest, read_store_request, write_store_response
+from cxr_node.receive.incoming import IncomingDataSet
+from cxr_node.receive.intake import Intake
+from cxr_node.records import Sender
+
+log = structlog.get_logger()
+
+MAXIMUM_PDU_SIZE = 131072
+"""What senders are told; dcmtk sends no longer ones. Longer PDUs are read all the same."""
+IDLE_S = 0.1
+"""How often a thread with nothing to do looks whether it should end."""
+COMMAND, LAST = 0x01, 0x02
+"""Bits of the message control header (PS3.8 section E.2)."""
+
+_LONGEST_COMMAND_BYTES = 65536
+_LONGEST_MESSAGE_BYTES = 16 * 1024 * 1024
+"""The data set of a message that is put together in memory (no C-STORE)."""
+
+
+class Malformed(Exception):  # noqa: N818 - becomes the state machine's "invalid PDU"
+    """The peer broke the upper layer protocol or the message exchange; the association is aborted."""
+
+
+class Messages(DIMSEServiceProvider):
+    """Puts messages together from their fragments; serves C-STORE and C-ECHO in the upper-layer thread."""
+
+    def __init__(self, assoc: Association, intake: Intake) -> None:
+        super().__init__(assoc)
+        self._intake = intake
+        self._command = bytearray()
+        self._request: StoreRequest | None = None
+        self._incoming: IncomingDataSet | None = None
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether fragments of a data set are still to come."""
+        return self._incoming is not None
+
+    def get_msg(self, block: bool = False) -> Any:
+        """What the association's thread polls for: waits until there is something, or for a moment."""
+        try:
+            return self.msg_queue.get(timeout=IDLE_S)
+        except queue.Empty:
+            return None, None
+
+    def discard(self) -> None:
+        """Forget the data set that was being received when the association ended."""
+        if self._incoming is not None:
+            log.warning("transfer broken off", sop_instance_uid=self._incoming.sop_instance_uid)
+            self._incoming.discard()
+            self._incoming = None
+
+    def receive(self, context_id: int, control: int, piece: memoryview) -> None:
+        """Take a piece of a message.
+
+        Args:
+            context_id: of the presentation context.
+            control: the message control header; its bit for the last fragment is set with the last piece alone.
+            piece: valid only until this returns.
+        """
+        if control & COMMAND:
+            if self._incoming is not None or self.message is not None:
+                raise Malformed("a command before the end of the data set")
+            self._command += piece
+            if len(self._command) > _LONGEST_COMMAND_BYTES:
+                raise Malformed("an endless command")
+            if control & LAST:
+                command, self._command = bytes(self._command), bytearray()
+                self._begin(context_id, command)
+        elif self._incoming is not None:
+            self._incoming.write(piece)
+            if control & LAST:
+                self._end(context_id)
+        else:
+            self._pass_on(context_id, control, bytes(piece))
+
+    def _begin(self, context_id: int, command: bytes) -> None:
+        self._request = read_store_request(command)
+        if self._request is None:
+            self._pass_on(context_id, COMMAND | LAST, command)
+            return
+        transfer_syntax = str(self._context(context_id).transfer_syntax[0])
+        self._incoming = self._intake.begin(sender_of(self.assoc), self._request, transfer_syntax)
+        if not self._request.has_data_set:
+            self._end(context_id)
+
+    def _end(self, context_id: int) -> None:
+        request, incoming = cast("StoreRequest", self._request), cast("IncomingDataSet", self._incoming)
+        try:
+            answer = self._intake.end(incoming)
+        finally:
+            self._incoming = None
+            incoming.discard()
+        if self.assoc.is_established:
+            self._send(context_id, write_store_response(request, answer))
+
+    def _send(self, context_id: int, command: bytes) -> None:
+        longest = (self.maximum_pdu_size or MAXIMUM_PDU_SIZE) - 6
+        for at in range(0, len(command), longest):
+            is_last = at + longest >= len(command)
+            fragment = bytes((COMMAND | LAST if is_last else COMMAND,)) + command[at : at + longest]
+            self.dul.send_pdu(_p_data(context_id, fragment))
+
+    def _pass_on(self, context_id: int, control: int, fragment: bytes) -> None:
+        """Let pynetdicom put together what is no C-STORE request."""
+        if self.message is None:
+            self.message = DIMSEMessage()
+        message = self.message
+        if message.decode_msg(_p_data(context_id, bytes((control,)) + fragment), self.assoc):
+            self.message = None
+            request = message.message_to_primitive()
+            if isinstance(request, C_ECHO) and request.is_valid_request:
+                VerificationServiceClass(self.assoc).SCP(request, self._context(context_id))
+            elif not isinstance(request, C_CANCEL):  # nothing served here takes long enough to be cancelled
+                self.msg_queue.put((context_id, request))
+        elif cast("BytesIO", message.data_set).tell() > _LONGEST_MESSAGE_BYTES:
+            raise Malformed("an endless message")
+
+    def _context(self, context_id: int) -> PresentationContext:
+        for context in self.assoc.accepted_contexts:
+            if context.context_id == context_id:
+                return context
+        raise Malformed(f"presentation context {context_id} was not accepted")
+
+
+def _p_data(context_id: int, fragment: bytes) -> P_DATA:
+    primitive = P_DATA()
+    primitive.presentation_data_value_list = [[context_id, fragment]]  # type: ignore[list-item]
+    return primitive
+
+
+def sender_of(assoc: Association) -> Sender:
+    """Who requested an association."""
+    request = cast("A_ASSOCIATE", assoc.requestor.primitive)
+    return Sender(
+        calling_ae_title=str(request.calling_ae_title).strip(),
+        called_ae_title=str(request.called_ae_title).strip(),
+        host=str(assoc.requestor.address),
+    )
