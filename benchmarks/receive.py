@@ -38,7 +38,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 SIZES = {"2.1 MB": (1050, 1000), "15.5 MB": (3056, 2544)}
 """Name: rows, columns, at 16 bits allocated."""
 ASSOCIATIONS = (1, 4, 8)
-RATE_GUESS = {"2.1 MB": 60.0, "15.5 MB": 20.0}
+RATE_GUESS = {"2.1 MB": 160.0, "15.5 MB": 20.0}
 """Instances/s from which the number of instances of one measurement is worked out."""
 _WARM_UP = 8
 """Instances that each receiver gets before it is measured."""

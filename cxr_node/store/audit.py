@@ -16,6 +16,8 @@ from cxr_node.store.schema import audit
 COLUMNS = tuple(audit.columns.keys())
 """Of what `search` gives, in their order."""
 
+_NEW_EVENT = insert(audit)
+
 
 def record(engine: Engine, *events: AuditEvent) -> None:
     """Add events in a transaction of their own."""
@@ -27,7 +29,7 @@ def add(connection: Connection, *events: AuditEvent) -> None:
     """Add events to the caller's transaction, so that they stand or fall with what they tell of."""
     now = time.time()
     if events:
-        connection.execute(insert(audit), [{"at": now, **asdict(event)} for event in events])
+        connection.execute(_NEW_EVENT, [{"at": now, **asdict(event)} for event in events])
 
 
 def search(
