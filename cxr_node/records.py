@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 LABELS = ("healthy", "bacterial_pneumonia", "viral_pneumonia", "covid19_pneumonia")
 """The classes, in the order of the networks' outputs."""
 
+SIDES = ("right", "left")
+"""The patient's lungs."""
+
+ZONES = ("upper", "middle", "lower")
+"""Thirds of a lung's height."""
+
 MODEL_NAME = "cxr_node"
 """ManufacturerModelName of every object that a node makes; what carries it is taken in and never analysed."""
 
@@ -42,19 +48,32 @@ class DeliveryState(StrEnum):
 
 
 class ResultKind(StrEnum):
-    """The kinds of object that a job makes; also the words of `send` in a destination's settings."""
+    """The kinds of object that a job makes; also the words of `send` in a destination's settings.
+
+    In the order of delivery: the report is last, since it refers to others.
+    """
 
     OVERLAY = "overlay"
+    LUNGS = "lungs"
+    HEATMAP = "heatmap"
+    HEATVALUES = "heatvalues"
+    PRESENTATION = "presentation"
     REPORT = "report"
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Who handed an instance over, as its association said it."""
+    """Who handed an instance over, as its association said it; with TLS also the certificate that it showed.
+
+    certificate_sha256: in hexadecimal digits; empty if it showed none.
+    certificate_names: subject alternative names and common name.
+    """
 
     calling_ae_title: str
     called_ae_title: str
     host: str
+    certificate_sha256: str = ""
+    certificate_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,9 +192,13 @@ class Findings:
     heatmap: float32 (224, 224) in 0..1, upright like `Radiograph.network_image`; relative to this image's own: 0 where the
         lungs counted least and outside them, 1 where they counted most.
     lungs: bool (224, 224), upright.
+    right_lung: bool (224, 224), the part of `lungs` that is the patient's right one; the rest is the left one.
     heat_in_lungs: share of the explanation's heat that lay inside the lungs before it was confined to them, 0..1.
     heat_by_lung: share of the heat in the patient's "right" and "left" lung; they sum to 1.
+    heat_by_zone: the same for each of ZONES, keyed by (side, zone); they sum to 1.
+    zone_rows: for each lung, the rows of `lungs` at which its middle and its lower zone begin.
     lung_area_fraction: lungs' share of the image, 0..1.
+    indeterminate_below: a likeliest class that is less probable than this says nothing; 0: never.
     greys_inverted: the image shows white lungs as its header has it, and was analysed with its greys inverted.
     seconds: wall-clock time by stage, for this image's share of its batch: segment, classify.
     """
@@ -184,12 +207,21 @@ class Findings:
     probabilities: dict[str, float]
     heatmap: NDArray[np.float32]
     lungs: NDArray[np.bool_]
+    right_lung: NDArray[np.bool_]
     heat_in_lungs: float
     heat_by_lung: dict[str, float]
+    heat_by_zone: dict[tuple[str, str], float]
+    zone_rows: dict[str, tuple[int, int]]
     lung_area_fraction: float
     model: Model
+    indeterminate_below: float = 0.0
     greys_inverted: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def indeterminate(self) -> bool:
+        """Whether even the likeliest class is too improbable to be named as the finding."""
+        return self.probabilities[self.label] < self.indeterminate_below
 
 
 @dataclass(frozen=True)

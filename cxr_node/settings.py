@@ -14,7 +14,17 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -31,6 +41,10 @@ _PREFIX = "CXR_NODE__"
 AETitle = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
 """PS3.5 section 6.2: at most 16 characters of the default repertoire, no backslash, not only spaces."""
 Port = Annotated[int, Field(ge=0, le=65535)]
+Fingerprint = Annotated[
+    str, BeforeValidator(lambda text: str(text).replace(":", "").lower()), StringConstraints(pattern=r"^[0-9a-f]{64}$")
+]
+"""SHA-256 of a certificate in hexadecimal digits, with or without colons."""
 
 
 class _Section(BaseModel):
@@ -71,12 +85,34 @@ class ReceiveSettings(_Section):
     """Below this much free disk an instance is refused with A700, so that the sender keeps it."""
 
 
+class TlsSettings(_Section):
+    """[tls]"""
+
+    listen: bool = False
+    """Speak TLS, and nothing else, on node.port."""
+    certificate: Path | None = None
+    """PEM: what the node shows to whoever connects, and to destinations with `tls`; then the rest of its chain."""
+    key: Path | None = None
+    """PEM; absent: in `certificate`."""
+    key_passphrase: SecretStr = SecretStr("")
+    ca: Path | None = None
+    """PEM: the authorities whose certificates are trusted."""
+    require_client_certificate: bool = True
+    minimum_version: Literal["1.2", "1.3"] = "1.2"
+    warn_days: int = Field(30, ge=0)
+    """From so many days before the end of a certificate on, `status` and the log warn of it."""
+
+
 class SenderSettings(_Section):
     """[[senders]]"""
 
     ae_title: AETitle
     hosts: tuple[str, ...] = ()
     """Addresses or networks (10.1.0.0/16) it may call from; empty: any."""
+    certificate_sha256: tuple[Fingerprint, ...] = ()
+    """It has to show one of these certificates; empty: any that tls.ca vouches for."""
+    certificate_names: tuple[str, ...] = ()
+    """Its certificate has to bear one of these names (subject alternative name or common name); empty: any."""
 
     @field_validator("hosts")
     @classmethod
@@ -100,6 +136,13 @@ class DestinationSettings(_Section):
     timeout_s: float = Field(30, gt=0)
     max_attempts: int = Field(200, ge=1)
     """After as many failures a delivery is held for a person; with the growing waits, about a week."""
+    tls: bool = False
+    tls_ca: Path | None = None
+    """PEM: who vouches for this destination; absent: tls.ca."""
+    tls_name: str = ""
+    """The name in its certificate; empty: `host`."""
+    tls_check_name: bool = True
+    """False: any certificate that `tls_ca` vouches for will do, whatever its name."""
 
 
 class RouteSettings(_Section):
@@ -150,6 +193,7 @@ class Settings(BaseSettings):
     node: NodeSettings = NodeSettings()
     database: DatabaseSettings = DatabaseSettings()
     receive: ReceiveSettings = ReceiveSettings()
+    tls: TlsSettings = TlsSettings()
     senders: tuple[SenderSettings, ...] = ()
     destinations: tuple[DestinationSettings, ...] = ()
     routes: tuple[RouteSettings, ...] = ()
@@ -181,6 +225,17 @@ class Settings(BaseSettings):
                 if name not in names:
                     known = ", ".join(names) or "none"
                     raise ValueError(f"routes: no destination is named {name!r} (there are: {known})")
+        return self
+
+    @model_validator(mode="after")
+    def _check_certificates(self) -> Settings:
+        for destination in self.destinations:
+            if destination.tls and (destination.tls_ca or self.tls.ca) is None:
+                raise ValueError(f"destinations: {destination.name!r} has tls = true and needs tls_ca, or tls.ca for all")
+        for sender in self.senders:
+            asks = sender.certificate_sha256 or sender.certificate_names
+            if asks and not (self.tls.listen and self.tls.ca):
+                raise ValueError(f"senders: a certificate of {sender.ae_title!r} can be seen only with tls.listen and tls.ca")
         return self
 
     @property
@@ -250,5 +305,6 @@ def _explain(item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"]) or "settings"
     if item["type"] == "extra_forbidden":
         return f"{place}: no such key; see conf/cxr-node.example.toml for those there are"
-    found = "" if place.startswith("database") else f" (found: {item.get('input')!r})"  # its URL may hold a password
+    secret = place.startswith(("database", "tls"))  # a URL with a password, a passphrase
+    found = "" if secret else f" (found: {item.get('input')!r})"
     return f"{place}: {item['msg'].removeprefix('Value error, ')}{found}"

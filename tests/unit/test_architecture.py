@@ -23,13 +23,14 @@ DOORS = {
     "pydantic": ("settings",),
     "pydantic_settings": ("settings",),
     "typer": ("cli", "commands"),
+    "cryptography": ("tls",),
 }
 """Library: the rooms that may import it."""
 
 FLOORS = (
     ("records", "errors"),
     ("settings", "logs"),
-    ("prepare", "nets"),
+    ("prepare", "nets", "tls"),
     ("emulate", "phantom"),
     ("source", "store", "analyse", "compose"),
     ("receive", "work", "deliver", "web", "housekeeping"),
