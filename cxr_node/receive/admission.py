@@ -11,7 +11,7 @@ from pathlib import Path
 from pydicom import uid
 
 from cxr_node.records import Sender
-from cxr_node.settings import Settings
+from cxr_node.settings import SenderSettings, Settings
 from cxr_node.store.instances import free_bytes
 
 RADIOGRAPHS = frozenset(
@@ -95,9 +95,19 @@ def refusal_of(settings: Settings, sender: Sender) -> Refusal | None:
         if settings.receive.accept_unknown_senders:
             return None
         return Refusal(0x03, f"calling AE title {sender.calling_ae_title!r} is not among the [[senders]]")
-    if any(not entry.hosts or _is_among(sender.host, entry.hosts) for entry in entries):
+    entries = [entry for entry in entries if not entry.hosts or _is_among(sender.host, entry.hosts)]
+    if not entries:
+        return Refusal(0x03, f"{sender.calling_ae_title!r} may not call from {sender.host}")
+    if any(_bears(sender, entry) for entry in entries):
         return None
-    return Refusal(0x03, f"{sender.calling_ae_title!r} may not call from {sender.host}")
+    return Refusal(0x03, f"{sender.calling_ae_title!r} may not call with the certificate that it shows")
+
+
+def _bears(sender: Sender, entry: SenderSettings) -> bool:
+    """Whether the sender's certificate is one that its entry asks for."""
+    if entry.certificate_sha256 and sender.certificate_sha256 not in entry.certificate_sha256:
+        return False
+    return not entry.certificate_names or not set(entry.certificate_names).isdisjoint(sender.certificate_names)
 
 
 def _is_among(host: str, networks: tuple[str, ...]) -> bool:

@@ -22,6 +22,7 @@ from cxr_node.receive.command import StoreRequest, read_store_request, write_sto
 from cxr_node.receive.incoming import IncomingDataSet
 from cxr_node.receive.intake import Intake
 from cxr_node.records import Sender
+from cxr_node.tls import Identity
 
 log = structlog.get_logger()
 
@@ -152,8 +153,11 @@ def _p_data(context_id: int, fragment: bytes) -> P_DATA:
 def sender_of(assoc: Association) -> Sender:
     """Who requested an association."""
     request = cast("A_ASSOCIATE", assoc.requestor.primitive)
+    identity: Identity = getattr(assoc.dul, "identity", Identity())
     return Sender(
         calling_ae_title=str(request.calling_ae_title).strip(),
         called_ae_title=str(request.called_ae_title).strip(),
         host=str(assoc.requestor.address),
+        certificate_sha256=identity.sha256,
+        certificate_names=identity.names,
     )

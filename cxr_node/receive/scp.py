@@ -24,6 +24,7 @@ from cxr_node.records import AuditEvent, DataFolder, Sender
 from cxr_node.settings import Settings
 from cxr_node.store import audit
 from cxr_node.store.database import open_database
+from cxr_node.tls import Listener
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -83,12 +84,12 @@ def _listen(settings: Settings, engine: Engine) -> Server:
             (str(address[0]), settings.node.port),
             ae.ae_title,
             ae.supported_contexts,
-            None,
             [
                 (evt.EVT_REQUESTED, _on_requested, [settings, engine]),
                 (evt.EVT_REJECTED, _on_rejected, [engine]),
             ],
             intake=Intake(settings, engine),
+            tls=Listener(settings.tls) if settings.tls.listen else None,
         )
     except OSError as error:
         raise SettingsError(

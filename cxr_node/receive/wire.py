@@ -18,7 +18,7 @@ import select
 import socket
 import struct
 from socketserver import BaseServer
-from ssl import SSLContext
+from ssl import SSLSocket
 from typing import Any, cast
 
 import structlog
@@ -31,6 +31,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from cxr_node.receive.intake import Intake
 from cxr_node.receive.messages import IDLE_S, LAST, Malformed, Messages
+from cxr_node.tls import Identity, Listener, explain, identity_of
 
 log = structlog.get_logger()
 
@@ -53,13 +54,14 @@ class Server(ThreadedAssociationServer):
         address: tuple[str, int],
         ae_title: str,
         contexts: list[PresentationContext],
-        ssl_context: SSLContext | None,
         evt_handlers: list[evt.EventHandlerType],
         *,
         intake: Intake,
+        tls: Listener | None = None,
     ) -> None:
         self.intake = intake
-        super().__init__(ae, address, ae_title, contexts, ssl_context, evt_handlers, request_handler=_Handler)
+        self.tls = tls
+        super().__init__(ae, address, ae_title, contexts, None, evt_handlers, request_handler=_Handler)
 
     def shutdown(self) -> None:
         """Accept no more connections. Associations that there are go on."""
@@ -68,6 +70,19 @@ class Server(ThreadedAssociationServer):
 
 
 class _Handler(RequestHandler):
+    def handle(self) -> None:
+        """Begin an association; with TLS, after its handshake, which takes place here, in the connection's own thread."""
+        tls = cast("Server", self.server).tls
+        if tls is not None:
+            try:
+                self.request.settimeout(self.ae.acse_timeout)  # for the handshake as a whole
+                self.request = tls.context.wrap_socket(self.request, server_side=True)
+            except OSError as error:
+                log.warning("TLS refused", host=self.client_address[0], reason=explain(error))
+                self.server.shutdown_request(self.request)
+                return
+        super().handle()
+
     def _create_association(self) -> Association:
         connection = cast("socket.socket", self.request)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -76,6 +91,7 @@ class _Handler(RequestHandler):
         assoc = super()._create_association()
         loop = _UpperLayer(assoc)
         loop.socket = assoc.dul.socket
+        loop.identity = identity_of(connection)
         loop.event_queue = assoc.dul.event_queue  # the transport connection's indication waits in it
         assoc.dul = loop
         assoc.dimse = Messages(assoc, cast("Server", self.server).intake)
@@ -101,6 +117,7 @@ class _UpperLayer(DULServiceProvider):
 
     def __init__(self, assoc: Association) -> None:
         super().__init__(assoc)
+        self.identity = Identity()
         self.to_user_queue = _ToUser(assoc)
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._poll: select.poll | None = None
@@ -121,7 +138,9 @@ class _UpperLayer(DULServiceProvider):
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(connection, select.POLLIN)
-        if not self._poll.poll(IDLE_S * 1000):
+        # what TLS has read and decrypted beyond what was asked for, the kernel knows nothing of
+        is_pending = isinstance(connection, SSLSocket) and connection.pending() > 0
+        if not is_pending and not self._poll.poll(IDLE_S * 1000):
             return False
         messages = cast("Messages", self.assoc.dimse)
         while True:  # to the end of a data set, since pynetdicom's loop sleeps after each turn
