@@ -26,8 +26,8 @@ def move(
     offset = centre - turn @ centre + rng.uniform(-shift, shift, 2) * (width, height)
     matrix = np.hstack([turn, offset[:, None]])
     moved = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-    moved_mask = cv2.warpAffine(mask.astype(np.uint8), matrix, (width, height), flags=cv2.INTER_NEAREST)
-    return np.asarray(moved, np.uint8), moved_mask.astype(bool)
+    moved_mask = cv2.warpAffine(mask.astype(np.float32), matrix, (width, height), flags=cv2.INTER_LINEAR)
+    return np.asarray(moved, np.uint8), moved_mask >= 0.5
 
 
 def regrade(image: Image, rng: np.random.Generator) -> Image:

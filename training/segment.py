@@ -65,7 +65,7 @@ def train(recipe_path: Path, data: Path, out: Path) -> None:
         started = time.monotonic()
         for step in tqdm(range(steps), desc=f"epoch {epoch}", mininterval=10):
             chosen = order[step * batch_size : (step + 1) * batch_size]
-            pairs = [_augmented(images[index], masks[index], rng) for index in chosen]
+            pairs = [_augmented(images[index], masks[index], recipe["augmentation"], rng) for index in chosen]
             batch = torch.from_numpy(np.stack([image for image, _ in pairs])).float().div(255).unsqueeze(1)
             target = torch.from_numpy(np.stack([mask for _, mask in pairs])).float().unsqueeze(1)
             rate = cosine_learning_rate(
@@ -93,10 +93,12 @@ def train(recipe_path: Path, data: Path, out: Path) -> None:
 
 
 def _augmented(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], rng: np.random.Generator
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], strength: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """One training pair; `strength` in 0..1 scales how far it is moved and how often its greys change."""
     if rng.random() < 0.5:
         image, mask = image[:, ::-1], mask[:, ::-1]
-    image, mask = augment.move(np.ascontiguousarray(image), mask, rng)
-    image = augment.resharpen(augment.regrade(image, rng), rng)
+    image, mask = augment.move(np.ascontiguousarray(image), mask, rng, 10 * strength, 0.15 * strength, 0.08 * strength)
+    if rng.random() < strength:
+        image = augment.resharpen(augment.regrade(image, rng), rng)
     return augment.decorate(image, rng), mask

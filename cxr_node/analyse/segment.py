@@ -16,7 +16,7 @@ _MIN_PART = 0.1
 
 
 def clean_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Keep the two largest parts, close gaps and fill holes, and widen by a pixel so that the pleura is inside.
+    """Keep the two largest parts, close gaps and fill holes.
 
     Args:
         mask: bool (H, W), the U-Net's raw answer, upright.
@@ -34,8 +34,7 @@ def clean_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
                 kept[parts == part + 1] = 1
     outlines, _ = cv2.findContours(kept, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(kept, outlines, -1, 1, cv2.FILLED)
-    widened = cv2.dilate(kept, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
-    return np.asarray(widened, np.uint8).astype(bool)
+    return kept.astype(bool)
 
 
 def right_and_left(lungs: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -58,6 +57,15 @@ def right_and_left(lungs: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray
         cut = first + third + (int(middle.argmin()) if middle.size else 0)
         right[:, :cut] = lungs[:, :cut]
     return right, lungs & ~right
+
+
+def zone_rows(lung: NDArray[np.bool_]) -> tuple[int, int]:
+    """Rows at which the middle and the lower zone of one lung, bool (H, W), begin: thirds of its height."""
+    rows = np.flatnonzero(lung.any(axis=1))
+    if rows.size == 0:
+        return 0, 0
+    top, height = int(rows[0]), int(rows[-1]) + 1 - int(rows[0])
+    return top + round(height / 3), top + round(2 * height / 3)
 
 
 def check_lungs(lungs: NDArray[np.bool_]) -> None:

@@ -1,0 +1,146 @@
+"""What the training stages ask of CXRNet, and what a training input is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cxr_node.nets.cxrnet import CXRNet
+from cxr_node.records import LABELS
+from training.classify import Split, blanked, train, training_input
+from training.dataset import Radiograph
+from training.stages import HEALTHY, DecoderStage, EncoderStage
+
+SIDE = 64
+DECODER_PLAN = {
+    "label_smoothing": 0.0,
+    "removal": 0.0,
+    "certainty": 0.0,
+    "sparsity": 0.0,
+    "outside": 0.0,
+    "smoothness": 0.0,
+}
+RECIPE = """
+encoder = "alexnet"
+representation = "mask"
+input_size_px = 64
+segmented = false
+seed = 1
+threads = 1
+batch_size = 2
+weight_decay = 1e-2
+label_smoothing = 0.0
+balance = 0.5
+random_masking = 0.1
+emptied = 0.1
+averaging = 0.5
+[joint_stage]
+images = 8
+learning_rate = 1e-4
+final_learning_rate = 1e-6
+"""
+
+
+def small() -> CXRNet:
+    torch.manual_seed(0)
+    return CXRNet("alexnet")
+
+
+def one_split(label: str = "covid19_pneumonia") -> Split:
+    row = Radiograph("a.png", "", label, "adult", "here", "p1", "train")
+    image = np.random.default_rng(0).integers(1, 255, (1, 224, 224), np.uint8)
+    return Split([row], image, np.ones((1, 224, 224), np.bool_))
+
+
+def test_each_stage_trains_its_parts_alone() -> None:
+    network = small()
+    encoder = EncoderStage(network, {"label_smoothing": 0.0})
+    encoder.ready()
+    assert network.encoder.training
+    assert not network.decoder.training
+    assert all(p.requires_grad for p in network.encoder.parameters())
+    assert not any(p.requires_grad for p in network.decoder.parameters())
+    decoder = DecoderStage(network, DECODER_PLAN)
+    decoder.ready()
+    assert network.decoder.training
+    assert not network.encoder.training
+    assert not any(p.requires_grad for p in network.encoder.parameters())
+    assert all(p.requires_grad for p in network.draw.parameters())
+
+
+def test_what_is_left_out_shall_look_healthy() -> None:
+    """The removal term is the cross-entropy of image × (1 - relevance) against healthy."""
+    network = small()
+    image, target = torch.rand(2, 1, SIDE, SIDE), torch.tensor([1, 3])
+    stage = DecoderStage(network, {**DECODER_PLAN, "removal": 2.0})
+    network.eval()
+    loss, figures = stage(image, target)
+    with torch.no_grad():
+        _, relevance = network.decode(network.encode(image), image)
+        left = network.classify(network.encode(image * (1 - relevance))[-1])
+    expected = -torch.log_softmax(left, 1)[:, HEALTHY].mean()
+    assert figures["removal"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(figures["fusion"].item() + 2 * expected.item(), rel=1e-5)
+
+
+def test_blanking_takes_about_the_share_asked_for() -> None:
+    crop = np.full((160, 160), 200, np.uint8)
+    left = [blanked(crop, 0.3, np.random.default_rng(seed)).mean() / 200 for seed in range(200)]
+    assert np.mean(left) == pytest.approx(0.7, abs=0.03)
+
+
+def test_emptied_lungs_count_as_healthy_and_masked_ones_keep_their_class() -> None:
+    recipe = {"input_size_px": SIDE, "emptied": 1.0, "random_masking": 0.0}
+    for seed in range(5):
+        crop, target = training_input(one_split(), 0, recipe, np.random.default_rng(seed))
+        assert target == HEALTHY
+        assert (crop == 0).mean() > 0.5
+    crop, target = training_input(one_split(), 0, {**recipe, "emptied": 0.0, "random_masking": 1.0}, np.random.default_rng(1))
+    assert target == LABELS.index("covid19_pneumonia")
+    assert crop.any()
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Two radiographs of noise of each class and split, from two sources."""
+    lines = ["image,mask,fullres,label,population,source,patient_id,view,licence,split"]
+    for split in ("train", "val"):
+        for index, label in enumerate(LABELS):
+            for source in ("here", "there"):
+                name = f"{split}-{label}-{source}.png"
+                grey = np.random.default_rng(index).integers(0, 255, (64, 64), np.uint8)
+                cv2.imwrite(str(tmp_path / name), grey)
+                lines.append(f"{name},,,{label},adult,{source},{name},PA,,{split}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_a_source_that_is_not_there_cannot_be_left_out(manifest: Path) -> None:
+    with pytest.raises(ValueError, match="here, there"):
+        train(manifest / "recipe.toml", manifest, None, None, manifest / "run", without="elsewhere")
+
+
+def test_leaving_a_source_out_leaves_the_others() -> None:
+    split = one_split()
+    assert split.without("").rows == split.rows
+    assert split.without("there").rows == split.rows
+    assert split.without("here").rows == []
+
+
+def test_two_processes_train_one_network(manifest: Path) -> None:
+    """By torchrun: both take part in every step, and one of them writes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training"]
+    command += ["classify", "--recipe", str(manifest / "recipe.toml"), "--data", str(manifest), "--out", str(manifest / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = torch.load(manifest / "run" / "last.pt", weights_only=True)
+    assert state["recipe"]["encoder"] == "alexnet"
+    log = (manifest / "run" / "joint_stage" / "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in log] == ["step", "2"]  # 8 images in batches of 2 by 2 processes

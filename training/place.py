@@ -1,0 +1,54 @@
+"""Where a training process computes: its device, its precision, and its share where `torchrun` started several."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process among `world`: rank 0 writes logs and checkpoints."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """True for the one process that writes."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision: bfloat16 on a GPU that has it, float32 elsewhere."""
+        half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """A batch on this process's device, channels last where it is an image."""
+        if tensor.dim() == 4:
+            return tensor.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        return tensor.to(self.device, non_blocking=True)
+
+    def share(self, module: nn.Module) -> nn.Module:
+        """The module, its gradients averaged over all processes."""
+        return DistributedDataParallel(module) if self.world > 1 else module
+
+
+def take_place(threads: int | None = None) -> Place:
+    """The place of this process: the GPU that `torchrun` gave it, the only GPU, or the CPU with `threads` threads."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(local)
+    elif threads is not None:
+        torch.set_num_threads(max(1, threads // world))
+    if world > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if gpu else "gloo")
+    return Place(torch.device("cuda", local) if gpu else torch.device("cpu"), rank, world)
