@@ -25,10 +25,10 @@ class RawPeer:
         self.connection = connection
         self.connection.settimeout(20)
 
-    def request_association(self, maximum_length=16384):
+    def request_association(self, maximum_length=16384, calling="RAW"):
         request = A_ASSOCIATE()
         request.application_context_name = uid.UID("1.2.840.10008.3.1.1.1")
-        request.calling_ae_title, request.called_ae_title = "RAW", "NODE"
+        request.calling_ae_title, request.called_ae_title = calling, "NODE"
         context = build_context(DX, uid.ExplicitVRLittleEndian)
         context.context_id = CONTEXT
         request.presentation_context_definition_list = [context]
@@ -40,8 +40,7 @@ class RawPeer:
         assert pdu_type == 0x02, "not accepted"
 
     def send_pdu(self, *pdvs, context=CONTEXT):
-        body = b"".join(struct.pack(">LBB", len(data) + 2, context, control) + data for control, data in pdvs)
-        self.connection.sendall(struct.pack(">BxL", 0x04, len(body)) + body)
+        self.connection.sendall(pdu(*pdvs, context=context))
 
     def read_pdu(self):
         head = self._read(6)
@@ -68,11 +67,23 @@ class RawPeer:
 
 
 @contextmanager
-def raw_peer(receiver, **options):
+def raw_connection(receiver):
+    """Connected, and nothing asked for yet."""
     with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
-        peer = RawPeer(connection)
+        yield RawPeer(connection)
+
+
+@contextmanager
+def raw_peer(receiver, **options):
+    with raw_connection(receiver) as peer:
         peer.request_association(**options)
         yield peer
+
+
+def pdu(*pdvs, context=CONTEXT):
+    """A P-DATA-TF PDU of (message control header, fragment) each."""
+    body = b"".join(struct.pack(">LBB", len(data) + 2, context, control) + data for control, data in pdvs)
+    return struct.pack(">BxL", 0x04, len(body)) + body
 
 
 def store_command(sop_instance_uid, sop_class_uid=DX, has_data_set=True):

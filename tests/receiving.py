@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from sqlalchemy import select
 
 from cxr_node.receive import scp
-from cxr_node.settings import NodeSettings, ReceiveSettings, Settings
+from cxr_node.settings import NodeSettings, ReceiveSettings, Settings, TlsSettings
 from cxr_node.store import schema
 from cxr_node.store.database import open_database
 
@@ -28,12 +29,13 @@ from cxr_node.store.database import open_database
 class Receiver:
     """The receive role on a free port of loopback, from `with` to its end."""
 
-    def __init__(self, folder: Path, senders: tuple[Any, ...] = (), **receive: Any) -> None:
+    def __init__(self, folder: Path, senders: tuple[Any, ...] = (), tls: TlsSettings | None = None, **receive: Any) -> None:
         self.folder = folder
         self.settings = Settings(
             node=NodeSettings(ae_title="NODE", port=0, data_dir=folder),
             receive=ReceiveSettings(**({"min_free_mb": 0} | receive)),
             senders=senders,
+            tls=tls or TlsSettings(),
         )
         self.port = 0
         self._stop = threading.Event()
@@ -118,13 +120,14 @@ def associated(
     transfer_syntaxes: tuple[str, ...] = (uid.ExplicitVRLittleEndian,),
     calling: str = "MODALITY1",
     called: str = "NODE",
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[Association]:
     """An association of a pynetdicom SCU, established or refused; released in the end."""
     ae = AE(calling)
     for sop_class in sop_classes or (uid.DigitalXRayImageStorageForPresentation,):
         ae.add_requested_context(sop_class, list(transfer_syntaxes))
     ae.add_requested_context("1.2.840.10008.1.1")
-    assoc = ae.associate("127.0.0.1", receiver.port, ae_title=called)
+    assoc = ae.associate("127.0.0.1", receiver.port, ae_title=called, tls_args=(tls, "127.0.0.1") if tls else None)
     try:
         yield assoc
     finally:
