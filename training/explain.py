@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cxr_node.analyse.enhance import LungCrop, cut_out_lungs
+from cxr_node.analyse.enhance import LungCrop
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
-from cxr_node.analyse.pipeline import segment_batch
+from cxr_node.analyse.pipeline import classifier_inputs, segment_batch
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from training.dataset import Radiograph, load_images, load_masks, read_manifest
@@ -75,7 +75,7 @@ def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int 
         batch = rows[start : start + _BATCH]
         images = list(load_images(data, batch))
         masks, _ = segment_batch(images, networks)
-        crops = [cut_out_lungs(image, mask, networks.input_size_px) for image, mask in zip(images, masks, strict=True)]
+        crops = classifier_inputs(images, masks, networks)
         heats = explanations(networks, [crop.image for crop in crops], [row.class_index for row in batch])
         for index, (row, crop) in enumerate(zip(batch, crops, strict=True)):
             heat = {method: heats[method][index] for method in METHODS}
@@ -85,7 +85,7 @@ def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int 
             if annotated is not None and len(segmented) < _SEGMENTED:
                 segmented.append({"image": images[index], "found": masks[index], "annotated": annotated})
             if row.class_index == _COVID and one.curves["cxrnet", "ppc"][0] > 0.5 and len(examples) < _EXAMPLES:
-                drawn = {method: normalised(heat[method], crop.mask) for method in METHODS}
+                drawn = {method: normalised(heat[method], crop.shown) for method in METHODS}
                 examples.append({**drawn, "crop": crop.image})
     figures = {**stored, **_figures(explained, split, limit, networks)}
     out.mkdir(parents=True, exist_ok=True)
@@ -135,8 +135,8 @@ def _explained(
 ) -> Explained:
     changed = [crop.image]
     for method in METHODS:
-        importance = normalised(heat[method], crop.mask)
-        ranks = by_rank(importance, crop.mask)
+        importance = normalised(heat[method], crop.shown)
+        ranks = by_rank(importance, crop.shown)
         changed += [perturbed(crop.image, importance, x) for x in STEPS]
         changed += [deleted(crop.image, ranks, x) for x in STEPS]
         changed += [inserted(crop.image, ranks, x) for x in (0.0, *STEPS[:-1])]
@@ -153,7 +153,7 @@ def _explained(
         curves,
         {method: _share(heat[method], crop.mask) for method in METHODS},
         {method: _share(whole[method], annotated) if annotated is not None else None for method in METHODS},
-        {method: correlation(heat[method], crop.image, crop.mask) for method in METHODS},
+        {method: correlation(heat[method], crop.image, crop.shown) for method in METHODS},
     )
 
 

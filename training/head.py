@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from cxr_node.analyse.enhance import cut_out_lungs
+from cxr_node.analyse.enhance import classifier_input
 from cxr_node.nets.cxrnet import CXRNet
 from training.classify import Split, load_split, load_unet
 from training.run import save_checkpoint
@@ -24,14 +24,16 @@ _STRENGTHS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 """Inverse regularisation, tried on `val`."""
 
 
-def pooled_features(network: CXRNet, split: Split, size_px: int, batch_size: int = 16) -> NDArray[np.float32]:
+def pooled_features(network: CXRNet, split: Split, recipe: dict[str, Any], batch_size: int = 16) -> NDArray[np.float32]:
     """What the head sees of each radiograph of a split, float32 (N, K)."""
     network.eval()
+    size_px, segmented = recipe["input_size_px"], recipe["segmented"]
     features = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(split.rows), batch_size), mininterval=10):
             part = slice(start, start + batch_size)
-            crops = [cut_out_lungs(i, m, size_px).image for i, m in zip(split.images[part], split.lungs[part], strict=True)]
+            pairs = zip(split.images[part], split.lungs[part], strict=True)
+            crops = [classifier_input(image, lungs, size_px, segmented).image for image, lungs in pairs]
             batch = torch.from_numpy(np.stack(crops)).float().div(255).unsqueeze(1).to(memory_format=torch.channels_last)
             features.append(network.encode(batch)[-1].mean((2, 3)).numpy())
     return np.concatenate(features)
@@ -67,7 +69,7 @@ def refit(data: Path, segment: Path, classify: Path, out: Path) -> dict[str, Any
     found = {}
     for name in ("train", "val"):
         split = load_split(data, name, unet, classify.parent)
-        found[name] = (pooled_features(network, split, recipe["input_size_px"]), split.targets)
+        found[name] = (pooled_features(network, split, recipe), split.targets)
     figures, best = choose_head(found["train"], found["val"])
     weight, bias = best
     with torch.no_grad():

@@ -4,7 +4,8 @@ The probability perturbation curve (PPC) of the paper's section IV-B is p(f(x)) 
 which all the pixels with a value of x were replaced with zeros". How f(x) is read here, and why:
 
 - Importance is a pixel's value in the explanation, brought to 0..1 over the lungs of its image. What lies outside the
-  lungs is black already, so nothing can be removed there, and no method gains or loses by it.
+  lungs is black already, so nothing can be removed there, and no method gains or loses by it. (Where a classifier of
+  whole images is explained, read "the image" for "the lungs", here and below.)
 - Removal starts "from the pixels with high values" and "x started from 1 to 0" names the value that is just being
   removed, while "f(0) means no change" counts the other way round. Both hold if x is how far the removal has come:
   f(x) removes every pixel whose importance is at least 1 - x, so that f(0) is the image and f(0.1) is it without the

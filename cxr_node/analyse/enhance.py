@@ -1,11 +1,11 @@
-"""Lungs cut out and their contrast enhanced (CXRNet section III-A): what the classifier sees of a prepared image.
+"""What the classifier sees of a prepared image (CXRNet section III-A): its lungs cut out, or all of it, contrast enhanced.
 
 Pure array work; where the lungs are is `segment`'s to say.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -19,14 +19,16 @@ _MARGIN = 0.03
 
 @dataclass(frozen=True)
 class LungCrop:
-    """The lungs alone, and where they lay in the prepared image.
+    """What the classifier sees, and where it lay in the prepared image.
 
-    image: uint8 (S, S), enhanced, 0 outside the lungs.
+    image: uint8 (S, S), enhanced, 0 where nothing is shown.
+    shown: bool (S, S), the lungs, or everything for a classifier of whole images.
     mask: bool (S, S), the lungs.
     box: top, bottom, left, right in the prepared image, as slice bounds.
     """
 
     image: NDArray[np.uint8]
+    shown: NDArray[np.bool_]
     mask: NDArray[np.bool_]
     box: tuple[int, int, int, int]
 
@@ -71,8 +73,26 @@ def cut_out_lungs(prepared: NDArray[np.uint8], mask: NDArray[np.bool_], size_px:
         size_px: side of the crop.
     """
     top, bottom, left, right = box = lung_box(mask)
-    size = (size_px, size_px)
-    image = cv2.resize(prepared[top:bottom, left:right], size, None, 0, 0, cv2.INTER_LINEAR)
-    lungs = cv2.resize(mask[top:bottom, left:right].astype(np.float32), size, None, 0, 0, cv2.INTER_LINEAR) >= 0.5
+    image = cv2.resize(prepared[top:bottom, left:right], (size_px, size_px), None, 0, 0, cv2.INTER_LINEAR)
+    lungs = _resized(mask[top:bottom, left:right], size_px)
     image = clahe(np.where(lungs, image, 0).astype(np.uint8))
-    return LungCrop(np.where(lungs, image, 0).astype(np.uint8), lungs, box)
+    return LungCrop(np.where(lungs, image, 0).astype(np.uint8), lungs, lungs, box)
+
+
+def classifier_input(prepared: NDArray[np.uint8], mask: NDArray[np.bool_], size_px: int, segmented: bool) -> LungCrop:
+    """What a classifier gets that was trained on lungs cut out (`segmented`) or on whole images, in serving and in training.
+
+    Args:
+        prepared: uint8 (H, W) from `prepare.to_network_image`.
+        mask: bool (H, W), the lungs; for whole images it says where they are and changes nothing of the image.
+        size_px: side of what the classifier gets.
+        segmented: `preprocessing.segmented` of the weights.
+    """
+    if segmented:
+        return cut_out_lungs(prepared, mask, size_px)
+    whole = cut_out_lungs(prepared, np.ones_like(mask), size_px)
+    return replace(whole, mask=_resized(mask, size_px))
+
+
+def _resized(mask: NDArray[np.bool_], size_px: int) -> NDArray[np.bool_]:
+    return np.asarray(cv2.resize(mask.astype(np.float32), (size_px, size_px), None, 0, 0, cv2.INTER_LINEAR) >= 0.5)

@@ -24,7 +24,8 @@ from cxr_node.settings import InferenceSettings
 class Networks:
     """What an analysis runs on.
 
-    input_size_px: side of the lung crop that CXRNet was trained on.
+    input_size_px: side of the image that CXRNet was trained on.
+    segmented: whether it was trained on lungs cut out; else on whole images.
     temperature: logits are divided by it, so that probabilities mean what they say (Guo et al. 2017).
     gate: weights of the frontal gate over the U-Net's bottleneck: mean, scale, coefficients (vectors), intercept, threshold.
     """
@@ -35,6 +36,7 @@ class Networks:
     device: torch.device
     dtype: torch.dtype
     input_size_px: int
+    segmented: bool
     temperature: float
     gate: dict[str, Any] | None
     stream: torch.cuda.Stream | None = None
@@ -109,6 +111,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
         device,
         dtype,
         input_size_px=cxrnet.description["preprocessing"]["input_size_px"],
+        segmented=cxrnet.description["preprocessing"].get("segmented", True),
         temperature=cxrnet.description["calibration"]["temperature"],
         gate=unet.description.get("gate"),
         stream=torch.cuda.Stream(device) if device.type == "cuda" else None,  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cxr_node.analyse.enhance import LungCrop, cut_out_lungs
+from cxr_node.analyse.enhance import LungCrop, classifier_input
 from cxr_node.analyse.gate import check_frontal
 from cxr_node.analyse.networks import Networks
 from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left
@@ -101,13 +101,21 @@ def classify_batch(
     if not network_images:
         return []
     started = time.perf_counter()
-    crops = [cut_out_lungs(image, mask, networks.input_size_px) for image, mask in zip(network_images, lungs, strict=True)]
+    crops = classifier_inputs(network_images, lungs, networks)
     probabilities, relevances = _classify([crop.image for crop in crops], networks)
     seconds = {"classify": (time.perf_counter() - started) / len(crops)}
     return [
         _findings(mask, crop, probabilities[row], relevances[row], networks, seconds)
         for row, (mask, crop) in enumerate(zip(lungs, crops, strict=True))
     ]
+
+
+def classifier_inputs(
+    network_images: Sequence[NDArray[np.uint8]], lungs: Sequence[NDArray[np.bool_]], networks: Networks
+) -> list[LungCrop]:
+    """What these networks' classifier gets of images whose lungs, bool (224, 224) each, are known."""
+    size_px, segmented = networks.input_size_px, networks.segmented
+    return [classifier_input(image, mask, size_px, segmented) for image, mask in zip(network_images, lungs, strict=True)]
 
 
 def _classify(crops: list[NDArray[np.uint8]], networks: Networks) -> tuple[NDArray[np.float64], NDArray[np.float32]]:

@@ -12,11 +12,9 @@ import pytest
 import torch
 
 from cxr_node.analyse.networks import load_networks
-from cxr_node.nets import weights
-from cxr_node.nets.cxrnet import CXRNet
-from cxr_node.nets.unet import UNet
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
+from tests.small_training import HEADER, blotches, write_weights
 from training.explain import aoppc, explain, probabilities
 from training.explanations import METHODS, explanations
 
@@ -25,27 +23,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def weights_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(3)
-    unet = UNet((8, 16))
-    torch.nn.init.zeros_(unet.head.weight)
-    torch.nn.init.ones_(unet.head.bias)  # everything is lung
-    weights.save(folder, "unet", unet, {"name": "lung-unet", "version": "t", "architecture": {"widths": [8, 16], "patch": 2}})
-    network = CXRNet("resnet34", decoder_channels=(16, 16, 8, 8, 8))
-    weights.save(
-        folder,
-        "cxrnet",
-        network,
-        {
-            "name": "CXRNet",
-            "version": "t",
-            "architecture": {"encoder": "resnet34", "representation": "mask", "decoder_channels": [16, 16, 8, 8, 8]},
-            "classes": list(LABELS),
-            "preprocessing": {"input_size_px": SIZE},
-            "calibration": {"temperature": 1.5},
-        },
-    )
-    return folder
+    return write_weights(tmp_path_factory.mktemp("weights"), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +34,12 @@ def networks(weights_folder):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    lines = ["image,mask,fullres,label,population,source,patient_id,view,licence,split"]
-    rng = np.random.default_rng(5)
+    lines = [HEADER]
     left_half = np.zeros((224, 224), np.uint8)
     left_half[:, :112] = 255
     cv2.imwrite(str(folder / "mask.png"), left_half)
     for number in range(4):
-        small = rng.integers(0, 255, (12, 12)).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(small, (224, 224), interpolation=cv2.INTER_CUBIC))
+        cv2.imwrite(str(folder / f"{number}.png"), blotches(number))
         label = LABELS[3] if number < 3 else LABELS[0]
         mask = "mask.png" if number == 0 else ""
         lines.append(f"{number}.png,{mask},,{label},adult,s,{number},,x,test")

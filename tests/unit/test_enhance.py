@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cxr_node.analyse.enhance import cut_out_lungs, lung_box
+from cxr_node.analyse.enhance import classifier_input, cut_out_lungs, lung_box
 
 
 def test_what_is_not_lung_is_blank():
@@ -32,3 +32,15 @@ def test_a_map_of_the_crop_returns_to_its_place():
 
 def test_the_box_of_nothing_is_the_whole_image():
     assert lung_box(np.zeros((100, 80), bool)) == (0, 100, 0, 80)
+
+
+def test_a_classifier_of_whole_images_gets_all_of_the_image_and_learns_where_the_lungs_are():
+    image = np.random.default_rng(1).integers(0, 255, (224, 224)).astype(np.uint8)
+    mask = np.zeros((224, 224), bool)
+    mask[:, :112] = True
+    whole = classifier_input(image, mask, 112, segmented=False)
+    assert np.array_equal(whole.image, cut_out_lungs(image, np.ones_like(mask), 112).image)  # as training has it
+    assert whole.shown.all()
+    assert whole.mask[:, :56].all()
+    assert not whole.mask[:, 56:].any()
+    assert np.array_equal(classifier_input(image, mask, 112, segmented=True).image, cut_out_lungs(image, mask, 112).image)
