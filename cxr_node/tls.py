@@ -11,6 +11,7 @@ import os
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,15 @@ log = structlog.get_logger()
 _CIPHERS = "ECDHE+AESGCM"
 """Of TLS 1.2: RFC 9325 section 4.2. Those of TLS 1.3 are all fit."""
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class _Socket(ssl.SSLSocket):
+    """Lets itself be closed: pynetdicom closes only what it could shut down, which fails when the peer has gone."""
+
+    def shutdown(self, how: int) -> None:
+        """Shut down, if there still is a connection."""
+        with suppress(OSError):
+            super().shutdown(how)
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,7 @@ def explain(error: OSError) -> str:
         "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it shows no certificate",
         "HTTP_REQUEST": "it speaks HTTP",
         "WRONG_VERSION_NUMBER": "it doesn't speak TLS",
+        "SSLV3_ALERT_HANDSHAKE_FAILURE": "it refuses the handshake: it may want a certificate (tls.certificate) or other ciphers",
         "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants to see a certificate of ours: set tls.certificate",
         "TLSV1_ALERT_UNKNOWN_CA": "it doesn't know the authority of our certificate",
         "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it says that our certificate has expired",
@@ -222,6 +233,7 @@ def _files(settings: Settings) -> Iterator[tuple[Path, str]]:
 
 def _context(protocol: int, settings: TlsSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
+    context.sslsocket_class = _Socket
     context.minimum_version = _VERSIONS[settings.minimum_version]
     context.set_ciphers(_CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION

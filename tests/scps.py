@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ def storage_scp(
     require_called: bool = False,
     callers: Sequence[str] = (),
     maximum_associations: int = 10,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[Scp]:
     """A storage SCP that answers each C-STORE with the status that `answer` gives."""
     ae = AE(ae_title)
@@ -75,6 +77,7 @@ def storage_scp(
     server = ae.start_server(
         ("127.0.0.1", port),
         block=False,
+        ssl_context=tls,
         evt_handlers=[
             (evt.EVT_C_STORE, on_store),
             (evt.EVT_C_ECHO, lambda _: echo_status),

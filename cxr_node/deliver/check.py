@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cxr_node.deliver.request import EXPECTED, Peer
+from cxr_node.deliver.request import EXPECTED, peer_of
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
 from cxr_node.settings import DestinationSettings, Settings
@@ -52,7 +52,7 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
             f"{destination.host}:{destination.port} is this node itself: it would take its own results in and keep them, "
             "unanalysed. Set `host` and `port` to the PACS's.",
         )
-    peer = Peer(destination.host, destination.port, destination.ae_title, settings.node.ae_title, destination.timeout_s)
+    peer = peer_of(settings, destination)
     try:
         association = Association(peer, {EXPECTED[kind] for kind in destination.send})
     except DeliveryError as error:

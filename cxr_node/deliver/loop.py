@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from cxr_node.deliver import reasons
-from cxr_node.deliver.request import EXPECTED, Outcome, Peer, StoreRequest
+from cxr_node.deliver.request import EXPECTED, Outcome, StoreRequest, peer_of
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import AssociationLost, DeliveryError
 from cxr_node.logs import explain
@@ -40,7 +40,7 @@ class Courier:
 
     def __init__(self, settings: Settings, destination: DestinationSettings, linger_s: float = _LINGER_S) -> None:
         self.destination = destination
-        self._peer = Peer(destination.host, destination.port, destination.ae_title, settings.node.ae_title, destination.timeout_s)
+        self._peer = peer_of(settings, destination)
         self._root = settings.node.data_dir
         self._linger_s = linger_s
         self._engine = open_database(settings)

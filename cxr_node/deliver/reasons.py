@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 
 from pydicom.uid import UID
 
 from cxr_node.deliver.request import Peer
+from cxr_node.tls import explain
 
 
 def not_connected(peer: Peer, error: OSError | None, waited_s: float) -> str:
     """Why there is no connection. `error`: None if the peer didn't answer in `waited_s` seconds."""
     where = f"{peer.host}:{peer.port}"
+    if isinstance(error, ssl.SSLError) or (peer.tls is not None and isinstance(error, ConnectionResetError)):
+        return f"No TLS connection to {where}: {explain(error)}."
     if isinstance(error, socket.gaierror):
         return f"The host name {peer.host!r} is unknown here: correct `host`, or write the IP address."
     if error is None or isinstance(error, TimeoutError):
@@ -66,6 +70,11 @@ def aborted(peer: Peer) -> str:
 
 def hung_up(peer: Peer) -> str:
     """The connection was closed, or something else than DICOM came back, instead of an answer to the request."""
+    if peer.tls is not None:
+        return (
+            f"{peer.host}:{peer.port} takes the TLS connection and closes it again: does it want a certificate of ours, trust "
+            "the authority of tls.certificate, and is that still valid? With TLS 1.3 a peer judges only after the handshake."
+        )
     return (
         f"{peer.host}:{peer.port} takes the connection but doesn't answer in DICOM: is this its DICOM port (not a web port, "
         "not one that expects TLS)? Some PACS also hang up on callers that they don't know."

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from ssl import SSLContext
 
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from cxr_node.records import ResultKind
+from cxr_node.settings import DestinationSettings, Settings
+from cxr_node.tls import calling_context
 
 STORED = (0x0000, 0xB000, 0xB006, 0xB007)
 """Success, and the warnings under which the object is stored all the same (PS3.4 table B.2-1)."""
@@ -24,6 +29,19 @@ EXPECTED: dict[ResultKind, Offer] = {
 
 
 @dataclass(frozen=True)
+class ClientTls:
+    """How to make a connection secure. `context` is made for each, so that renewed files need no restart."""
+
+    context: Callable[[], SSLContext]
+    """
+    Raises:
+        SettingsError: a file is missing or unfit.
+    """
+    name: str
+    """That the peer's certificate has to bear, unless the context doesn't ask."""
+
+
+@dataclass(frozen=True)
 class Peer:
     """The other side of an association, and the name that we give ourselves there."""
 
@@ -33,9 +51,18 @@ class Peer:
     calling_ae_title: str
     timeout_s: float = 30.0
     """Longest wait for an answer; connecting and transferring have their own bounds (see `scu`)."""
+    tls: ClientTls | None = None
 
     def __str__(self) -> str:
         return f"{self.called_ae_title} at {self.host}:{self.port}"
+
+
+def peer_of(settings: Settings, destination: DestinationSettings) -> Peer:
+    """A destination of the settings as a peer."""
+    tls = None
+    if destination.tls:
+        tls = ClientTls(partial(calling_context, settings, destination), destination.tls_name or destination.host)
+    return Peer(destination.host, destination.port, destination.ae_title, settings.node.ae_title, destination.timeout_s, tls)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.deliver import reasons
 from cxr_node.deliver.request import STORED, Offer, Outcome, Peer, StoreRequest, unusable
-from cxr_node.errors import AssociationLost, DeliveryError
+from cxr_node.errors import AssociationLost, DeliveryError, SettingsError
 
 _config.STORE_SEND_CHUNKED_DATASET = True  # a path given to send_c_store is sent as it lies on disk
 
@@ -64,6 +64,10 @@ class Association:
             (evt.EVT_CONN_OPEN, self._on_connected),
             (evt.EVT_DATA_SENT, self._on_data_sent),
         ]
+        try:
+            tls_args = (peer.tls.context(), peer.tls.name) if peer.tls else None
+        except SettingsError as error:
+            raise DeliveryError(str(error)) from error
         started = time.monotonic()
         try:
             self._assoc: PynetdicomAssociation = ae.associate(
@@ -73,6 +77,7 @@ class Association:
                 ae_title=peer.called_ae_title,
                 max_pdu=_MAXIMUM_PDU,
                 evt_handlers=handlers,  # type: ignore[arg-type]  # narrower than pynetdicom's own alias
+                tls_args=tls_args,
             )
         except OSError as error:
             raise DeliveryError(reasons.not_connected(peer, error, 0)) from error
@@ -217,8 +222,9 @@ class Association:
         if isinstance(primitive, A_ABORT | A_P_ABORT):
             self._abort = primitive
 
-    def _on_connected(self, _: evt.Event) -> None:
+    def _on_connected(self, event: evt.Event) -> None:
         self._connected = True
+        self._socket = event.assoc.dul.socket.socket  # type: ignore[union-attr]  # TLS has wrapped the one that there was
         if self._socket is not None:  # without it a peer that stops reading blocks pynetdicom's thread for ever
             self._socket.settimeout(self.peer.timeout_s)
 
@@ -269,7 +275,10 @@ def _why_not_connected(peer: Peer, waited_s: float) -> OSError | None:
     if waited_s >= timeout_s:
         return None
     try:
-        socket.create_connection((peer.host, peer.port), timeout_s).close()
+        with socket.create_connection((peer.host, peer.port), timeout_s) as connection:
+            if peer.tls is not None:
+                with peer.tls.context().wrap_socket(connection, server_hostname=peer.tls.name):
+                    pass
     except OSError as error:
         return error
     return OSError("it was refused a moment ago; now the port is open")
