@@ -19,12 +19,12 @@ import structlog
 
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
-from cxr_node.compose import compose_results
+from cxr_node.compose import DEFAULT_KINDS, compose_results
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.errors import Rejected
 from cxr_node.logs import explain
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
-from cxr_node.records import DataFolder, Findings, Geometry, Job, Radiograph
+from cxr_node.records import DataFolder, Findings, Geometry, Job, Radiograph, ResultKind
 from cxr_node.settings import Settings
 from cxr_node.source import Source, read_dicom
 from cxr_node.store import jobs, leases
@@ -125,18 +125,19 @@ class Worker:
 
     def _finish(self, job: Job, source: Source, findings: Findings) -> None:
         started = time.perf_counter()
+        destinations = {d.name: d.send for d in self._settings.destinations_for(job.calling_ae_title)}
         composed = compose_results(
             source.ds,
             source.radiograph,
             findings,
             revision=job.revision,
+            kinds={kind for kinds in destinations.values() for kind in kinds} or DEFAULT_KINDS,
             max_side_px=self._settings.overlay.max_side_px,
             now=datetime.now(UTC).astimezone(),
         )
         made = [write_result(self._folders, job, item) for item in composed]
         seconds = {"decode": source.decode_s, **findings.seconds, "compose": time.perf_counter() - started}
         seconds["total"] = sum(seconds.values())
-        destinations = {d.name: d.send for d in self._settings.destinations_for(job.calling_ae_title)}
         ended = jobs.finish(
             self._engine,
             self._owner,
@@ -167,9 +168,11 @@ def as_json(findings: Findings, seconds: dict[str, float]) -> dict[str, Any]:
     """Findings as they stand in the database and in `results.json`."""
     return {
         "label": findings.label,
+        "indeterminate": findings.indeterminate,
         "probabilities": {label: round(value, 6) for label, value in findings.probabilities.items()},
         "heat_in_lungs": round(findings.heat_in_lungs, 4),
         "heat_by_lung": {side: round(value, 4) for side, value in findings.heat_by_lung.items()},
+        "heat_by_zone": {" ".join(place): round(value, 4) for place, value in findings.heat_by_zone.items()},
         "lung_area_fraction": round(findings.lung_area_fraction, 4),
         "greys_inverted": findings.greys_inverted,
         "model": {"name": findings.model.name, "version": findings.model.version},
@@ -185,7 +188,7 @@ def warm_up(networks: Networks) -> None:
     segment_batch([empty], networks)
     (findings,) = classify_batch([empty], [lungs], networks)
     radiograph = Radiograph(empty.astype(np.float32), empty, Geometry(size, size))
-    compose_results(radiograph_from_image(empty), radiograph, findings, now=datetime.now(UTC))
+    compose_results(radiograph_from_image(empty), radiograph, findings, kinds=tuple(ResultKind), now=datetime.now(UTC))
 
 
 def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 
 from cxr_node.prepare.network_image import to_network_image
-from cxr_node.records import LABELS, Findings, Geometry, Model, Radiograph
+from cxr_node.records import LABELS, SIDES, ZONES, Findings, Geometry, Model, Radiograph
 
 NOW = datetime(2026, 3, 4, 15, 16, 17, 250000, tzinfo=UTC)
 MODEL = Model("CXRNet", "1.2.0", "0123456789abcdef" * 4)
@@ -44,8 +45,11 @@ def findings(**changes: Any) -> Findings:
         "probabilities": dict(PROBABILITIES),
         "heatmap": heat_at(MARK),
         "lungs": lungs(),
+        "right_lung": ellipse(*RIGHT_LUNG),
         "heat_in_lungs": 0.83,
         "heat_by_lung": {"right": 0.9, "left": 0.1},
+        "heat_by_zone": dict(zip(itertools.product(SIDES, ZONES), (0.1, 0.5, 0.3, 0.04, 0.05, 0.01), strict=True)),
+        "zone_rows": dict.fromkeys(SIDES, (93, 147)),
         "lung_area_fraction": float(lungs().mean()),
         "model": MODEL,
     }

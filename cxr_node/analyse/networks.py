@@ -15,7 +15,7 @@ from torch import Tensor
 from cxr_node.errors import SettingsError
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.nets.unet import UNet
-from cxr_node.nets.weights import load_cxrnet, load_unet, model_of, shipped_folder
+from cxr_node.nets.weights import indeterminate_below, load_cxrnet, load_unet, model_of, shipped_folder
 from cxr_node.records import Model
 from cxr_node.settings import InferenceSettings
 
@@ -27,6 +27,7 @@ class Networks:
     input_size_px: side of the image that CXRNet was trained on.
     segmented: whether it was trained on lungs cut out; else on whole images.
     temperature: logits are divided by it, so that probabilities mean what they say (Guo et al. 2017).
+    indeterminate_below: a likeliest class less probable than this is called indeterminate; 0: never.
     gate: weights of the frontal gate over the U-Net's bottleneck: mean, scale, coefficients (vectors), intercept, threshold.
     """
 
@@ -40,6 +41,7 @@ class Networks:
     temperature: float
     gate: dict[str, Any] | None
     stream: torch.cuda.Stream | None = None
+    indeterminate_below: float = 0.0
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -114,6 +116,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
         segmented=cxrnet.description["preprocessing"].get("segmented", True),
         temperature=cxrnet.description["calibration"]["temperature"],
         gate=unet.description.get("gate"),
+        indeterminate_below=indeterminate_below(cxrnet.description),
         stream=torch.cuda.Stream(device) if device.type == "cuda" else None,  # type: ignore[no-untyped-call]
     )
 

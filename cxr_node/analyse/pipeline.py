@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from cxr_node.analyse.enhance import LungCrop, classifier_input
 from cxr_node.analyse.gate import check_frontal
 from cxr_node.analyse.networks import Networks
-from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left
+from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left, zone_rows
 from cxr_node.errors import Rejected
-from cxr_node.records import LABELS, Findings
+from cxr_node.records import LABELS, SIDES, ZONES, Findings
 
 _NO_HEAT, _FULL_HEAT = 0.5, 0.995
 """These quantiles of the relevance in the lungs are drawn as no heat and as full heat: the map shows what counted more than
@@ -143,17 +143,34 @@ def _findings(
     heat = np.where(lungs, crop.to_prepared(inside, lungs.shape), np.float32(0))
     none, full = np.quantile(heat[lungs], (_NO_HEAT, _FULL_HEAT)) if lungs.any() else (0.0, 0.0)
     heatmap = np.clip((heat - none) / max(float(full - none), 1e-6), 0, 1).astype(np.float32) * lungs
-    right, left = right_and_left(lungs)
-    by_lung = {"right": float(heatmap[right].sum()), "left": float(heatmap[left].sum())}
-    sum_by_lung = sum(by_lung.values())
+    sides = dict(zip(SIDES, right_and_left(lungs), strict=True))
+    borders = {side: zone_rows(lung) for side, lung in sides.items()}
+    by_zone = _heat_by_zone(heatmap, sides, borders)
     return Findings(
         label=LABELS[int(probabilities.argmax())],
         probabilities=dict(zip(LABELS, (float(p) for p in probabilities), strict=True)),
         heatmap=np.asarray(cv2.GaussianBlur(heatmap, (0, 0), 1.0), np.float32) * lungs,
         lungs=lungs,
+        right_lung=sides["right"],
         heat_in_lungs=float(inside.sum()) / total if total > 0 else 1.0,
-        heat_by_lung={side: value / sum_by_lung if sum_by_lung > 0 else 0.5 for side, value in by_lung.items()},
+        heat_by_lung={side: sum(by_zone[side, zone] for zone in ZONES) for side in SIDES},
+        heat_by_zone=by_zone,
+        zone_rows=borders,
         lung_area_fraction=float(lungs.mean()),
         model=networks.model,
+        indeterminate_below=networks.indeterminate_below,
         seconds=dict(seconds),
     )
+
+
+def _heat_by_zone(
+    heatmap: NDArray[np.float32], sides: dict[str, NDArray[np.bool_]], borders: dict[str, tuple[int, int]]
+) -> dict[tuple[str, str], float]:
+    """Share of the heat in each zone of each lung; equal shares where there is no heat at all."""
+    sums: dict[tuple[str, str], float] = {}
+    for side, lung in sides.items():
+        by_row = (heatmap * lung).sum(axis=1, dtype=np.float64)
+        for zone, part in zip(ZONES, np.split(by_row, borders[side]), strict=True):
+            sums[side, zone] = float(part.sum())
+    total = sum(sums.values())
+    return {place: value / total if total > 0 else 1 / len(sums) for place, value in sums.items()}

@@ -1,4 +1,4 @@
-"""From findings to the objects that go back to the archive: an overlay and a structured report."""
+"""From findings to the objects that go back to the archive: pictures, segmentations, presentation states and reports."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ from datetime import datetime
 from pydicom import Dataset
 
 from cxr_node.compose.identity import identify, place, to_composed
+from cxr_node.compose.presentation import compose_presentation
 from cxr_node.compose.report import compose_report
-from cxr_node.compose.secondary_capture import compose_secondary_capture, draw_overlay, pixel_aspect
+from cxr_node.compose.secondary_capture import compose_secondary_capture, draw_overlay
+from cxr_node.compose.segmentation import compose_heat_levels, compose_heat_values, compose_lungs
+from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.records import ComposedObject, Findings, Radiograph, ResultKind
 
-__all__ = ["compose_results", "draw_overlay", "pixel_aspect"]
+__all__ = ["DEFAULT_KINDS", "compose_results", "draw_overlay", "pixel_aspect"]
+
+DEFAULT_KINDS = (ResultKind.OVERLAY, ResultKind.REPORT)
+"""What every viewer and archive takes."""
+
+_OVER_THE_SOURCE = {
+    ResultKind.LUNGS: compose_lungs,
+    ResultKind.HEATMAP: compose_heat_levels,
+    ResultKind.HEATVALUES: compose_heat_values,
+    ResultKind.PRESENTATION: compose_presentation,
+}
 
 
 def compose_results(
@@ -21,7 +34,7 @@ def compose_results(
     findings: Findings,
     *,
     revision: int = 0,
-    kinds: Collection[ResultKind] = (ResultKind.OVERLAY, ResultKind.REPORT),
+    kinds: Collection[ResultKind] = DEFAULT_KINDS,
     max_side_px: int = 1280,
     now: datetime,
 ) -> list[ComposedObject]:
@@ -32,20 +45,27 @@ def compose_results(
         radiograph: the source, rendered.
         findings: what the networks said of it.
         revision: 0 for the first content of this SOP instance UID, then counting up: each has results of its own.
-        kinds: what to make, in this order of delivery: the overlay first, since the report refers to it.
+        kinds: what to make; nothing else is computed.
         max_side_px: longest side of the overlay.
         now: when the results are made, with a time zone.
+
+    Returns:
+        the objects in the order of ResultKind, which is that of delivery.
     """
     model = findings.model
+    maps = SourceMaps(findings, radiograph.geometry)
     made: dict[ResultKind, Dataset] = {}
-    if ResultKind.OVERLAY in kinds:
-        picture = draw_overlay(radiograph, findings, max_side_px, pixel_aspect=pixel_aspect(source))
-        where = place(source, model, ResultKind.OVERLAY, revision)
-        made[ResultKind.OVERLAY] = compose_secondary_capture(source, picture, where)
-    if ResultKind.REPORT in kinds:
-        where = place(source, model, ResultKind.REPORT, revision)
-        overlay = made.get(ResultKind.OVERLAY)
-        made[ResultKind.REPORT] = compose_report(source, radiograph.geometry, findings, where, overlay)
+    for kind in ResultKind:
+        if kind not in kinds:
+            continue
+        where = place(source, model, kind, revision)
+        if kind == ResultKind.OVERLAY:
+            picture = draw_overlay(radiograph, findings, max_side_px, pixel_aspect=pixel_aspect(source))
+            made[kind] = compose_secondary_capture(source, picture, where)
+        elif kind == ResultKind.REPORT:
+            made[kind] = compose_report(source, radiograph.geometry, findings, where, made.get(ResultKind.OVERLAY))
+        else:
+            made[kind] = _OVER_THE_SOURCE[kind](source, maps, where)
     composed = []
     for kind, ds in made.items():
         identify(ds, source, model, kind, now)

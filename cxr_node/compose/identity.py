@@ -58,7 +58,14 @@ _TEXT = frozenset(("LO", "SH", "PN", "ST", "LT", "UT", "UC"))
 _VERBATIM = _TEXT | {"SQ"}
 """Copied even where a value breaks its VR (an accession number that is too long): an archive matches by it."""
 
-_SERIES_NUMBER = {ResultKind.OVERLAY: 91, ResultKind.REPORT: 92}
+_SERIES_NUMBER = {
+    ResultKind.OVERLAY: 91,
+    ResultKind.REPORT: 92,
+    ResultKind.LUNGS: 93,
+    ResultKind.HEATMAP: 94,
+    ResultKind.HEATVALUES: 95,
+    ResultKind.PRESENTATION: 96,
+}
 """Leading digits, so that results sort behind the images they were made from."""
 
 
@@ -171,10 +178,10 @@ def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: 
     ds.DeviceSerialNumber = serial_number(model)
     ds.SeriesDescription = f"{NOT_FOR_DIAGNOSIS}: {kind}"
     made_at = _in_zone(now, ds.get("TimezoneOffsetFromUTC"))
-    for keyword in ("InstanceCreationDate", "ContentDate", "SeriesDate", "DateOfSecondaryCapture"):
+    for keyword in ("InstanceCreationDate", "ContentDate", "SeriesDate", "DateOfSecondaryCapture", "PresentationCreationDate"):
         if keyword in ds or keyword == "SeriesDate":
             setattr(ds, keyword, f"{made_at:%Y%m%d}")
-    for keyword in ("InstanceCreationTime", "ContentTime", "SeriesTime", "TimeOfSecondaryCapture"):
+    for keyword in ("InstanceCreationTime", "ContentTime", "SeriesTime", "TimeOfSecondaryCapture", "PresentationCreationTime"):
         if keyword in ds or keyword == "SeriesTime":
             setattr(ds, keyword, f"{made_at:%H%M%S.%f}")
     ds.ContributingEquipmentSequence = _equipment(source, model, made_at)

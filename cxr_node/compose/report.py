@@ -5,13 +5,7 @@ Its codes are data (codes.toml). Patient, study and equipment are `identity`'s t
 
 from __future__ import annotations
 
-import tomllib
-from functools import cache
-from importlib.resources import files
-from typing import Any
-
 import numpy as np
-from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import (
     AlgorithmIdentification,
     CodedConcept,
@@ -36,6 +30,7 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
+from cxr_node.compose.codes import code, private_scheme
 from cxr_node.compose.identity import Place, bare_reference, derived_uid, device_uid, program_version, serial_number
 from cxr_node.prepare.geometry import to_source
 from cxr_node.records import LABELS, MODEL_NAME, Findings, Geometry
@@ -57,11 +52,10 @@ def compose_report(source: Dataset, geometry: Geometry, findings: Findings, plac
     evidence = [image] if overlay is None else [image, overlay]
     report = MeasurementReport(
         observation_context=ObservationContext(_observer(findings)),
-        procedure_reported=_code("procedure", "imaging"),
+        procedure_reported=code("procedure", "imaging"),
         imaging_measurements=[_group(image, geometry, findings, place, overlay)],
-        language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(_code("language", "english")),
+        language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(code("language", "english")),
     )
-    scheme = _table()["scheme"]
     return Comprehensive3DSR(
         evidence=evidence,
         content=report,
@@ -72,9 +66,9 @@ def compose_report(source: Dataset, geometry: Geometry, findings: Findings, plac
         is_complete=True,
         is_final=False,  # a reader's report is the final one
         is_verified=False,
-        performed_procedure_codes=[_code("procedure", "imaging")],
+        performed_procedure_codes=[code("procedure", "imaging")],
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        coding_schemes=[CodingSchemeIdentificationItem(**scheme)],
+        coding_schemes=[private_scheme()],
     )
 
 
@@ -104,14 +98,14 @@ def _group(
     image: Dataset, geometry: Geometry, findings: Findings, place: Place, overlay: Dataset | None
 ) -> PlanarROIMeasurementsAndQualitativeEvaluations:
     """TID 1410: what was found, where, by what, with which numbers."""
-    lung = _code("site", "lung")
-    sides = [FindingSite(lung, laterality=_code("site", side)) for side in ("right", "left")]
-    measurements = [_percent(_code("probability", label), findings.probabilities[label]) for label in LABELS]
-    measurements.append(_percent(_code("measurement", "threshold"), 1 / len(LABELS)))
-    measurements.append(_percent(_code("measurement", "heat_in_lungs"), findings.heat_in_lungs))
+    lung = code("site", "lung")
+    sides = [FindingSite(lung, laterality=code("site", side)) for side in ("right", "left")]
+    measurements = [_percent(code("probability", label), findings.probabilities[label]) for label in LABELS]
+    measurements.append(_percent(code("measurement", "threshold"), 1 / len(LABELS)))
+    measurements.append(_percent(code("measurement", "heat_in_lungs"), findings.heat_in_lungs))
     for side, site in zip(("right", "left"), sides, strict=True):
-        measurements.append(_percent(_code("measurement", "heat_by_lung"), findings.heat_by_lung[side], site))
-    measurements.append(_percent(_code("measurement", "lung_area"), findings.lung_area_fraction))
+        measurements.append(_percent(code("measurement", "heat_by_lung"), findings.heat_by_lung[side], site))
+    measurements.append(_percent(code("measurement", "lung_area"), findings.lung_area_fraction))
     region = ImageRegion(
         GraphicTypeValues.POLYLINE,
         lung_rectangle(findings.lungs, geometry),
@@ -120,7 +114,7 @@ def _group(
     group = PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=derived_uid("tracking", place.sop_instance_uid), identifier=TRACKING_IDENTIFIER),
         referenced_region=region,
-        finding_type=_code("finding", findings.label),
+        finding_type=code("finding", findings.label),
         algorithm_id=_algorithm(findings),
         finding_sites=[FindingSite(lung)],
         measurements=measurements,
@@ -128,7 +122,7 @@ def _group(
     if overlay is not None:
         group[0].ContentSequence.append(
             ImageContentItem(
-                _code("image", "overlay"),
+                code("image", "overlay"),
                 overlay.SOPClassUID,
                 overlay.SOPInstanceUID,
                 relationship_type=RelationshipTypeValues.CONTAINS,
@@ -164,15 +158,4 @@ def _algorithm(findings: Findings) -> AlgorithmIdentification:
 def _percent(name: CodedConcept, fraction: float, site: FindingSite | None = None) -> Measurement:
     """A fraction 0..1 as a NUM in percent, to two decimals."""
     sites = None if site is None else [site]
-    return Measurement(name, round(100 * float(fraction), 2), _code("unit", "percent"), finding_sites=sites)
-
-
-@cache
-def _table() -> dict[str, Any]:
-    return tomllib.loads((files("cxr_node.compose") / "codes.toml").read_text("utf-8"))
-
-
-def _code(group: str, name: str) -> CodedConcept:
-    """A code of codes.toml, made anew each time: highdicom puts it into the tree as it is."""
-    entry = _table()[group][name]
-    return CodedConcept(entry["value"], entry["scheme"], entry["meaning"])
+    return Measurement(name, round(100 * float(fraction), 2), code("unit", "percent"), finding_sites=sites)

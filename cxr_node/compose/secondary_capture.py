@@ -11,20 +11,14 @@ import numpy as np
 from highdicom.sc import SCImage
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit
 
 from cxr_node.compose.identity import NOT_FOR_DIAGNOSIS, Place, bare_reference, program_version, value_of
-from cxr_node.prepare.geometry import to_source
+from cxr_node.compose.source_pixels import patient_orientation
+from cxr_node.compose.words import TITLES
+from cxr_node.prepare.geometry import mask_to_source, to_source
 from cxr_node.records import LABELS, MODEL_NAME, Findings, Geometry, Radiograph
-
-TITLES = {
-    "healthy": "No pneumonia",
-    "bacterial_pneumonia": "Bacterial pneumonia",
-    "viral_pneumonia": "Viral pneumonia",
-    "covid19_pneumonia": "COVID-19 pneumonia",
-}
 
 _COLOURS = cv2.COLORMAP_PLASMA
 """Perceptually even, readable by the colour-blind, and without the greys of the radiograph it lies on."""
@@ -52,7 +46,7 @@ def draw_overlay(radiograph: Radiograph, findings: Findings, max_side_px: int, *
         radiograph: its pixels are shown, in their own orientation.
         findings: what is drawn over and below them.
         max_side_px: longest side of the result, panel included.
-        pixel_aspect: height of a source pixel by its width (see `pixel_aspect`); the picture's pixels are square.
+        pixel_aspect: height of a source pixel by its width (see `source_pixels.pixel_aspect`); the picture's pixels are square.
 
     Returns:
         uint8 (h, w, 3), RGB.
@@ -63,8 +57,7 @@ def draw_overlay(radiograph: Radiograph, findings: Findings, max_side_px: int, *
     if findings.greys_inverted:  # shown as it was read, not as a wrong header has it
         grey = 255 - grey
     picture: _Picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
-    smooth = cv2.GaussianBlur(findings.lungs.astype(np.float32), (0, 0), 1.2)  # no steps in the outline
-    lungs = (to_source(smooth, radiograph.geometry, shape=(height, width)) >= 0.5).astype(np.uint8)
+    lungs = mask_to_source(findings.lungs, radiograph.geometry, (height, width)).astype(np.uint8)
     heat = to_source(findings.heatmap, radiograph.geometry, shape=(height, width))
     left, top, across, down = cv2.boundingRect(lungs)
     box = np.s_[top : top + down, left : left + across]
@@ -75,18 +68,6 @@ def draw_overlay(radiograph: Radiograph, findings: Findings, max_side_px: int, *
     return np.vstack((_header(radiograph.geometry, width), picture, _panel(findings, width)))
 
 
-def pixel_aspect(source: Dataset) -> float:
-    """Height of a source pixel by its width; 1 where the header doesn't say, or says nonsense."""
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
-        try:
-            vertical, horizontal = (float(value) for value in value_of(source, keyword))
-        except (TypeError, ValueError):
-            continue
-        if vertical > 0 and horizontal > 0 and 0.2 <= vertical / horizontal <= 5:
-            return vertical / horizontal
-    return 1.0
-
-
 def compose_secondary_capture(source: Dataset, picture: _Picture, place: Place) -> Dataset:
     """The picture as a Secondary Capture data set, not yet identified.
 
@@ -95,7 +76,6 @@ def compose_secondary_capture(source: Dataset, picture: _Picture, place: Place) 
         picture: uint8 (h, w, 3), RGB, from `draw_overlay`.
         place: the object's own UIDs and numbers.
     """
-    orientation = value_of(source, "PatientOrientation")
     ds = SCImage.from_ref_dataset(
         bare_reference(source),
         np.ascontiguousarray(picture),
@@ -110,8 +90,7 @@ def compose_secondary_capture(source: Dataset, picture: _Picture, place: Place) 
         manufacturer=MODEL_NAME,
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    known = isinstance(orientation, MultiValue | list) and len(orientation) == 2
-    ds["PatientOrientation"].value = list(orientation) if known else None
+    ds["PatientOrientation"].value = patient_orientation(source)
     ds.Modality = value_of(source, "Modality") or "OT"
     ds.BodyPartExamined = "CHEST"  # without it Laterality is required (PS3.3 C.7.3.1)
     ds.ImageType = ["DERIVED", "SECONDARY"]

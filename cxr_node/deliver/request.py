@@ -9,7 +9,14 @@ from pathlib import Path
 from ssl import SSLContext
 
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    GrayscaleSoftcopyPresentationStateStorage,
+    JPEGLSLossless,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 
 from cxr_node.records import ResultKind
 from cxr_node.settings import DestinationSettings, Settings
@@ -23,6 +30,10 @@ Offer = tuple[str, str]
 
 EXPECTED: dict[ResultKind, Offer] = {
     ResultKind.OVERLAY: (SecondaryCaptureImageStorage, ExplicitVRLittleEndian),
+    ResultKind.LUNGS: (SegmentationStorage, ExplicitVRLittleEndian),
+    ResultKind.HEATMAP: (SegmentationStorage, ExplicitVRLittleEndian),
+    ResultKind.HEATVALUES: (SegmentationStorage, JPEGLSLossless),
+    ResultKind.PRESENTATION: (GrayscaleSoftcopyPresentationStateStorage, ExplicitVRLittleEndian),
     ResultKind.REPORT: (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
 }
 """What the kinds of result are composed as: negotiated before the first of them is due."""

@@ -1,8 +1,8 @@
 """Weight files: safetensors beside a JSON that says what they are, checked before anything is believed.
 
 `NAME.json` holds: name, version, architecture (arguments of the network), classes, preprocessing, calibration,
-training (what data, which recipe), metrics, licence, and files ({name, sha256, size_bytes} each). A large network lies
-in several files, each under 50 MB.
+indeterminate_below (optional, see `indeterminate_below`), training (what data, which recipe), metrics, licence, and files
+({name, sha256, size_bytes} each). A large network lies in several files, each under 50 MB.
 """
 
 from __future__ import annotations
@@ -93,6 +93,18 @@ def load_cxrnet(folder: Path) -> LoadedNetwork:
     )
     _fill(network, folder, description)
     return LoadedNetwork(network, description)
+
+
+def indeterminate_below(description: dict[str, Any]) -> float:
+    """The probability that the likeliest class must have for the result to be called by its name; 0: any will do.
+
+    Raises:
+        WeightsError: the JSON holds something that is no probability.
+    """
+    value = description.get("indeterminate_below", 0.0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise WeightsError(f'"indeterminate_below" in {description["name"]}\'s JSON is {value!r}: a number from 0 to 1 is meant.')
+    return float(value)
 
 
 def save(folder: Path, name: str, network: nn.Module, description: dict[str, Any]) -> None:

@@ -139,7 +139,7 @@ def without_relationship(ds):
     ("kind", "change"), [(ResultKind.OVERLAY, without_conversion_type), (ResultKind.REPORT, without_relationship)]
 )
 def test_dciodvfy_does_find_a_missing_type_1_attribute(kind, change, peer, tmp_path):
-    paths = dict(zip(ResultKind, written(tmp_path, source(), radiograph()), strict=True))
+    paths = dict(zip((ResultKind.OVERLAY, ResultKind.REPORT), written(tmp_path, source(), radiograph()), strict=True))
     assert errors(peer("dciodvfy"), broken(paths[kind], change)) != []
 
 

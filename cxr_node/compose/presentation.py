@@ -1,0 +1,144 @@
+"""The presentation state: lung outlines, zones and the result as layers that a reader switches on and off over the
+original image.
+
+The greys are those that the source itself asks for. Patient, study and equipment are `identity`'s to fill in.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+from highdicom.color import CIELabColor
+from highdicom.pr import (
+    AnnotationUnitsValues,
+    GraphicAnnotation,
+    GraphicLayer,
+    GraphicObject,
+    GrayscaleSoftcopyPresentationState,
+    TextObject,
+)
+from highdicom.pr import GraphicTypeValues as PresentationGraphicTypeValues
+from pydicom import Dataset
+
+from cxr_node.compose.identity import NOT_FOR_DIAGNOSIS, Place, bare_reference, value_of
+from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
+from cxr_node.compose.words import headline
+from cxr_node.prepare.geometry import outlines_in_source, points_to_source
+from cxr_node.records import MODEL_NAME, SIDES, ZONES
+
+_PIXEL, _DISPLAY = AnnotationUnitsValues.PIXEL, AnnotationUnitsValues.DISPLAY
+_POLYLINE = PresentationGraphicTypeValues.POLYLINE
+
+
+def compose_presentation(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
+    """The presentation state as a data set, not yet identified.
+
+    Args:
+        source: the image's header.
+        maps: where the findings lie in it.
+        place: the object's own UIDs and numbers.
+    """
+    image = bare_reference(source)
+    image.Rows, image.Columns, image.SamplesPerPixel = maps.geometry.rows, maps.geometry.columns, 1
+    lungs = GraphicLayer("LUNGS", 1, "Outlines of the lungs", CIELabColor.from_rgb(150, 225, 235))
+    zones = GraphicLayer("ZONES", 2, "Zones of the lungs with their share of the heat", CIELabColor.from_rgb(205, 205, 205))
+    result = GraphicLayer("RESULT", 3, NOT_FOR_DIAGNOSIS, CIELabColor.from_rgb(255, 190, 70))
+    ds = GrayscaleSoftcopyPresentationState(
+        [image],
+        series_instance_uid=place.series_instance_uid,
+        series_number=place.series_number,
+        sop_instance_uid=place.sop_instance_uid,
+        instance_number=place.instance_number,
+        manufacturer=MODEL_NAME,
+        manufacturer_model_name=MODEL_NAME,
+        software_versions="0",  # `identity` says which
+        device_serial_number="0",
+        content_label="AI RESULT",
+        content_description=NOT_FOR_DIAGNOSIS,
+        graphic_layers=[lungs, zones, result],
+        graphic_annotations=[
+            GraphicAnnotation([image], lungs, graphic_objects=_outlines(maps)),
+            GraphicAnnotation([image], zones, graphic_objects=_borders(maps), text_objects=_shares(maps)),
+            GraphicAnnotation([image], result, text_objects=[_result(maps)]),
+        ],
+    )
+    ds.BodyPartExamined = "CHEST"
+    area = ds.DisplayedAreaSelectionSequence[0]
+    area.PresentationPixelAspectRatio = [max(1, round(1000 * pixel_aspect(source))), 1000]
+    _add_greys(ds, source, inverted=maps.findings.greys_inverted)
+    return ds
+
+
+def _outlines(maps: SourceMaps) -> list[GraphicObject]:
+    """Each part of the lungs; the whole image where there are none, since an annotation needs something to draw."""
+    parts = [outline for side in SIDES for outline in outlines_in_source(maps.lung(side), maps.geometry)]
+    if not parts:
+        corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)], np.float64)
+        parts = [points_to_source(corners, maps.geometry)]
+    return [GraphicObject(_POLYLINE, part, _PIXEL) for part in parts]
+
+
+def _borders(maps: SourceMaps) -> list[GraphicObject]:
+    """Lines across each lung where its middle and its lower zone begin."""
+    lines = []
+    for side in SIDES:
+        lung = maps.lung(side)
+        height, width = lung.shape
+        for row in maps.findings.zone_rows[side]:
+            across = np.flatnonzero(lung[min(row, height - 1)])
+            if across.size:
+                ends = np.array([(across[0] / width, row / height), ((across[-1] + 1) / width, row / height)])
+                lines.append(GraphicObject(_POLYLINE, points_to_source(ends, maps.geometry), _PIXEL))
+    return lines
+
+
+def _shares(maps: SourceMaps) -> list[TextObject]:
+    """The share of the heat in each zone, in its middle."""
+    texts = []
+    for side in SIDES:
+        lung = maps.lung(side)
+        height, width = lung.shape
+        borders = (0, *maps.findings.zone_rows[side], height)
+        for number, zone in enumerate(ZONES):
+            rows, columns = np.nonzero(lung[borders[number] : borders[number + 1]])
+            if rows.size:
+                middle = np.array([(columns.mean() / width, (borders[number] + rows.mean()) / height)])
+                share = maps.findings.heat_by_zone[side, zone]
+                (anchor,) = points_to_source(middle, maps.geometry)
+                texts.append(TextObject(f"{share:.0%}", _PIXEL, anchor_point=(float(anchor[0]), float(anchor[1]))))
+    return texts
+
+
+def _result(maps: SourceMaps) -> TextObject:
+    """Class and probability in the upper left of the screen, whatever part of the image it shows."""
+    text = f"{headline(maps.findings)}\r\n{NOT_FOR_DIAGNOSIS}"
+    return TextObject(text, _DISPLAY, bounding_box=(0.02, 0.02, 0.6, 0.1))
+
+
+def _add_greys(ds: Dataset, source: Dataset, *, inverted: bool) -> None:
+    """Modality LUT, VOI LUT and polarity as the source has them (PS3.3 C.11.1, C.11.8, C.11.6).
+
+    A presentation state replaces what the image says, and MONOCHROME1 with it: such a source needs the shape INVERSE.
+
+    Args:
+        ds: the presentation state.
+        source: the image's header.
+        inverted: the image is shown with its greys the other way round from what its header says, as it was analysed.
+    """
+    if value_of(source, "ModalityLUTSequence"):
+        ds.ModalityLUTSequence = copy.deepcopy(source.ModalityLUTSequence)
+    elif value_of(source, "RescaleSlope") is not None and value_of(source, "RescaleIntercept") is not None:
+        ds.RescaleSlope, ds.RescaleIntercept = source.RescaleSlope, source.RescaleIntercept
+        ds.RescaleType = value_of(source, "RescaleType") or "US"
+    voi = Dataset()
+    if value_of(source, "VOILUTSequence"):
+        voi.VOILUTSequence = copy.deepcopy(source.VOILUTSequence)
+    elif value_of(source, "WindowCenter") not in (None, "") and value_of(source, "WindowWidth") not in (None, ""):
+        for keyword in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction"):
+            if (value := value_of(source, keyword)) not in (None, ""):
+                setattr(voi, keyword, value)
+    if len(voi):
+        ds.SoftcopyVOILUTSequence = [voi]
+    dark_is_high = value_of(source, "PhotometricInterpretation") == "MONOCHROME1"
+    ds.PresentationLUTShape = "INVERSE" if dark_is_high != inverted else "IDENTITY"
