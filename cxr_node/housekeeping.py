@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from cxr_node import tls
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 from cxr_node.store import instances, leases, retention
@@ -23,6 +24,7 @@ def start(settings: Settings, engine: Engine) -> BackgroundScheduler:
     scheduler = BackgroundScheduler(timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": 3600})
     soon = datetime.now(UTC) + timedelta(minutes=1)
     scheduler.add_job(keep_retention, "interval", (settings, engine), hours=1, next_run_time=soon)
+    scheduler.add_job(tls.warn_of_ends, "interval", (settings,), hours=24, next_run_time=datetime.now(UTC) + timedelta(minutes=1))
     scheduler.add_job(leases.release_dead, "interval", (engine,), seconds=15)
     scheduler.start()
     return scheduler

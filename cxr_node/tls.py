@@ -12,7 +12,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -199,8 +199,16 @@ def certificates(settings: Settings, now: datetime | None = None) -> list[Certif
             elif days_left <= settings.tls.warn_days:
                 state = "ends soon"
             subject = certificate.subject.rfc4514_string()
-            found.append(Certificate(str(path), use, subject, not_after, days_left, state))
+            found.append(Certificate(str(path), use, subject, not_after, round(days_left, 1), state))
     return sorted(found, key=lambda certificate: certificate.not_after)
+
+
+def describe(settings: Settings) -> list[dict[str, Any]]:
+    """The certificates for `status`, as JSON; one that can't be read is told of in its place."""
+    try:
+        return [{**asdict(item), "not_after": item.not_after.isoformat()} for item in certificates(settings)]
+    except SettingsError as error:
+        return [{"state": str(error)}]
 
 
 def warn_of_ends(settings: Settings) -> None:

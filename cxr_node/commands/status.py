@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from cxr_node import tls
 from cxr_node.nets.weights import model_of, shipped_folder
 from cxr_node.settings import Settings
 from cxr_node.store.database import open_database
@@ -36,6 +37,7 @@ def node_status(settings: Settings) -> dict[str, Any]:
         "last_analysed_at": _iso(counts["last_analysed_at"]),
         "last_sent_at": _iso(counts["last_sent_at"]),
         "free_disk_bytes": free_bytes(settings.node.data_dir),
+        "certificates": tls.describe(settings),
         "model": {"name": model.name, "version": model.version},
         "model_version": model.version,
     }
