@@ -211,6 +211,26 @@ def describe(settings: Settings) -> list[dict[str, Any]]:
         return [{"state": str(error)}]
 
 
+def problems(settings: Settings) -> list[tuple[str, str]]:
+    """What `check-config` has to say of the certificates: ("error" or "warning", the text)."""
+    found = []
+    try:
+        if settings.tls.listen:
+            listening_context(settings.tls)
+        for item in certificates(settings):
+            if item.state != "ok":
+                severity = "warning" if item.state == "ends soon" else "error"
+                found.append(
+                    (severity, f"{item.use}: {item.subject} in {item.file}: {item.state}, until {item.not_after:%Y-%m-%d}.")
+                )
+    except SettingsError as error:
+        found.append(("error", str(error)))
+    key = settings.tls.key
+    if key is not None and key.exists() and key.stat().st_mode & 0o007:
+        found.append(("warning", f"tls.key: every user of this machine may read {key}: chmod o= {key}"))
+    return found
+
+
 def warn_of_ends(settings: Settings) -> None:
     """Log a line for each certificate that isn't well; called once a day."""
     try:

@@ -71,3 +71,21 @@ def test_what_is_no_certificate_is_named_and_status_goes_on(authority, tmp_path)
 
 def test_without_tls_there_is_nothing_to_tell():
     assert tls.describe(Settings()) == []
+
+
+@pytest.mark.parametrize(
+    ("days", "mode", "severities"),
+    [(90, 0o600, []), (10, 0o600, ["warning"]), (-1, 0o600, ["error"]), (90, 0o644, ["warning"])],
+)
+def test_check_config_tells_what_is_wrong(authority, days, mode, severities):
+    pair = authority.issue("node.example", days=days)
+    pair.key.chmod(mode)
+    assert [severity for severity, _ in tls.problems(settings(pair, authority, listen=True))] == severities
+
+
+def test_check_config_tries_the_key(authority):
+    pair, other = authority.issue("node.example"), authority.issue("other.example")
+    configured = Settings(
+        tls=TlsSettings(listen=True, certificate=pair.certificate, key=other.key, ca=authority.certificate),
+    )
+    assert ("error", True) in [(severity, "don't work together" in text) for severity, text in tls.problems(configured)]
