@@ -1,7 +1,12 @@
-"""What has to be done now and then: retention. Runs inside the supervisor, on APScheduler's clock."""
+"""What has to be done now and then: retention, room on the disk, backup, leases of the dead. On APScheduler's clock.
+
+Runs inside the supervisor, and in a `work` that runs alone; two at the same time do no harm.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -9,34 +14,105 @@ import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from cxr_node import tls
+from cxr_node.errors import StoreError
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
-from cxr_node.store import instances, leases, retention
+from cxr_node.store import backup, instances, leases, retention
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 log = structlog.get_logger()
 
+_JUMP_S = 300.0
+_DISTRUST_S = 86400.0
+_MORE_THAN_ENOUGH = 1.5
+"""Room is made below 1.25 times the least that must be free, and up to this many times."""
+
+
+class Housekeeping:
+    """Keeps the house of one node; its methods are called by the scheduler's threads.
+
+    Args:
+        settings: the settings tree.
+        engine: the database.
+        clock: what shows the time of day; `steady` what no one can set.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._folders = DataFolder(settings.node.data_dir)
+        self._clock, self._steady = clock, steady
+        self._offset_s = clock() - steady()
+        self._trusted_from = float("-inf")
+
+    def watch_the_clock(self) -> None:
+        """Notice that the clock was set. After a jump ahead nothing counts as past its time for a day."""
+        offset_s = self._clock() - self._steady()
+        jump_s, self._offset_s = offset_s - self._offset_s, offset_s
+        if abs(jump_s) < _JUMP_S:
+            return
+        log.warning("the clock was set", by_s=round(jump_s), consequence="retention waits for a day" if jump_s > 0 else "none")
+        if jump_s > 0:
+            self._trusted_from = self._steady() + _DISTRUST_S
+
+    def keep_retention(self) -> None:
+        """Remove what is past its time."""
+        self.watch_the_clock()
+        if self._steady() < self._trusted_from:
+            return
+        times = self._settings.retention
+        received, results = retention.remove_expired(self._engine, times.received_days, times.results_days, self._remove)
+        stale = instances.remove_stale(self._folders, times.unparsed_days)
+        log.info("retention", instances_removed=received, results_removed=results, others_removed=stale)
+
+    def make_room(self) -> None:
+        """Before the node has to refuse instances, remove what has served its purpose, oldest first."""
+        least = self._settings.receive.min_free_mb * 2**20
+        if self._free() >= 1.25 * least:
+            return
+        received, results = retention.make_room(self._engine, lambda: self._free() >= _MORE_THAN_ENOUGH * least, self._remove)
+        log.warning("little free disk", free_bytes=self._free(), instances_removed=received, results_removed=results)
+
+    def back_up(self) -> None:
+        """Copy the database, unless the disk has no room for it."""
+        found = backup.backups(self._settings)
+        size_bytes = found[0].stat().st_size if found else 0
+        if self._free() < self._settings.receive.min_free_mb * 2**20 + 2 * size_bytes:
+            log.warning("no backup: too little free disk", newest=found[0].name if found else None)
+            return
+        try:
+            path = backup.back_up(self._settings)
+        except StoreError as error:
+            log.error("backup failed", reason=str(error))
+            return
+        if path is not None:
+            log.info("backup", file=path.name, size_bytes=path.stat().st_size)
+
+    def _free(self) -> int:
+        return instances.free_bytes(self._folders.root)
+
+    def _remove(self, path: str) -> None:
+        instances.remove(self._folders, path)
+
 
 def start(settings: Settings, engine: Engine) -> BackgroundScheduler:
     """Start the clock; the caller shuts it down."""
     scheduler = BackgroundScheduler(timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": 3600})
-    soon = datetime.now(UTC) + timedelta(minutes=1)
-    scheduler.add_job(keep_retention, "interval", (settings, engine), hours=1, next_run_time=soon)
+    keeper = Housekeeping(settings, engine)
+    now = datetime.now(UTC)
+    scheduler.add_job(keeper.keep_retention, "interval", hours=1, next_run_time=now + timedelta(minutes=1))
+    scheduler.add_job(keeper.back_up, "interval", hours=1, next_run_time=now + timedelta(minutes=2))
+    scheduler.add_job(keeper.make_room, "interval", seconds=20, next_run_time=now)
+    scheduler.add_job(keeper.watch_the_clock, "interval", minutes=1)
     scheduler.add_job(tls.warn_of_ends, "interval", (settings,), hours=24, next_run_time=datetime.now(UTC) + timedelta(minutes=1))
     scheduler.add_job(leases.release_dead, "interval", (engine,), seconds=15)
     scheduler.start()
     return scheduler
-
-
-def keep_retention(settings: Settings, engine: Engine) -> None:
-    """Remove what is past its time."""
-    folders = DataFolder(settings.node.data_dir)
-    received, results = retention.remove_expired(
-        engine,
-        settings.retention.received_days,
-        settings.retention.results_days,
-        lambda path: instances.remove(folders, path),
-    )
-    log.info("retention", instances_removed=received, results_removed=results)

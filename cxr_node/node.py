@@ -6,7 +6,6 @@ which the system does even if the supervisor is killed. So no role outlives its 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -22,10 +21,11 @@ from pathlib import Path
 
 import structlog
 
-from cxr_node import housekeeping, logs
-from cxr_node.errors import StoreError
+from cxr_node import housekeeping, limits, logs
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
+from cxr_node.store import lock
+from cxr_node.store.backup import check_integrity
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import make_folders
 
@@ -35,6 +35,7 @@ ROLES = ("receive", "work", "deliver")
 """In the order in which they are stopped: first nothing new comes in, then what came is finished, then sent."""
 
 _PIPE_VARIABLE = "CXR_NODE_SUPERVISOR_FD"
+_HANDLES_AN_ASSOCIATION = 3
 _STOP_GRACE_S = {"receive": 20.0, "work": 60.0, "deliver": 30.0}
 _FIRST_RESTART_S, _LONGEST_RESTART_S, _STEADY_S = 0.5, 30.0, 60.0
 
@@ -59,18 +60,21 @@ def run_role(role: str, settings: Settings) -> None:
         elif role == "receive":
             print(_ready_line(settings, host, port), flush=True)
 
-    if role == "receive":
-        from cxr_node.receive import scp
+    limits.have_file_handles(_HANDLES_AN_ASSOCIATION * settings.receive.max_associations if role == "receive" else 0)
+    make_folders(DataFolder(settings.node.data_dir))
+    with lock.using(settings.node.data_dir), _house(settings, alone=pipe is None and role == "work"):
+        if role == "receive":
+            from cxr_node.receive import scp
 
-        scp.run(settings, stop, ready)
-    elif role == "work":
-        from cxr_node import work
+            scp.run(settings, stop, ready)
+        elif role == "work":
+            from cxr_node import work
 
-        work.run(settings, stop, ready)
-    else:
-        from cxr_node.deliver import loop
+            work.run(settings, stop, ready)
+        else:
+            from cxr_node.deliver import loop
 
-        loop.run(settings, stop, ready)
+            loop.run(settings, stop, ready)
 
 
 def serve(settings: Settings, config: Path | None) -> None:
@@ -81,16 +85,14 @@ def serve(settings: Settings, config: Path | None) -> None:
         config: the settings file, handed on to the roles.
 
     Raises:
-        StoreError: another node runs on this data folder, or the folder can't be used.
+        StoreError: another node runs on this data folder, the folder can't be used, or the database is damaged.
     """
     logs.set_up(settings.node.log_level, "serve")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     make_folders(DataFolder(settings.node.data_dir))
-    with _alone(settings.node.data_dir):
-        engine = open_database(settings)
-        clock = housekeeping.start(settings, engine)
+    with lock.serving(settings.node.data_dir), _house(settings, alone=True):
         children = [Child(role, config) for role in ROLES]
         announced = _Announcement(settings)
         try:
@@ -102,8 +104,22 @@ def serve(settings: Settings, config: Path | None) -> None:
         finally:
             for child in children:
                 child.stop()
-            clock.shutdown(wait=False)
-            engine.dispose()
+
+
+@contextmanager
+def _house(settings: Settings, *, alone: bool) -> Iterator[None]:
+    """Where no supervisor does it: see whether the database is whole, and keep house for the length of the block."""
+    if not alone:
+        yield
+        return
+    engine = open_database(settings)
+    check_integrity(engine)
+    clock = housekeeping.start(settings, engine)
+    try:
+        yield
+    finally:
+        clock.shutdown(wait=False)
+        engine.dispose()
 
 
 @dataclass
@@ -216,20 +232,3 @@ def _supervisor_pipe(stop: threading.Event) -> socket.socket | None:
 
     threading.Thread(target=watch, daemon=True).start()
     return pipe
-
-
-@contextmanager
-def _alone(data_dir: Path) -> Iterator[None]:
-    """One supervisor a data folder, held by a lock that the system releases however the process ends."""
-    try:
-        file = (data_dir / ".serve.lock").open("w")
-    except OSError as error:
-        raise StoreError(f"{data_dir / '.serve.lock'} can't be written ({error.strerror}): change its owner.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreError(
-                f"Another cxr-node serves the data folder {data_dir.absolute()}: stop it, or set node.data_dir to another folder."
-            ) from error
-        yield

@@ -67,6 +67,8 @@ class DatabaseSettings(_Section):
 
     url: str = ""
     """SQLAlchemy URL; empty: SQLite in node.data_dir."""
+    backup_dir: Path | None = None
+    """Where SQLite is copied to every hour; absent: the folder `backup` in node.data_dir. Another disk is better."""
 
 
 class ReceiveSettings(_Section):
@@ -161,6 +163,10 @@ class InferenceSettings(_Section):
     max_attempts: int = Field(3, ge=1)
     lease_s: float = Field(120, gt=0)
     """A worker that hasn't renewed its claim for so long is taken for dead."""
+    job_timeout_s: float = Field(120, gt=0)
+    """A batch that takes longer ends the worker; its images are then tried one by one, each with as much time."""
+    job_memory_mb: int = Field(4096, ge=0)
+    """How much more memory than after its start the worker may use; an image that needs more fails. 0: no limit."""
     weights_dir: Path | None = None
     """Empty: the weights that come with the program."""
 
@@ -176,6 +182,8 @@ class RetentionSettings(_Section):
 
     received_days: float = Field(7, ge=0)
     results_days: float = Field(30, ge=0)
+    unparsed_days: float = Field(30, ge=0)
+    """Data sets that couldn't be understood, kept for a person to look at."""
 
 
 class WebSettings(_Section):

@@ -6,6 +6,7 @@ whole is tried image by image: an image that can't be analysed costs itself alon
 
 from __future__ import annotations
 
+import faulthandler
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import structlog
 
+from cxr_node import faults, limits
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
 from cxr_node.compose import DEFAULT_KINDS, compose_results
@@ -28,7 +30,8 @@ from cxr_node.records import DataFolder, Findings, Geometry, Job, Radiograph, Re
 from cxr_node.settings import Settings
 from cxr_node.source import Source, read_dicom
 from cxr_node.store import jobs, leases
-from cxr_node.store.database import DatabaseTrouble, open_database
+from cxr_node.store.backoff import backoff_s
+from cxr_node.store.database import DatabaseTrouble, is_full, open_database
 from cxr_node.store.instances import write_result
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _IDLE_WAIT_S = 0.05
-_TROUBLE_WAIT_S = 2.0
+_FIRST_TROUBLE_WAIT_S, _LONGEST_TROUBLE_WAIT_S = 1.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,11 @@ class Claimed:
 
 
 class Worker:
-    """Holds what a worker needs from start to stop: networks, database, threads."""
+    """Holds what a worker needs from start to stop: networks, database, threads.
+
+    Attributes:
+        trouble: what keeps this node (a full disk, the database) from ending jobs; empty if nothing does.
+    """
 
     def __init__(self, settings: Settings, engine: Engine, networks: Networks) -> None:
         self._settings = settings
@@ -59,12 +66,17 @@ class Worker:
         self._owner = leases.owner_name()
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._composers = ThreadPoolExecutor(2, thread_name_prefix="compose")
+        self._open: dict[int, Job] = {}
+        self.trouble = ""
 
-    def claim(self) -> list[Claimed]:
+    def claim(self, before_reading: Callable[[], None] = lambda: None) -> list[Claimed]:
         """Take a batch of due jobs and begin to read them."""
         inference = self._settings.inference
         taken = jobs.claim(self._engine, self._owner, inference.max_batch, inference.lease_s, inference.max_attempts)
-        return [Claimed(job, self._readers.submit(read_dicom, self._folders.root / job.path)) for job in taken]
+        self._open.update((job.id, job) for job in taken)
+        if taken:
+            before_reading()
+        return [Claimed(job, self._readers.submit(self._read, job)) for job in taken]
 
     def renew(self, claimed: Sequence[Claimed]) -> None:
         """Keep what waited its turn, before it lapses."""
@@ -76,6 +88,19 @@ class Worker:
             item.source.cancel()
         if claimed:
             jobs.give_back(self._engine, self._owner, [item.job for item in claimed])
+            for item in claimed:
+                self._open.pop(item.job.id, None)
+
+    def give_back_all(self) -> None:
+        """Return what was claimed and has come to no end, the attempt not counted; the trouble is over.
+
+        Raises:
+            DatabaseTrouble: not even that can be written yet; nothing must be claimed before it is.
+        """
+        if self._open:
+            jobs.give_back(self._engine, self._owner, list(self._open.values()), self.trouble)
+            self._open.clear()
+        self.trouble = ""
 
     def process(self, claimed: Sequence[Claimed]) -> None:
         """Bring every job of a batch to its end: done, rejected, or failed and tried again."""
@@ -91,6 +116,8 @@ class Worker:
             except Exception as error:
                 self._fail(item.job, "reading", error)
         images = [source.radiograph.network_image for _, source in readable]
+        for job, _ in readable:
+            faults.point("analysing", job.sop_instance_uid)
         try:
             outcomes = analyse(images, self._networks)
         except Exception as error:
@@ -114,6 +141,10 @@ class Worker:
         self._readers.shutdown(cancel_futures=True)
         self._composers.shutdown()
 
+    def _read(self, job: Job) -> Source:
+        faults.point("reading", job.sop_instance_uid)
+        return read_dicom(self._folders.root / job.path)
+
     def _end(self, job: Job, source: Source, outcome: Findings | Rejected) -> None:
         try:
             if isinstance(outcome, Rejected):
@@ -126,6 +157,7 @@ class Worker:
     def _finish(self, job: Job, source: Source, findings: Findings) -> None:
         started = time.perf_counter()
         destinations = {d.name: d.send for d in self._settings.destinations_for(job.calling_ae_title)}
+        faults.point("composing", job.sop_instance_uid)
         composed = compose_results(
             source.ds,
             source.radiograph,
@@ -147,6 +179,7 @@ class Worker:
             made=made,
             destinations=destinations,
         )
+        self._open.pop(job.id, None)
         log.info(
             "analysed" if ended else "lease lost, another worker has this job",
             sop_instance_uid=job.sop_instance_uid,
@@ -155,13 +188,31 @@ class Worker:
         )
 
     def _reject(self, job: Job, rejected: Rejected) -> None:
-        jobs.reject(self._engine, self._owner, job, rejected.reasons)
+        self._write_end(job, lambda: jobs.reject(self._engine, self._owner, job, rejected.reasons))
         log.info("rejected", sop_instance_uid=job.sop_instance_uid, reasons=rejected.reasons)
 
     def _fail(self, job: Job, doing: str, error: Exception) -> None:
         log.error("job failed", sop_instance_uid=job.sop_instance_uid, doing=doing, exc_info=error)
         reason = f"While {doing}: {explain(error)}"
-        jobs.fail(self._engine, self._owner, job, reason, max_attempts=self._settings.inference.max_attempts)
+        if limits.is_trouble_here(error) or isinstance(error, DatabaseTrouble):
+            self.trouble = _in_words(error)
+            return
+        most = self._settings.inference.max_attempts
+        self._write_end(job, lambda: jobs.fail(self._engine, self._owner, job, reason, max_attempts=most))
+
+    def _write_end(self, job: Job, write: Callable[[], bool]) -> None:
+        try:
+            write()
+        except DatabaseTrouble as error:
+            log.error("the end of a job can't be written", sop_instance_uid=job.sop_instance_uid, exc_info=error)
+            self.trouble = _in_words(error)
+        else:
+            self._open.pop(job.id, None)
+
+
+def _in_words(trouble: Exception) -> str:
+    what = "the disk is full" if is_full(trouble) else explain(trouble)
+    return f"The node is in trouble, and this job goes on by itself when that is over: {what}"
 
 
 def as_json(findings: Findings, seconds: dict[str, float]) -> dict[str, Any]:
@@ -202,25 +253,48 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     networks = load_networks(settings.inference)
     leases.release_dead(engine)
     worker = Worker(settings, engine, networks)
+    faulthandler.enable()  # a decoder that crashes tells the log where
     warm_up(networks)
     ready()
     log.info("working", model=networks.model.version, device=str(networks.device), dtype=str(networks.dtype))
-    ahead: list[Claimed] = []
+    limits.limit_memory(settings.inference.job_memory_mb)
     try:
-        while not stop.is_set():
-            try:
-                current, ahead = ahead or worker.claim(), []
-                if not current:
-                    stop.wait(_IDLE_WAIT_S)
-                    continue
-                worker.renew(current)  # else the next claim could take it a second time
-                if all(item.job.attempts == 1 for item in current):  # what may have killed a worker is done alone
-                    ahead = worker.claim()
-                worker.process(current)
-            except DatabaseTrouble as error:
-                log.error("the database is in trouble, trying again", exc_info=error)
-                stop.wait(_TROUBLE_WAIT_S)
-        worker.give_back(ahead)
+        _work(settings, worker, stop)
     finally:
         worker.close()
         engine.dispose()
+
+
+def _work(settings: Settings, worker: Worker, stop: threading.Event) -> None:
+    def set_limit() -> None:
+        limits.end_after(settings.inference.job_timeout_s)
+
+    ahead: list[Claimed] = []
+    troubles = 0
+    while not stop.is_set():
+        try:
+            if worker.trouble:
+                worker.give_back_all()
+            current, ahead = ahead or worker.claim(set_limit), []
+            if not current:
+                stop.wait(_IDLE_WAIT_S)
+                continue
+            set_limit()
+            worker.renew(current)  # else the next claim could take it a second time
+            if all(item.job.attempts == 1 for item in current):  # what may have killed a worker is done alone
+                ahead = worker.claim(set_limit)
+            worker.process(current)
+            if not ahead:  # whose reading is under way
+                limits.end_no_more()
+        except DatabaseTrouble as error:
+            log.error("the database is in trouble, trying again", exc_info=error)
+            worker.trouble = worker.trouble or _in_words(error)
+        troubles = troubles + 1 if worker.trouble else 0
+        if worker.trouble:
+            limits.end_no_more()
+            ahead = []  # it goes back with the rest
+            stop.wait(backoff_s(troubles, _FIRST_TROUBLE_WAIT_S, _LONGEST_TROUBLE_WAIT_S))
+    try:
+        worker.give_back_all()
+    except DatabaseTrouble as error:  # the next start finds that this process is gone, and takes its jobs back
+        log.error("claimed jobs could not be given back", exc_info=error)

@@ -31,10 +31,10 @@ def operator() -> str:
 
 
 def open_engine(config: Path | None) -> Engine:
-    """The database that the settings name."""
-    from cxr_node.store.database import open_database
+    """The database of the node that the settings name; it is looked into, and never made or migrated."""
+    from cxr_node.store.database import look_into_database
 
-    return open_database(load_settings(config))
+    return look_into_database(load_settings(config))
 
 
 def in_words(value: Any) -> str:

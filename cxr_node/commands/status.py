@@ -8,20 +8,20 @@ from typing import Any
 from cxr_node import tls
 from cxr_node.nets.weights import model_of, shipped_folder
 from cxr_node.settings import Settings
-from cxr_node.store.database import open_database
+from cxr_node.store.database import look_into_database
 from cxr_node.store.instances import free_bytes
-from cxr_node.store.overview import count_states
+from cxr_node.store.overview import count_states, held_by_reason
 
 
 def node_status(settings: Settings) -> dict[str, Any]:
     """The state of the node as JSON: counts by state, ages in seconds, times in ISO 8601 UTC, bytes.
 
     Raises:
-        StoreError: the database can't be used.
+        StoreError: there is no node, or its database can't be used.
         WeightsError: the weights are missing.
     """
-    engine = open_database(settings)
-    counts = count_states(engine)
+    engine = look_into_database(settings)
+    counts, held = count_states(engine), held_by_reason(engine)
     engine.dispose()
     ages = [counts[key] for key in ("oldest_waiting_job_s", "oldest_waiting_delivery_s") if counts[key] is not None]
     model = model_of(settings.inference.weights_dir or shipped_folder())
@@ -30,6 +30,7 @@ def node_status(settings: Settings) -> dict[str, Any]:
         "received": received,
         "jobs": counts["jobs"],
         "deliveries": counts["deliveries"],
+        "held": held,
         "oldest_waiting_s": max(ages, default=None),
         "oldest_waiting_job_s": counts["oldest_waiting_job_s"],
         "oldest_waiting_delivery_s": counts["oldest_waiting_delivery_s"],

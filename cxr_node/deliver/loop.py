@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from cxr_node import faults
 from cxr_node.deliver import reasons
 from cxr_node.deliver.request import EXPECTED, Outcome, StoreRequest, peer_of
 from cxr_node.deliver.scu import Association
@@ -49,6 +50,8 @@ class Courier:
         self._lingering_since: float | None = None
         self._claimed: Sequence[Delivery] = ()
         self._troubles = 0
+        self._out_of_reach = False
+        self._to_drain = True  # an earlier run may have left deliveries waiting for a destination in trouble
         self._log = log.bind(destination=destination.name)
 
     def run(self, stop: threading.Event) -> None:
@@ -60,9 +63,10 @@ class Courier:
                 except Exception:
                     self._log.exception("delivery round failed")
                     self._hang_up()
+                    self._give_back_rest()
                     wait_s = self._pause_s()
                 finally:
-                    self._claimed = ()  # what a failed round leaves behind comes back when its lease lapses
+                    self._claimed = ()
                 stop.wait(wait_s)
         finally:
             self.close()
@@ -74,14 +78,17 @@ class Courier:
         If the destination as a whole fails, the object under way bears the attempt (without an association: the first
         in line), the others go back untried, and the destination is left alone for a growing pause.
         """
+        out_of_reach = self._knock() if self._out_of_reach else ""
         claimed = deliveries.claim(self._engine, self.destination.name, self._owner, _BATCH, _LEASE_S)
         if not claimed:
             self._stop_lingering()
-            return _IDLE_WAIT_S
+            return self._pause_s() if out_of_reach else _IDLE_WAIT_S
         self._claimed = waiting = sorted(claimed, key=lambda item: (item.created_at, item.job_id, _ORDER[item.kind]))
         in_trouble = False
         while waiting and not in_trouble and not stop.is_set():
             try:
+                if out_of_reach:
+                    raise DeliveryError(out_of_reach)
                 outcome = self._send(waiting[0])
                 in_trouble = outcome.status is not None and reasons.out_of_resources(outcome.status)
             except DeliveryError as error:
@@ -136,15 +143,33 @@ class Courier:
         if self._association is None:
             expected = {EXPECTED[kind] for kind in self.destination.send}
             offers = expected | {(item.sop_class_uid, item.transfer_syntax_uid) for item in self._claimed}
+            self._out_of_reach = True
             self._association = Association(self._peer, offers)
+            self._out_of_reach = False
         self._lingering_since = None
         return self._association
+
+    def _knock(self) -> str:
+        """See whether the destination is back; gives why it isn't.
+
+        If it is, all that waited for it is due: nothing sits out its long wait.
+        """
+        try:
+            self._association = Association(self._peer, {EXPECTED[kind] for kind in self.destination.send})
+        except DeliveryError as error:
+            return str(error)
+        self._out_of_reach = False
+        deliveries.make_due(self._engine, self.destination.name)
+        return ""
 
     def _write_down(self, delivery: Delivery, outcome: Outcome) -> None:
         known = {"sop_instance_uid": delivery.sop_instance_uid, "kind": str(delivery.kind), "attempt": delivery.attempts}
         if outcome.stored and outcome.status is not None:
+            faults.point("object-stored", delivery.sop_instance_uid)
             deliveries.mark_sent(self._engine, delivery, outcome.status)
-            self._troubles = 0
+            if self._troubles or self._to_drain:
+                deliveries.make_due(self._engine, self.destination.name)
+            self._troubles, self._to_drain = 0, False
             self._log.info("sent", status=f"0x{outcome.status:04X}", **known)
             return
         limit = self.destination.max_attempts
@@ -154,6 +179,14 @@ class Courier:
     def _pause_s(self) -> float:
         self._troubles += 1
         return backoff_s(self._troubles, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+
+    def _give_back_rest(self) -> None:
+        """After a round that failed, on a full disk perhaps: what can't be given back comes when its lease lapses."""
+        try:
+            if self._claimed:
+                deliveries.give_back(self._engine, self._claimed)
+        except Exception:
+            self._log.exception("what was claimed could not be given back")
 
     def _stop_lingering(self, *, at_once: bool = False) -> None:
         association = self._association
@@ -184,7 +217,6 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     """
     engine = open_database(settings)
     leases.release_dead(engine)
-    engine.dispose()
     couriers = [Courier(settings, destination) for destination in settings.destinations]
     threads = [
         threading.Thread(target=courier.run, args=(stop,), name=f"deliver-{courier.destination.name}") for courier in couriers
@@ -193,7 +225,14 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         thread.start()
     ready()
     log.info("delivering", destinations=[courier.destination.name for courier in couriers])
-    while not stop.wait(_LEASE_S / 4):
+    while not stop.is_set():
+        try:
+            if strays := deliveries.hold_strays(engine, [courier.destination.name for courier in couriers]):
+                log.warning("deliveries held: the settings no longer name their destination", count=strays)
+        except Exception as error:  # the next time will do
+            log.warning("deliveries without a destination not held", exc_info=error)
+        if stop.wait(_LEASE_S / 4):
+            break
         for courier in couriers:
             try:
                 courier.renew()
@@ -206,3 +245,4 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         if thread.is_alive():
             courier.cut_off()
         thread.join()
+    engine.dispose()

@@ -9,6 +9,7 @@ import ssl
 from pydicom.uid import UID
 
 from cxr_node.deliver.request import Peer
+from cxr_node.store.deliveries import OUT_OF_RESOURCES
 from cxr_node.tls import explain
 
 
@@ -117,7 +118,7 @@ def lost(peer: Peer) -> str:
 
 def out_of_resources(status: int) -> bool:
     """Whether the whole peer, not this one object, is in trouble (PS3.4 table B.2-1)."""
-    return 0xA700 <= status <= 0xA7FF
+    return OUT_OF_RESOURCES[0] <= status <= OUT_OF_RESOURCES[1]
 
 
 def not_stored(peer: Peer, status: int, comment: str) -> str:

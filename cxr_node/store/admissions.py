@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, Engine, bindparam, insert, select, update
+from sqlalchemy import Connection, Engine, and_, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from cxr_node import faults
 from cxr_node.records import AuditEvent, JobState, Sender, StoredInstance
 from cxr_node.store import audit
 from cxr_node.store.database import write
@@ -69,7 +70,10 @@ def admit_all(engine: Engine, arrivals: Sequence[Arrival]) -> list[Admission]:
     for attempt in itertools.count(1):
         try:
             with write(engine) as connection:
-                return [_admit(connection, one.stored, one.sender, one.analyse, one.note) for one in arrivals]
+                admitted = [_admit(connection, one.stored, one.sender, one.analyse, one.note) for one in arrivals]
+            for one in arrivals:
+                faults.point("instance-admitted", one.stored.header.sop_instance_uid)
+            return admitted
         except IntegrityError:  # the same revision came in over another association of another process: look again
             if attempt == _MOST_ATTEMPTS:
                 raise
@@ -82,11 +86,15 @@ def _admit(connection: Connection, stored: StoredInstance, sender: Sender, analy
     known = connection.execute(_KNOWN, {"sop_instance_uid": header.sop_instance_uid}).all()
     if any(row.sha256 == stored.sha256 for row in known):
         admission = Admission.DUPLICATE
-        connection.execute(  # retention may have taken the file that has just come back
-            update(instances)
-            .where(instances.c.sop_instance_uid == header.sop_instance_uid, instances.c.sha256 == stored.sha256)
-            .values(removed_at=None, path=stored.path, received_at=now)
-        )
+        this = and_(instances.c.sop_instance_uid == header.sop_instance_uid, instances.c.sha256 == stored.sha256)
+        if any(row.sha256 == stored.sha256 and row.removed_at is not None for row in known):
+            # its file was gone, and with it what a job could do; now it is back
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.state == JobState.HELD, jobs.c.instance_id.in_(select(instances.c.id).where(this)))
+                .values(state=JobState.NEW, attempts=0, not_before=0, reasons="[]", finished_at=None)
+            )
+        connection.execute(update(instances).where(this).values(removed_at=None, path=stored.path, received_at=now))
     else:
         instance_id = connection.execute(
             _NEW_INSTANCE,

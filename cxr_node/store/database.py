@@ -34,6 +34,56 @@ def open_database(settings: Settings) -> Engine:
     """
     folders = DataFolder(settings.node.data_dir)
     make_folders(folders)
+    engine = _connect(settings)
+    with _in_words(engine):
+        if _revision_of(engine) != SCHEMA_REVISION:
+            with _one_at_a_time(folders.root):
+                _migrate(engine)
+    return engine
+
+
+def look_into_database(settings: Settings) -> Engine:
+    """Connect to the database of a node that there is: for commands that look, and must make and migrate nothing.
+
+    Raises:
+        StoreError: there is none, it can't be reached, or a program of another version has to open it.
+    """
+    if not settings.database.url and not database_file(settings).is_file():
+        raise StoreError(
+            f"There is no node in {settings.node.data_dir.absolute()}: name its settings with --config, or start it with "
+            "`cxr-node serve`."
+        )
+    engine = _connect(settings)
+    with _in_words(engine):
+        current = _revision_of(engine)
+        if current != SCHEMA_REVISION:
+            raise StoreError(
+                newer_schema(current)
+                if current is not None and current > SCHEMA_REVISION
+                else "The database is one of an older version: start the node once, which brings it up to date."
+            )
+    return engine
+
+
+def database_file(settings: Settings) -> Path:
+    """The SQLite database in the data folder, where database.url is empty."""
+    return settings.node.data_dir.absolute() / "cxr-node.sqlite3"
+
+
+def newer_schema(revision: str) -> str:
+    """What to tell a person whose database is of a newer program."""
+    return (
+        f"The database was written by a newer version of cxr-node (schema {revision}, this program knows "
+        f"{SCHEMA_REVISION}). Start that version, or restore the backup made before the upgrade (`cxr-node restore`)."
+    )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a database error says that the disk has no room."""
+    return isinstance(error, SQLAlchemyError) and "disk is full" in str(error)
+
+
+def _connect(settings: Settings) -> Engine:
     url = settings.database_url
     try:
         engine = create_engine(
@@ -50,13 +100,21 @@ def open_database(settings: Settings) -> Engine:
         ) from error
     if engine.dialect.name == "sqlite":
         _tune_sqlite(engine)
-    try:
-        if _revision_of(engine) != SCHEMA_REVISION:
-            with _one_at_a_time(folders.root):
-                _migrate(engine)
-    except SQLAlchemyError as error:
-        raise StoreError(f"The database {engine.url.render_as_string()} can't be used: {error}") from error
     return engine
+
+
+@contextmanager
+def _in_words(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        engine.dispose()
+        cure = ""
+        if "malformed" in str(error) or "not a database" in str(error):
+            cure = " It is damaged: stop the node and `cxr-node restore` the newest backup."
+        elif "readonly" in str(error):
+            cure = " It, or the data folder, is read-only for this user: change the owner, or the way it is mounted."
+        raise StoreError(f"The database {engine.url.render_as_string()} can't be used: {error}.{cure}") from error
 
 
 @contextmanager
@@ -100,10 +158,7 @@ def _migrate(engine: Engine) -> None:
     current = _revision_of(engine)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if current is not None and current not in known:
-        raise StoreError(
-            f"The database was written by a newer version of cxr-node (schema {current}, this program knows "
-            f"{SCHEMA_REVISION}). Start that version, or restore the backup made before the upgrade."
-        )
+        raise StoreError(newer_schema(current))
     with write(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

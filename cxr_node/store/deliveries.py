@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Engine, and_, or_, select, update
 
+from cxr_node import faults
 from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
@@ -16,6 +18,13 @@ from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 3600.0
+_NO_DESTINATION = (
+    "The settings no longer name this destination. Name it again, and it goes on by itself; or cancel this delivery "
+    "(`cxr-node queue cancel --deliveries`)."
+)
+
+OUT_OF_RESOURCES = (0xA700, 0xA7FF)
+"""C-STORE statuses that speak of the whole peer, not of the object (PS3.4 table B.2-1); both ends count."""
 
 
 def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: float) -> list[Delivery]:
@@ -66,7 +75,7 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
             .where(deliveries.c.id.in_(ids))
             .order_by(deliveries.c.id)
         ).mappings()
-        return [
+        claimed = [
             Delivery(
                 **{
                     **row,
@@ -76,6 +85,8 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
             )
             for row in rows
         ]
+    faults.point("deliveries-claimed")
+    return claimed
 
 
 def renew(engine: Engine, owner: str, claimed: Sequence[Delivery], lease_s: float) -> None:
@@ -101,6 +112,7 @@ def mark_sent(engine: Engine, delivery: Delivery, status: int) -> None:
             .values(state=DeliveryState.SENT, status=status, reason="", sent_at=time.time(), lease_owner="", lease_until=0)
         ).rowcount:
             audit.add(connection, _event("result-sent", delivery, "success", f"{delivery.kind}, status 0x{status:04X}"))
+    faults.point("delivery-noted", delivery.sop_instance_uid)
 
 
 def mark_failed(
@@ -129,6 +141,66 @@ def mark_failed(
             audit.add(connection, _event(event, delivery, "failure", f"{delivery.kind}: {reason}"))
 
 
+def make_due(engine: Engine, destination: str) -> int:
+    """Make due now what waits because the destination was in trouble; how many.
+
+    What the destination refused for the object's own sake keeps its wait.
+    """
+    with write(engine) as connection:
+        return connection.execute(
+            update(deliveries)
+            .where(
+                deliveries.c.destination == destination,
+                deliveries.c.state == DeliveryState.WAITING,
+                deliveries.c.not_before > time.time(),
+                or_(deliveries.c.status.is_(None), deliveries.c.status.between(*OUT_OF_RESOURCES)),
+            )
+            .values(not_before=0)
+        ).rowcount
+
+
+def hold_strays(engine: Engine, destinations: Collection[str]) -> int:
+    """Hold what is meant for a destination that the settings no longer name, and let it go on when they do again.
+
+    Args:
+        engine: the database.
+        destinations: the names that the settings have.
+
+    Returns:
+        how many are held anew.
+    """
+    stray = and_(
+        deliveries.c.destination.not_in(destinations),
+        or_(
+            deliveries.c.state == DeliveryState.WAITING,
+            and_(deliveries.c.state == DeliveryState.SENDING, deliveries.c.lease_until < time.time()),
+        ),
+    )
+    returned = and_(
+        deliveries.c.destination.in_(destinations),
+        deliveries.c.state == DeliveryState.HELD,
+        deliveries.c.reason == _NO_DESTINATION,
+    )
+    with engine.connect() as connection:
+        if connection.execute(select(deliveries.c.id).where(or_(stray, returned)).limit(1)).first() is None:
+            return 0
+    with write(engine) as connection:
+        connection.execute(
+            update(deliveries).where(returned).values(state=DeliveryState.WAITING, attempts=0, not_before=0, reason="")
+        )
+        held = connection.execute(
+            update(deliveries)
+            .where(stray)
+            .values(state=DeliveryState.HELD, reason=_NO_DESTINATION, lease_owner="", lease_until=0)
+            .returning(deliveries.c.destination)
+        ).scalars()
+        counts = Counter(held)
+        for name, count in counts.items():
+            detail = f"{count} deliveries: {_NO_DESTINATION}"
+            audit.add(connection, AuditEvent("result-held", "failure", user=name, detail=detail))
+    return counts.total()
+
+
 def give_back(engine: Engine, claimed: Sequence[Delivery]) -> None:
     """Return deliveries that were not attempted, the attempt not counted."""
     with write(engine) as connection:
@@ -145,7 +217,11 @@ def _due(destination: str, now: float) -> Any:
         deliveries.c.destination == destination,
         deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.SENDING)),
         or_(
-            and_(deliveries.c.state == DeliveryState.WAITING, deliveries.c.not_before <= now),
+            and_(
+                deliveries.c.state == DeliveryState.WAITING,
+                # a wait longer than any: the clock was ahead when it was written, and has been set back since
+                or_(deliveries.c.not_before <= now, deliveries.c.not_before > now + _LONGEST_WAIT_S),
+            ),
             and_(deliveries.c.state == DeliveryState.SENDING, deliveries.c.lease_until < now),
         ),
     )

@@ -9,12 +9,16 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
+from cxr_node import faults
 from cxr_node.errors import StoreError
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, Job, Result, StoredInstance
 
+_LONGEST_WRITE_S = 3600.0
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -58,14 +62,21 @@ def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, 
         header: what it is.
         sha256: hexadecimal digest of its data set without file meta.
     """
-    name = hashlib.sha256(f"{header.sop_instance_uid}/{header.transfer_syntax_uid}/{sha256}".encode()).hexdigest()
+    faults.point("instance-received", header.sop_instance_uid)
+    name = name_of(header, sha256)
     folder = folders.instances / name[:2]
     if not folder.is_dir():
         folder.mkdir(mode=0o700, exist_ok=True)
         _sync_folder(folders.instances)
     final = folder / f"{name}.dcm"
     size_bytes = _publish(temporary, final)
+    faults.point("instance-kept", header.sop_instance_uid)
     return StoredInstance(header, str(final.relative_to(folders.root)), size_bytes, sha256)
+
+
+def name_of(header: InstanceHeader, sha256: str) -> str:
+    """What an instance's file is called, without its suffix."""
+    return hashlib.sha256(f"{header.sop_instance_uid}/{header.transfer_syntax_uid}/{sha256}".encode()).hexdigest()
 
 
 def keep_unparsed(folders: DataFolder, temporary: Path) -> Path:
@@ -85,9 +96,14 @@ def write_result(folders: DataFolder, job: Job, composed: ComposedObject) -> Res
         _sync_folder(folders.results)
     final = folder / f"{composed.sop_instance_uid}.dcm"
     temporary = final.with_suffix(f".{os.getpid()}.tmp")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(composed.content)
-    size_bytes = _publish(temporary, final)
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(composed.content)
+        size_bytes = _publish(temporary, final)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # what a full disk left of it keeps others from their room
+        raise
+    faults.point("result-kept", job.sop_instance_uid)
     return Result(
         composed.kind,
         composed.sop_instance_uid,
@@ -101,6 +117,26 @@ def write_result(folders: DataFolder, job: Job, composed: ComposedObject) -> Res
 def remove(folders: DataFolder, path: str) -> None:
     """Remove a file of the store; no error if it is gone already."""
     (folders.root / path).unlink(missing_ok=True)
+
+
+def remove_stale(folders: DataFolder, unparsed_days: float) -> int:
+    """Remove what no row tells of: data sets that weren't understood, past their time, and results half-written by the dead.
+
+    Returns:
+        how many files were removed.
+    """
+    now = time.time()
+    removed = 0
+    for paths, oldest_s in (
+        (folders.unparsed.glob("*.dcm"), unparsed_days * 86400),
+        (folders.results.glob("*/*.tmp"), _LONGEST_WRITE_S),
+    ):
+        for path in paths:
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < now - oldest_s:
+                    path.unlink()
+                    removed += 1
+    return removed
 
 
 def free_bytes(root: Path) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
 
+from cxr_node import faults
 from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
@@ -54,7 +55,7 @@ def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: 
             .where(jobs.c.id.in_(ids))
             .order_by(jobs.c.priority.desc(), jobs.c.id)
         ).mappings()
-        return [
+        taken = [
             Job(
                 id=row[jobs.c.id],
                 instance_id=row[jobs.c.instance_id],
@@ -68,6 +69,8 @@ def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: 
             )
             for row in rows
         ]
+    faults.point("jobs-claimed")
+    return taken
 
 
 def renew(engine: Engine, owner: str, claimed: Sequence[Job], lease_s: float) -> None:
@@ -109,6 +112,7 @@ def finish(
                 if result.kind in kinds:
                     _add_delivery(connection, result_id, name, now)
         audit.add(connection, _event("job-done", job, detail=str(findings.get("label", ""))))
+    faults.point("job-finished", job.sop_instance_uid)
     return True
 
 
@@ -142,19 +146,29 @@ def fail(engine: Engine, owner: str, job: Job, reason: str, *, max_attempts: int
     return bool(changed)
 
 
-def give_back(engine: Engine, owner: str, claimed: Sequence[Job]) -> None:
-    """Return jobs that were not begun, the attempt not counted."""
+def give_back(engine: Engine, owner: str, claimed: Sequence[Job], reason: str = "") -> None:
+    """Return jobs that were not begun, or that the node's own trouble (`reason`) stopped; the attempt isn't counted."""
     with write(engine) as connection:
         connection.execute(
             update(jobs)
             .where(jobs.c.id.in_([job.id for job in claimed]), _mine(owner))
-            .values(state=JobState.NEW, attempts=jobs.c.attempts - 1, lease_owner="", lease_until=0)
+            .values(
+                state=JobState.NEW,
+                attempts=jobs.c.attempts - 1,
+                reasons=json.dumps([reason] if reason else []),
+                lease_owner="",
+                lease_until=0,
+            )
         )
 
 
 def _due(now: float) -> Any:
     return or_(
-        and_(jobs.c.state == JobState.NEW, jobs.c.not_before <= now),
+        and_(
+            jobs.c.state == JobState.NEW,
+            # a wait longer than any: the clock was ahead when it was written, and has been set back since
+            or_(jobs.c.not_before <= now, jobs.c.not_before > now + _LONGEST_WAIT_S),
+        ),
         and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < now),
     )
 
@@ -164,7 +178,10 @@ def _mine(owner: str) -> Any:
 
 
 def _hold_exhausted(connection: Connection, now: float, max_attempts: int) -> None:
-    reason = f"The worker died {max_attempts} times on this image; it is held. Inspect it, then `cxr-node queue retry`."
+    reason = (
+        f"The worker died {max_attempts} times on this image: it crashed, ran longer than inference.job_timeout_s, or used "
+        "more memory than there is; the worker's log says which. Inspect the image, then `cxr-node queue retry`."
+    )
     held = connection.execute(
         update(jobs)
         .where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < now, jobs.c.attempts >= max_attempts)

@@ -7,11 +7,13 @@ import socket
 import time
 
 import psutil
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, and_, or_, select, update
 
 from cxr_node.records import DeliveryState, JobState
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, jobs
+
+_LONGEST_LEASE_S = 86400.0
 
 
 def owner_name() -> str:
@@ -32,18 +34,22 @@ def is_gone(owner: str) -> bool:
 
 
 def release_dead(engine: Engine) -> int:
-    """End the leases of processes of this host that died, so that nobody waits for them to lapse; how many owners."""
+    """End the leases of processes of this host that died, so that nobody waits for them to lapse; how many owners.
+
+    Also those that end so late that a clock must have been ahead when they were written.
+    """
     now = time.time()
     gone: set[str] = set()
     for table, state in ((jobs, JobState.RUNNING), (deliveries, DeliveryState.SENDING)):
         with engine.connect() as connection:
             owners = connection.execute(select(table.c.lease_owner).where(table.c.state == state).distinct()).scalars().all()
         dead = [owner for owner in owners if is_gone(owner)]
-        if dead:
-            with write(engine) as connection:
-                connection.execute(
-                    update(table).where(table.c.state == state, table.c.lease_owner.in_(dead)).values(lease_until=now - 1)
-                )
+        stale = and_(table.c.state == state, or_(table.c.lease_owner.in_(dead), table.c.lease_until > now + _LONGEST_LEASE_S))
+        with engine.connect() as connection:
+            if connection.execute(select(table.c.id).where(stale).limit(1)).first() is None:
+                continue
+        with write(engine) as connection:
+            connection.execute(update(table).where(stale).values(lease_until=now - 1))
         gone.update(dead)
     return len(gone)
 

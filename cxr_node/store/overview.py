@@ -52,6 +52,24 @@ def count_states(engine: Engine) -> dict[str, Any]:
         }
 
 
+def held_by_reason(engine: Engine) -> list[dict[str, Any]]:
+    """What waits for a person: `what` (jobs, or deliveries to a destination), `count` and `reason`, the most first."""
+    found = []
+    with engine.connect() as connection:
+        count = func.count()
+        for reason, number in connection.execute(
+            select(jobs.c.reasons, count).where(jobs.c.state == JobState.HELD).group_by(jobs.c.reasons)
+        ):
+            found.append({"what": "jobs", "count": number, "reason": " ".join(json.loads(reason))})
+        for name, reason, number in connection.execute(
+            select(deliveries.c.destination, deliveries.c.reason, count)
+            .where(deliveries.c.state == DeliveryState.HELD)
+            .group_by(deliveries.c.destination, deliveries.c.reason)
+        ):
+            found.append({"what": f"deliveries to {name}", "count": number, "reason": reason})
+    return sorted(found, key=lambda row: -row["count"])
+
+
 def list_jobs(
     engine: Engine, *, state: str = "", study: str = "", sender: str = "", limit: int | None = None
 ) -> list[dict[str, Any]]:

@@ -1,11 +1,15 @@
-"""What may be removed from disk, and the note that it was. Rows stay: they are the node's memory."""
+"""What may be removed from disk, and the note that it was. Rows stay: they are the node's memory.
+
+An instance may go once its job has come to an end, a result once it is where it was to go.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
-from sqlalchemy import Engine, exists, select, update
+from sqlalchemy import Engine, Table, exists, select, update
 
 from cxr_node.records import AuditEvent, DeliveryState, JobState
 from cxr_node.store import audit
@@ -13,6 +17,7 @@ from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
 _BATCH = 500
+_AT_ONCE = 20
 
 
 def remove_expired(engine: Engine, received_days: float, results_days: float, remove: Callable[[str], None]) -> tuple[int, int]:
@@ -27,35 +32,58 @@ def remove_expired(engine: Engine, received_days: float, results_days: float, re
     Returns:
         how many instances and how many results were removed.
     """
-    now = time.time()
-    pending_job = exists().where(
-        jobs.c.instance_id == instances.c.id, jobs.c.state.in_((JobState.NEW, JobState.RUNNING, JobState.HELD))
+    counts = [0, 0]
+    for place, days in enumerate((received_days, results_days)):
+        while removed := _remove_oldest(engine, _TABLES[place], time.time() - days * 86400, remove, _BATCH):
+            counts[place] += removed
+    if any(counts):
+        audit.record(engine, AuditEvent("retention", detail=f"{counts[0]} instances, {counts[1]} results removed"))
+    return counts[0], counts[1]
+
+
+def make_room(engine: Engine, is_enough: Callable[[], bool], remove: Callable[[str], None]) -> tuple[int, int]:
+    """Remove what may be removed before its time, oldest first, until there is room; instances, then results.
+
+    Returns:
+        how many instances and how many results were removed.
+    """
+    counts = [0, 0]
+    for place, table in enumerate(_TABLES):
+        while not is_enough() and (removed := _remove_oldest(engine, table, time.time(), remove, _AT_ONCE)):
+            counts[place] += removed
+    if any(counts):
+        detail = f"{counts[0]} instances, {counts[1]} results removed before their time: the disk was full"
+        audit.record(engine, AuditEvent("retention", detail=detail))
+    return counts[0], counts[1]
+
+
+_TABLES = (instances, results)
+
+
+def _remove_oldest(engine: Engine, table: Table, before: float, remove: Callable[[str], None], limit: int) -> int:
+    since, may_go = _may_go(table)
+    query = (
+        select(table.c.id, table.c.path).where(table.c.removed_at.is_(None), since < before, may_go).order_by(since).limit(limit)
     )
-    old_instances = select(instances.c.id, instances.c.path).where(
-        instances.c.removed_at.is_(None), instances.c.received_at < now - received_days * 86400, ~pending_job
-    )
+    with engine.connect() as connection:
+        rows = connection.execute(query).all()
+    for row in rows:  # the file first: a row that says "removed" is always true
+        remove(row.path)
+    if rows:
+        with write(engine) as connection:
+            connection.execute(update(table).where(table.c.id.in_([row.id for row in rows])).values(removed_at=time.time()))
+    return len(rows)
+
+
+def _may_go(table: Table) -> tuple[Any, Any]:
+    """Since when a table's files are there, and whether nobody needs them any more."""
+    if table is instances:
+        pending_job = exists().where(
+            jobs.c.instance_id == instances.c.id, jobs.c.state.in_((JobState.NEW, JobState.RUNNING, JobState.HELD))
+        )
+        return instances.c.received_at, ~pending_job
     pending_delivery = exists().where(
         deliveries.c.result_id == results.c.id,
         deliveries.c.state.not_in((DeliveryState.SENT, DeliveryState.CANCELLED)),
     )
-    old_results = select(results.c.id, results.c.path).where(
-        results.c.removed_at.is_(None), results.c.created_at < now - results_days * 86400, ~pending_delivery
-    )
-    counts = []
-    for table, query in ((instances, old_instances), (results, old_results)):
-        removed = 0
-        while True:
-            with engine.connect() as connection:
-                rows = connection.execute(query.limit(_BATCH)).all()
-            for row in rows:  # the file first: a row that says "removed" is always true
-                remove(row.path)
-            if rows:
-                with write(engine) as connection:
-                    connection.execute(update(table).where(table.c.id.in_([row.id for row in rows])).values(removed_at=now))
-            removed += len(rows)
-            if len(rows) < _BATCH:
-                break
-        counts.append(removed)
-    if any(counts):
-        audit.record(engine, AuditEvent("retention", detail=f"{counts[0]} instances, {counts[1]} results removed"))
-    return counts[0], counts[1]
+    return results.c.created_at, ~pending_delivery

@@ -28,8 +28,8 @@ DOORS = {
 """Library: the rooms that may import it."""
 
 FLOORS = (
-    ("records", "errors"),
-    ("settings", "logs"),
+    ("records", "errors", "faults"),
+    ("settings", "logs", "limits"),
     ("prepare", "nets", "tls"),
     ("emulate", "phantom"),
     ("source", "store", "analyse", "compose"),

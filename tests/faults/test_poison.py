@@ -1,0 +1,48 @@
+"""An image that crashes the worker, never ends or eats the memory costs its own job, and nobody else's."""
+
+from __future__ import annotations
+
+import pytest
+
+from cxr_node.emulate import radiograph_from_image
+from cxr_node.phantom import chest_phantom
+from cxr_node.records import JobState
+from tests.faults.strike import Strikes, enqueue
+from tests.node import Node
+
+LIMITS = """
+[inference]
+max_attempts = 2
+job_timeout_s = 15
+job_memory_mb = 1500
+"""
+
+
+@pytest.mark.timeout(900)
+def test_a_poisonous_image_costs_its_own_job_alone(tmp_path, monkeypatch):
+    strikes = Strikes(tmp_path / "faults")
+    monkeypatch.setenv("CXR_NODE_FAULTS", str(strikes.folder))
+    node = Node(tmp_path / "node", extra=LIMITS)
+    picture = chest_phantom(seed=1)
+    good, *poisons = [enqueue(node.settings, radiograph_from_image(picture)) for _ in range(5)]
+    endings = dict(zip(("segfault", "loop", "allocate"), poisons, strict=False))
+    last = poisons[-1]
+    strikes.set("reading", "segfault", endings["segfault"], always=True)
+    strikes.set("analysing", "loop", endings["loop"], always=True)
+    strikes.set("reading", "allocate", endings["allocate"], always=True)
+    with node:
+        jobs = {job["sop_instance_uid"]: job for job in node.wait_for_rest(5, timeout_s=600)}
+    assert {uid: job["state"] for uid, job in jobs.items()} == {
+        good: JobState.DONE,
+        last: JobState.DONE,
+        endings["segfault"]: JobState.HELD,
+        endings["loop"]: JobState.HELD,
+        endings["allocate"]: JobState.HELD,
+    }
+    reasons = {action: " ".join(jobs[uid]["reasons"]) for action, uid in endings.items()}
+    assert "The worker died 2 times on this image" in reasons["segfault"]
+    assert "The worker died 2 times on this image" in reasons["loop"]
+    assert "MemoryError" in reasons["allocate"]
+    log = node.log.read_text()
+    assert "Segmentation fault" in log
+    assert "Timeout (0:00:15)!" in log

@@ -1,0 +1,212 @@
+"""No state is a trap: every job and delivery goes on by itself, or is held with a reason that `status` shows."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+import pytest
+from sqlalchemy import update
+
+from cxr_node.commands.status import node_status
+from cxr_node.errors import StoreError
+from cxr_node.housekeeping import Housekeeping
+from cxr_node.limits import is_trouble_here
+from cxr_node.records import DeliveryState, JobState
+from cxr_node.settings import NodeSettings, ReceiveSettings, RetentionSettings, Settings
+from cxr_node.store import deliveries, instances, jobs, leases, lock, overview, retention
+from cxr_node.store.schema import deliveries as deliveries_table
+from cxr_node.store.schema import instances as instances_table
+from cxr_node.store.schema import jobs as jobs_table
+from tests.store import Store
+
+YEAR_S = 365 * 86400.0
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "var")
+
+
+@pytest.fixture
+def finished(store):
+    store.receive()
+    (job,) = store.claim()
+    store.finish(job)
+    return store
+
+
+def change(store, table, **values):
+    with store.engine.connect() as connection:
+        connection.execute(update(table).values(**values))
+
+
+def states(store):
+    return [row["state"] for row in overview.list_deliveries(store.engine)]
+
+
+class TestADestinationThatTheSettingsNoLongerName:
+    def test_its_deliveries_are_held_with_the_reason_in_status(self, finished):
+        assert deliveries.hold_strays(finished.engine, ["elsewhere"]) == 2
+        assert states(finished) == [DeliveryState.HELD] * 2
+        (held,) = node_status(finished.settings)["held"]
+        assert (held["what"], held["count"]) == ("deliveries to pacs", 2)
+        assert "no longer name" in held["reason"]
+
+    def test_they_go_on_when_it_is_named_again(self, finished):
+        deliveries.hold_strays(finished.engine, [])
+        assert deliveries.hold_strays(finished.engine, ["pacs"]) == 0
+        assert len(deliveries.claim(finished.engine, "pacs", "d", 8, 60)) == 2
+
+    def test_what_is_held_for_another_reason_stays_held(self, finished):
+        for delivery in deliveries.claim(finished.engine, "pacs", "d", 8, 60):
+            deliveries.mark_failed(finished.engine, delivery, "refused", 1)
+        deliveries.hold_strays(finished.engine, ["pacs"])
+        assert states(finished) == [DeliveryState.HELD] * 2
+
+    def test_one_under_way_is_left_to_its_sender(self, finished):
+        deliveries.claim(finished.engine, "pacs", "d", 8, 60)
+        assert deliveries.hold_strays(finished.engine, []) == 0
+        assert states(finished) == [DeliveryState.SENDING] * 2
+
+
+class TestAClockThatWasSet:
+    """What a clock that was a year ahead wrote down keeps nothing waiting for a year."""
+
+    def test_a_job_s_wait_is_bounded(self, store):
+        store.receive()
+        change(store, jobs_table, not_before=time.time() + YEAR_S)
+        assert len(store.claim()) == 1
+
+    def test_a_delivery_s_wait_is_bounded(self, finished):
+        change(finished, deliveries_table, not_before=time.time() + YEAR_S)
+        assert len(deliveries.claim(finished.engine, "pacs", "d", 8, 60)) == 2
+
+    def test_an_ordinary_wait_is_kept(self, finished):
+        change(finished, deliveries_table, not_before=time.time() + 600)
+        assert deliveries.claim(finished.engine, "pacs", "d", 8, 60) == []
+
+    def test_a_lease_of_another_machine_is_bounded(self, store):
+        store.receive()
+        store.claim(owner="othermachine/1/1")
+        change(store, jobs_table, lease_until=time.time() + YEAR_S)
+        leases.release_dead(store.engine)
+        assert len(store.claim()) == 1
+
+    def test_retention_waits_a_day_after_a_jump_ahead(self, finished):
+        wall, steady = [1e9], [0.0]
+        keeper = Housekeeping(finished.settings, finished.engine, lambda: wall[0], lambda: steady[0])
+        change(finished, instances_table, received_at=0.0)
+        wall[0] += YEAR_S
+        keeper.keep_retention()
+        assert len(list(finished.folders.instances.rglob("*.dcm"))) == 1
+        wall[0], steady[0] = wall[0] + 86400, steady[0] + 86400
+        keeper.keep_retention()
+        assert list(finished.folders.instances.rglob("*.dcm")) == []
+
+
+class TestTheNodeSOwnTrouble:
+    def test_a_job_that_it_stopped_is_given_back_with_the_reason_and_uncounted(self, store):
+        store.receive()
+        for _ in range(5):
+            claimed = store.claim()
+            jobs.give_back(store.engine, "w", claimed, "the disk is full")
+        (row,) = overview.list_jobs(store.engine)
+        assert (row["state"], row["attempts"], row["reasons"]) == (JobState.NEW, 0, ["the disk is full"])
+
+    @pytest.mark.parametrize(
+        ("error", "here"),
+        [
+            (OSError(errno.ENOSPC, "No space left on device"), True),
+            (OSError(errno.EMFILE, "Too many open files"), True),
+            (OSError(errno.EROFS, "Read-only file system"), True),
+            (FileNotFoundError(errno.ENOENT, "No such file"), False),
+            (MemoryError(), False),
+        ],
+    )
+    def test_is_told_from_the_job_s(self, error, here):
+        assert is_trouble_here(error) == here
+
+    def test_a_result_that_found_no_room_leaves_nothing_behind(self, store, monkeypatch):
+        store.receive()
+        (job,) = store.claim()
+
+        def full(_descriptor):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(instances.os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            store.finish(job)
+        assert [path for path in store.folders.results.rglob("*") if path.is_file()] == []
+
+
+class TestRoomOnTheDisk:
+    def test_what_was_not_understood_goes_when_its_time_is_over(self, store):
+        old, new = (store.folders.unparsed / name for name in ("old.dcm", "new.dcm"))
+        old.write_bytes(b"?")
+        new.write_bytes(b"?")
+        os.utime(old, (0, time.time() - 31 * 86400))
+        assert instances.remove_stale(store.folders, unparsed_days=30) == 1
+        assert [path.name for path in store.folders.unparsed.iterdir()] == ["new.dcm"]
+
+    def test_before_it_is_full_the_oldest_that_served_its_purpose_goes(self, store):
+        for number in range(3):
+            store.receive(uid=f"1.2.{number}", content=bytes([number]))
+        for job in store.claim(limit=2):
+            store.finish(job)
+        files = store.folders.instances
+        removed = retention.make_room(
+            store.engine,
+            lambda: len(list(files.rglob("*.dcm"))) <= 1,
+            lambda path: instances.remove(store.folders, path),
+        )
+        assert removed == (2, 0)
+        (left,) = store.claim()
+        assert (store.folders.root / left.path).exists()  # it is not analysed yet
+
+    def test_housekeeping_makes_room_below_the_low_water_mark_alone(self, finished, monkeypatch):
+        free = [2**30]
+        monkeypatch.setattr(instances, "free_bytes", lambda _root: free[0])
+        settings = Settings(
+            node=NodeSettings(data_dir=finished.folders.root),
+            receive=ReceiveSettings(min_free_mb=512),
+            retention=RetentionSettings(),
+        )
+        keeper = Housekeeping(settings, finished.engine)
+        keeper.make_room()
+        assert len(list(finished.folders.instances.rglob("*.dcm"))) == 1
+        free[0] = 2**29
+        keeper.make_room()
+        assert list(finished.folders.instances.rglob("*.dcm")) == []
+        assert len(list(finished.folders.results.rglob("*.dcm"))) == 2  # not sent yet
+
+
+class TestTheDataFolder:
+    def test_status_makes_none(self, tmp_path):
+        settings = Settings(node=NodeSettings(data_dir=tmp_path / "nowhere"))
+        with pytest.raises(StoreError, match="no node in"):
+            node_status(settings)
+        assert not (tmp_path / "nowhere").exists()
+
+    def test_is_served_by_one(self, tmp_path):
+        with lock.serving(tmp_path), pytest.raises(StoreError, match="Another cxr-node"), lock.serving(tmp_path):
+            pass
+
+    def test_is_used_by_many_or_restored_by_one(self, tmp_path):
+        use = lock.using(tmp_path)
+        with use, lock.using(tmp_path), pytest.raises(StoreError, match="stop it first"), lock.nobody_using(tmp_path):
+            pass
+        with lock.nobody_using(tmp_path), pytest.raises(StoreError, match="being restored"), lock.using(tmp_path):
+            pass
+
+    def test_a_job_held_because_its_file_was_gone_goes_on_when_the_image_comes_again(self, store):
+        store.receive()
+        (job,) = store.claim()
+        (store.folders.root / job.path).unlink()
+        jobs.fail(store.engine, "w", job, "the file is gone", max_attempts=1)
+        change(store, instances_table, removed_at=1.0)
+        store.receive()
+        (again,) = store.claim()
+        assert again.id == job.id
+        assert (store.folders.root / again.path).exists()

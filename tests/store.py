@@ -1,0 +1,55 @@
+"""A data folder with its database, and the steps that tests take in it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from sqlalchemy import update
+
+from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
+from cxr_node.settings import NodeSettings, Settings
+from cxr_node.store import admissions, jobs, overview
+from cxr_node.store.database import open_database
+from cxr_node.store.instances import keep_instance, write_result
+from cxr_node.store.schema import deliveries as deliveries_table
+from cxr_node.store.schema import jobs as jobs_table
+
+BOTH = {"pacs": (ResultKind.OVERLAY, ResultKind.REPORT)}
+
+
+class Store:
+    """A data folder with its database, and the steps that tests take in it."""
+
+    def __init__(self, root):
+        self.settings = Settings(node=NodeSettings(data_dir=root))
+        self.engine = open_database(self.settings)
+        self.folders = DataFolder(root)
+
+    def receive(self, uid="1.2.3", content=b"pixels", analyse=True, note=""):
+        temporary = self.folders.incoming / hashlib.sha256(content).hexdigest()
+        temporary.write_bytes(content)
+        header = InstanceHeader(uid, "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1", "1.5", "1.6", "PID", "ACC")
+        stored = keep_instance(self.folders, temporary, header, hashlib.sha256(content).hexdigest())
+        return admissions.admit(self.engine, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=analyse, note=note)
+
+    def claim(self, owner="w", limit=8, lease_s=60.0, max_attempts=3):
+        return jobs.claim(self.engine, owner, limit, lease_s, max_attempts)
+
+    def finish(self, job, owner="w"):
+        made = [
+            write_result(self.folders, job, ComposedObject(kind, f"2.25.{job.id}{n}", "1.2", "1.2.840.10008.1.2.1", b"result"))
+            for n, kind in enumerate(BOTH["pacs"], start=1)
+        ]
+        return jobs.finish(
+            self.engine, owner, job, findings={"label": "healthy"}, model_version="1", made=made, destinations=BOTH
+        )
+
+    def lapse(self):
+        with self.engine.connect() as connection:
+            connection.execute(update(jobs_table).values(lease_until=0, not_before=0))
+            connection.execute(update(deliveries_table).values(lease_until=0, not_before=0))
+
+    def state_of(self, job):
+        found = overview.show_job(self.engine, job.id)
+        assert found is not None
+        return found["state"]
