@@ -59,19 +59,23 @@ for _name in ("receive", "work", "deliver"):
 def analyze(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="DICOM, PNG, JPEG or TIFF files, or folders.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for overlays, reports and results.json.")],
+    objects: Annotated[
+        str, typer.Option("--objects", help="What to make: kinds with commas between, or all.")
+    ] = "overlay,report",
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Analyse files without a network; exit status 1 if any was rejected or failed."""
     from cxr_node import logs
-    from cxr_node.commands.analyze import analyze_files, collect
+    from cxr_node.commands.analyze import analyze_files, collect, kinds_named
 
     settings = load_settings(config)
+    kinds = kinds_named(objects)
     logs.set_up("error")
     found = collect(files, out)
     if not found:
         raise CxrNodeError("No DICOM files or images were found there.")
-    rows = analyze_files(found, out, settings)
+    rows = analyze_files(found, out, settings, kinds)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
@@ -80,7 +84,11 @@ def analyze(
                 {
                     "source": row["source"],
                     "status": row["status"],
-                    "label": row["label"] or "",
+                    "label": ""
+                    if not row["label"]
+                    else f"indeterminate ({row['label']}?)"
+                    if row["indeterminate"]
+                    else row["label"],
                     "probability": f"{row['probabilities'][row['label']]:.3f}" if row["label"] else "",
                     "seconds": f"{row['seconds']['total']:.2f}" if row["seconds"] else "",
                     "reasons": " ".join(row["reasons"]),

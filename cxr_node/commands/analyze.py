@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cxr_node import logs
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse
-from cxr_node.compose import compose_results
-from cxr_node.errors import Rejected, StoreError
+from cxr_node.compose import DEFAULT_KINDS, compose_results
+from cxr_node.errors import CxrNodeError, Rejected, StoreError
 from cxr_node.prepare.decode import is_dicom
 from cxr_node.records import Findings, ResultKind
 from cxr_node.settings import Settings
@@ -28,6 +28,21 @@ from cxr_node.source import Source, read_any
 from cxr_node.work import as_json
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"}
+
+
+def kinds_named(text: str) -> tuple[ResultKind, ...]:
+    """The kinds of object that `--objects` names: "all", or names with commas between them.
+
+    Raises:
+        CxrNodeError: there is no kind of such a name.
+    """
+    if text.strip() == "all":
+        return tuple(ResultKind)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in list(ResultKind)]
+    if unknown or not names:
+        raise CxrNodeError(f"--objects {text!r}: there are {', '.join(ResultKind)}, or all.")
+    return tuple(kind for kind in ResultKind if kind in names)
 
 
 def collect(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
@@ -48,13 +63,16 @@ def collect(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def analyze_files(files: Sequence[Path], out: Path, settings: Settings) -> list[dict[str, Any]]:
+def analyze_files(
+    files: Sequence[Path], out: Path, settings: Settings, kinds: Collection[ResultKind] = DEFAULT_KINDS
+) -> list[dict[str, Any]]:
     """Analyse files, write their results below `out`, and OUT/results.json; a progress bar where there are many.
 
     Args:
         files: DICOM, PNG, JPEG or TIFF.
         out: folder, made if missing.
         settings: `inference` and `overlay` are used.
+        kinds: of object to be made.
 
     Returns:
         the content of results.json: one object a file, in their order.
@@ -75,7 +93,8 @@ def analyze_files(files: Sequence[Path], out: Path, settings: Settings) -> list[
     with Progress(*columns, console=Console(stderr=True), disable=len(files) < 2) as progress:
         task = progress.add_task("Analysing", total=len(files))
         for batch in _read_ahead(files, settings.inference.max_batch):
-            for path, row in zip([path for path, _ in batch], _analyze_batch(batch, networks, out, names, settings), strict=True):
+            made = _analyze_batch(batch, networks, out, names, settings, kinds)
+            for path, row in zip([path for path, _ in batch], made, strict=True):
                 rows.append({"source": str(path), **row})
                 progress.advance(task)
     (out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
@@ -113,7 +132,12 @@ def _read_ahead(files: Sequence[Path], batch_size: int) -> Iterator[list[tuple[P
 
 
 def _analyze_batch(
-    batch: Sequence[tuple[Path, Source | Exception]], networks: Networks, out: Path, names: dict[Path, str], settings: Settings
+    batch: Sequence[tuple[Path, Source | Exception]],
+    networks: Networks,
+    out: Path,
+    names: dict[Path, str],
+    settings: Settings,
+    kinds: Collection[ResultKind],
 ) -> Iterator[dict[str, Any]]:
     readable = [source for _, source in batch if isinstance(source, Source)]
     outcomes = iter(analyse([source.radiograph.network_image for source in readable], networks))
@@ -129,18 +153,25 @@ def _analyze_batch(
                 yield _row(uid, "rejected", outcome.reasons, networks)
             else:
                 try:
-                    yield _write_results(names[path], source, outcome, out, settings, networks)
+                    yield _write_results(names[path], source, outcome, out, settings, networks, kinds)
                 except Exception as error:
                     yield _row(uid, "failed", (f"The results couldn't be made: {logs.explain(error)}",), networks)
 
 
 def _write_results(
-    name: str, source: Source, findings: Findings, out: Path, settings: Settings, networks: Networks
+    name: str,
+    source: Source,
+    findings: Findings,
+    out: Path,
+    settings: Settings,
+    networks: Networks,
+    kinds: Collection[ResultKind],
 ) -> dict[str, Any]:
     started = time.perf_counter()
     side = settings.overlay.max_side_px
     files: dict[str, str] = {}
-    for item in compose_results(source.ds, source.radiograph, findings, max_side_px=side, now=datetime.now(UTC).astimezone()):
+    now = datetime.now(UTC).astimezone()
+    for item in compose_results(source.ds, source.radiograph, findings, kinds=kinds, max_side_px=side, now=now):
         target = out / f"{name}.{item.kind}.dcm"
         target.write_bytes(item.content)
         files[item.kind] = str(target)
@@ -161,6 +192,7 @@ def _row(uid: str, status: str, reasons: Sequence[str], networks: Networks) -> d
         "status": status,
         "reasons": list(reasons),
         "label": None,
+        "indeterminate": None,
         "probabilities": None,
         "heat_in_lungs": None,
         "lung_area_fraction": None,

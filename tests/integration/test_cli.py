@@ -71,6 +71,22 @@ def test_analyze_writes_results_that_belong_together(tmp_path, phantom_png):
     assert rows[1]["sop_instance_uid"] == source.SOPInstanceUID
 
 
+def test_analyze_makes_the_objects_that_are_named(tmp_path, phantom_png):
+    result = run("analyze", phantom_png, "--out", tmp_path / "some", "--objects", "lungs, presentation")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads((tmp_path / "some" / "results.json").read_text())
+    assert set(row["files"]) == {"lungs", "presentation"}
+    assert row["indeterminate"] is False
+    assert sum(row["heat_by_zone"].values()) == pytest.approx(1, abs=1e-3)
+    assert {path.name for path in (tmp_path / "some").glob("*.dcm")} == {"phantom.lungs.dcm", "phantom.presentation.dcm"}
+
+
+def test_analyze_says_which_objects_there_are(tmp_path, phantom_png):
+    result = run("analyze", phantom_png, "--out", tmp_path / "none", "--objects", "overlay,drawing")
+    assert isinstance(result.exception, CxrNodeError)
+    assert "heatvalues" in str(result.exception)
+
+
 def test_analyze_goes_on_after_a_bad_file_and_says_so(tmp_path, phantom_png):
     folder = tmp_path / "in"
     folder.mkdir()
