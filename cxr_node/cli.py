@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cxr_node.commands import audit, queue
+from cxr_node.commands import audit, mend, queue
 from cxr_node.commands.common import AsJson, Config, in_words, print_table
 from cxr_node.errors import CxrNodeError
 from cxr_node.settings import load_settings
@@ -23,6 +23,9 @@ app = typer.Typer(
 )
 app.add_typer(queue.app, name="queue")
 app.add_typer(audit.app, name="audit")
+app.command()(mend.doctor)
+app.command("backup")(mend.back_up)
+app.command()(mend.restore)
 
 
 def main() -> None:

@@ -238,8 +238,13 @@ def _upsert_result(connection: Connection, job: Job, result: Result, now: float)
 
 
 def _add_delivery(connection: Connection, result_id: int, destination: str, now: float) -> None:
-    known = select(func.count()).where(deliveries.c.result_id == result_id, deliveries.c.destination == destination)
-    if connection.execute(known).scalar():
+    this = and_(deliveries.c.result_id == result_id, deliveries.c.destination == destination)
+    if connection.execute(select(func.count()).where(this)).scalar():
+        connection.execute(  # its file may have been gone; now it is there again
+            update(deliveries)
+            .where(this, deliveries.c.state == DeliveryState.HELD)
+            .values(state=DeliveryState.WAITING, attempts=0, not_before=0)
+        )
         return
     connection.execute(
         insert(deliveries).values(

@@ -1,0 +1,152 @@
+"""`cxr-node doctor`, `backup` and `restore`: finds what is wrong in the data folder, and mends it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cxr_node.commands.common import Config, open_engine, operator
+from cxr_node.errors import CxrNodeError, Rejected, StoreError
+from cxr_node.records import AuditEvent, DataFolder, Sender, StoredInstance
+from cxr_node.settings import Settings, load_settings
+from cxr_node.store import admissions, audit, backup, differences, instances, lock
+from cxr_node.store.database import open_database
+from cxr_node.store.differences import CURES, Difference, Kind
+from cxr_node.store.overview import held_by_reason
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+_UNDER_WAY_S = 900.0
+"""Files younger than this may be about to get their row."""
+_SHOWN = 20
+
+
+def doctor(
+    mend: Annotated[bool, typer.Option("--mend", help="Mend it; without, nothing is changed.")] = False, config: Config = None
+) -> None:
+    """Look for damage, and for files and rows that don't agree; exit status 1 if any is left."""
+    settings = load_settings(config)
+    engine = open_engine(config)
+    ill = False
+    try:
+        try:
+            backup.check_integrity(engine, thoroughly=True)
+            print("The database is whole.")
+        except StoreError as error:
+            print(error)
+            ill = True
+        newest = backup.backups(settings)[:1]
+        print(f"The newest backup is {newest[0]}." if newest else "There is no backup yet.")
+        found = differences.find_differences(engine, DataFolder(settings.node.data_dir), _UNDER_WAY_S)
+        _show(found)
+        if mend and found:
+            mend_all(settings, engine, found)
+            print(f"{len(found)} mended.")
+        elif found:
+            print("Nothing was changed; --mend does what stands behind the arrows.")
+        for row in held_by_reason(engine):
+            print(f"held: {row['count']} {row['what']}: {row['reason']}")
+    finally:
+        engine.dispose()
+    if ill or (found and not mend):
+        raise typer.Exit(1)
+
+
+def back_up(config: Config = None) -> None:
+    """Copy the database while the node runs (it does so every hour by itself); prints where to."""
+    settings = load_settings(config)
+    open_engine(config).dispose()
+    path = backup.back_up(settings)
+    if path is None:
+        raise CxrNodeError("database.url names another database than the node's own: back it up with its own tools.")
+    print(path)
+
+
+def restore(
+    file: Annotated[Path | None, typer.Argument(help="Which backup; the newest if absent.", show_default=False)] = None,
+    config: Config = None,
+) -> None:
+    """Put a backup of the database back, and enter what was received since; the node must be stopped."""
+    settings = load_settings(config)
+    there_are = backup.backups(settings)
+    chosen = file or next(iter(there_are), None)
+    if chosen is None:
+        raise CxrNodeError(f"There is no backup in {backup.backup_folder(settings)}: name the file.")
+    if not settings.node.data_dir.is_dir():
+        raise CxrNodeError(f"There is no data folder {settings.node.data_dir.absolute()}: name the settings with --config.")
+    with lock.nobody_using(settings.node.data_dir):
+        aside = backup.restore(settings, chosen)
+        print(f"Restored {chosen}." + (f" What was there is now {aside}." if aside else ""))
+        engine = open_database(settings)
+        try:
+            found = differences.find_differences(engine, DataFolder(settings.node.data_dir), 0)
+            _show(found)
+            mend_all(settings, engine, found)
+            audit.record(engine, AuditEvent("database-restored", user=operator(), detail=f"{chosen.name}, {len(found)} mended"))
+        finally:
+            engine.dispose()
+
+
+def mend_all(settings: Settings, engine: Engine, found: list[Difference]) -> None:
+    """Do for each difference what CURES says."""
+    folders = DataFolder(settings.node.data_dir)
+    for item in found:
+        path = folders.root / item.path
+        match item.kind:
+            case Kind.INSTANCE_WITHOUT_ROW:
+                _enter(folders, engine, path)
+            case Kind.RESULT_WITHOUT_ROW:
+                path.unlink(missing_ok=True)
+            case Kind.INSTANCE_WITHOUT_FILE | Kind.INSTANCE_CUT_OFF:
+                if item.kind is Kind.INSTANCE_CUT_OFF:
+                    instances.keep_unparsed(folders, path)
+                differences.note_instance_gone(engine, item.row_id or 0)
+            case Kind.RESULT_WITHOUT_FILE | Kind.RESULT_CUT_OFF:
+                path.unlink(missing_ok=True)
+                differences.note_result_gone(engine, item.row_id or 0)
+    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(item.kind for item in found).items())
+    if found:
+        audit.record(engine, AuditEvent("store-mended", user=operator(), detail=counts))
+
+
+def _enter(folders: DataFolder, engine: Engine, path: Path) -> None:
+    """Enter an instance that has no row. One that isn't what its name says is damaged, and moved to unparsed/."""
+    from pydicom.filereader import read_file_meta_info
+
+    from cxr_node.receive.admission import RADIOGRAPHS
+    from cxr_node.receive.header import read_header
+
+    try:
+        meta = read_file_meta_info(path)
+        offset = 144 + int(meta.FileMetaInformationGroupLength)  # preamble, prefix, and the group length's own element
+        header, is_own = read_header(path, offset, str(meta.TransferSyntaxUID))
+        with path.open("rb") as file:
+            file.seek(offset)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if instances.name_of(header, sha256) != path.stem:
+            raise Rejected("its content is not what its name says")
+    except Exception as error:  # pydicom raises whatever broken bytes lead it to
+        reason = str(error) if isinstance(error, Rejected) else type(error).__name__
+        kept_as = instances.keep_unparsed(folders, path).relative_to(folders.root)
+        print(f"{path.name} is damaged ({reason}), kept as {kept_as}")
+        return
+    note = "own result, not analysed" if is_own else ""
+    if not note and header.sop_class_uid not in RADIOGRAPHS:
+        note = "no radiograph, not analysed"
+    stored = StoredInstance(header, str(path.relative_to(folders.root)), path.stat().st_size, sha256)
+    sender = Sender(str(meta.get("SourceApplicationEntityTitle", "")), "", "")
+    admissions.admit(engine, stored, sender, analyse=not note, note=note)
+
+
+def _show(found: list[Difference]) -> None:
+    if not found:
+        print("Files and rows agree.")
+    for kind, count in Counter(item.kind for item in found).items():
+        print(f"{count} x {kind} -> {CURES[kind]}")
+        for item in [item for item in found if item.kind is kind][:_SHOWN]:
+            print(f"    {item.path}")
