@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+
 from cxr_node.prepare.decode import is_dicom, read_dataset, read_image_file
 from cxr_node.prepare.quality import check_header
 from cxr_node.prepare.radiograph import prepare_dataset, prepare_pixels
@@ -39,6 +42,16 @@ def read_dicom(path: Path) -> Source:
     if "PixelData" in ds:
         del ds.PixelData  # rendered: what follows needs the header alone
     return Source(ds, radiograph, time.perf_counter() - started)
+
+
+def read_identity(path: Path) -> Dataset | None:
+    """The UIDs of a DICOM file alone: study, series, class and instance; None if it can't be read or lacks one."""
+    wanted = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
+    try:
+        ds = dcmread(path, specific_tags=list(wanted), stop_before_pixels=True)
+    except (OSError, InvalidDicomError):
+        return None
+    return ds if all(ds.get(keyword) for keyword in wanted) else None
 
 
 def read_any(path: Path) -> Source:

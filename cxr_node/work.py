@@ -28,13 +28,14 @@ from cxr_node.logs import explain
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import DataFolder, Findings, Geometry, Job, Radiograph, ResultKind
 from cxr_node.settings import Settings
-from cxr_node.source import Source, read_dicom
-from cxr_node.store import jobs, leases
+from cxr_node.source import Source, read_dicom, read_identity
+from cxr_node.store import jobs, leases, predecessors
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import DatabaseTrouble, is_full, open_database
 from cxr_node.store.instances import write_result
 
 if TYPE_CHECKING:
+    from pydicom import Dataset
     from sqlalchemy import Engine
 
 log = structlog.get_logger()
@@ -165,6 +166,7 @@ class Worker:
             revision=job.revision,
             kinds={kind for kinds in destinations.values() for kind in kinds} or DEFAULT_KINDS,
             max_side_px=self._settings.overlay.max_side_px,
+            predecessor=self._predecessor(job),
             now=datetime.now(UTC).astimezone(),
         )
         made = [write_result(self._folders, job, item) for item in composed]
@@ -186,6 +188,11 @@ class Worker:
             label=findings.label,
             seconds=round(seconds["total"], 3),
         )
+
+    def _predecessor(self, job: Job) -> Dataset | None:
+        """The report of the image before it was corrected, which the new one replaces."""
+        path = predecessors.report_before(self._engine, job) if job.revision else None
+        return None if path is None else read_identity(self._folders.root / path)
 
     def _reject(self, job: Job, rejected: Rejected) -> None:
         self._write_end(job, lambda: jobs.reject(self._engine, self._owner, job, rejected.reasons))

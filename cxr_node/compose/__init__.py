@@ -36,6 +36,7 @@ def compose_results(
     revision: int = 0,
     kinds: Collection[ResultKind] = DEFAULT_KINDS,
     max_side_px: int = 1280,
+    predecessor: Dataset | None = None,
     now: datetime,
 ) -> list[ComposedObject]:
     """The results of one analysis. The same input gives the same bytes, UIDs included; only dates follow `now`.
@@ -47,6 +48,7 @@ def compose_results(
         revision: 0 for the first content of this SOP instance UID, then counting up: each has results of its own.
         kinds: what to make; nothing else is computed.
         max_side_px: longest side of the overlay.
+        predecessor: the report of an earlier revision, which this one's replaces: its UIDs are read.
         now: when the results are made, with a time zone.
 
     Returns:
@@ -63,7 +65,8 @@ def compose_results(
             picture = draw_overlay(radiograph, findings, max_side_px, pixel_aspect=pixel_aspect(source))
             made[kind] = compose_secondary_capture(source, picture, where)
         elif kind == ResultKind.REPORT:
-            made[kind] = compose_report(source, radiograph.geometry, findings, where, made.get(ResultKind.OVERLAY))
+            overlay, lungs = made.get(ResultKind.OVERLAY), made.get(ResultKind.LUNGS)
+            made[kind] = compose_report(source, maps, where, overlay=overlay, lungs=lungs, predecessor=predecessor)
         else:
             made[kind] = _OVER_THE_SOURCE[kind](source, maps, where)
     composed = []

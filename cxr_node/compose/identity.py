@@ -89,6 +89,11 @@ class Place:
     series_instance_uid: str
     series_number: int
     instance_number: int
+    analysis_uid: str
+
+    def tracking_uid(self, what: str) -> str:
+        """What ties together all that the objects of one analysis say of the same thing, such as a lung."""
+        return derived_uid("tracking", self.analysis_uid, what)
 
 
 def place(source: Dataset, model: Model, kind: ResultKind, revision: int) -> Place:
@@ -105,6 +110,7 @@ def place(source: Dataset, model: Model, kind: ResultKind, revision: int) -> Pla
         sop_instance_uid=derived_uid("instance", source.SOPInstanceUID, *made_by),
         series_instance_uid=derived_uid("series", source.StudyInstanceUID, source_series_uid(source), *made_by),
         series_number=int(f"{_SERIES_NUMBER[kind]}{number:03d}"),
+        analysis_uid=derived_uid("analysis", source.SOPInstanceUID, model.name, model.version, model.digest, str(revision)),
         instance_number=int(instance_number) if instance_number not in (None, "") and 0 < instance_number < 2**31 else 1,
     )
 

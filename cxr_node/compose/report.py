@@ -1,9 +1,12 @@
-"""The structured report: Comprehensive 3D SR after TID 1500, with one measurement group that has a region on the source.
+"""The structured report: Comprehensive 3D SR after TID 1500, with a measurement group for the finding and for each lung,
+every one with a region on the source.
 
 Its codes are data (codes.toml). Patient, study and equipment are `identity`'s to fill in.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from highdicom.sr import (
@@ -22,6 +25,7 @@ from highdicom.sr import (
     ObserverContext,
     PlanarROIMeasurementsAndQualitativeEvaluations,
     RelationshipTypeValues,
+    SourceImageForMeasurement,
     SourceImageForRegion,
     TrackingIdentifier,
 )
@@ -31,33 +35,55 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr_node.compose.codes import code, private_scheme
-from cxr_node.compose.identity import Place, bare_reference, derived_uid, device_uid, program_version, serial_number
-from cxr_node.prepare.geometry import to_source
-from cxr_node.records import LABELS, MODEL_NAME, Findings, Geometry
+from cxr_node.compose.identity import Place, bare_reference, device_uid, program_version, serial_number
+from cxr_node.compose.source_pixels import SourceMaps
+from cxr_node.prepare.geometry import outlines_in_source, to_source
+from cxr_node.records import LABELS, MODEL_NAME, SIDES, ZONES, Findings, Geometry, Model
 
-TRACKING_IDENTIFIER = "AI chest radiograph finding"
+FINDING = "AI chest radiograph finding"
 
 
-def compose_report(source: Dataset, geometry: Geometry, findings: Findings, place: Place, overlay: Dataset | None) -> Dataset:
+def compose_report(
+    source: Dataset,
+    maps: SourceMaps,
+    place: Place,
+    *,
+    overlay: Dataset | None = None,
+    lungs: Dataset | None = None,
+    predecessor: Dataset | None = None,
+) -> Dataset:
     """The report as a data set, not yet identified.
 
     Args:
         source: the image's header.
-        geometry: how the findings' arrays lie in the source.
-        findings: what to report.
+        maps: the findings, and where they lie in the source.
         place: the report's own UIDs and numbers.
         overlay: the composed overlay, to be referenced; None if none was made.
+        lungs: the composed segmentation of the lungs, likewise.
+        predecessor: the report that this one replaces, or its UIDs alone.
     """
     image = bare_reference(source)
-    evidence = [image] if overlay is None else [image, overlay]
+    groups = [_finding(image, maps, place, overlay)]
+    groups += [group for side in SIDES if (group := _lung(image, maps, place, side, lungs)) is not None]
+    return _document(maps.findings.model, [image, overlay, lungs], groups, place, predecessor)
+
+
+def _document(
+    model: Model,
+    evidence: Sequence[Dataset | None],
+    groups: Sequence[PlanarROIMeasurementsAndQualitativeEvaluations],
+    place: Place,
+    predecessor: Dataset | None,
+) -> Dataset:
+    """TID 1500 around measurement groups."""
     report = MeasurementReport(
-        observation_context=ObservationContext(_observer(findings)),
+        observation_context=ObservationContext(_observer(model)),
         procedure_reported=code("procedure", "imaging"),
-        imaging_measurements=[_group(image, geometry, findings, place, overlay)],
+        imaging_measurements=groups,
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(code("language", "english")),
     )
     return Comprehensive3DSR(
-        evidence=evidence,
+        evidence=[ds for ds in evidence if ds is not None],
         content=report,
         series_instance_uid=place.series_instance_uid,
         series_number=place.series_number,
@@ -67,6 +93,7 @@ def compose_report(source: Dataset, geometry: Geometry, findings: Findings, plac
         is_final=False,  # a reader's report is the final one
         is_verified=False,
         performed_procedure_codes=[code("procedure", "imaging")],
+        previous_versions=None if predecessor is None else [predecessor],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         coding_schemes=[private_scheme()],
     )
@@ -94,29 +121,21 @@ def lung_rectangle(lungs: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.f
     return np.array([(x * geometry.columns, y * geometry.rows) for x, y in corners], np.float64)
 
 
-def _group(
-    image: Dataset, geometry: Geometry, findings: Findings, place: Place, overlay: Dataset | None
+def _finding(
+    image: Dataset, maps: SourceMaps, place: Place, overlay: Dataset | None
 ) -> PlanarROIMeasurementsAndQualitativeEvaluations:
-    """TID 1410: what was found, where, by what, with which numbers."""
-    lung = code("site", "lung")
-    sides = [FindingSite(lung, laterality=code("site", side)) for side in ("right", "left")]
+    """TID 1410: what was found in the lungs as a whole, by what, with which numbers."""
+    findings = maps.findings
     measurements = [_percent(code("probability", label), findings.probabilities[label]) for label in LABELS]
-    measurements.append(_percent(code("measurement", "threshold"), 1 / len(LABELS)))
+    measurements.append(_percent(code("measurement", "threshold"), max(findings.indeterminate_below, 1 / len(LABELS))))
     measurements.append(_percent(code("measurement", "heat_in_lungs"), findings.heat_in_lungs))
-    for side, site in zip(("right", "left"), sides, strict=True):
-        measurements.append(_percent(code("measurement", "heat_by_lung"), findings.heat_by_lung[side], site))
     measurements.append(_percent(code("measurement", "lung_area"), findings.lung_area_fraction))
-    region = ImageRegion(
-        GraphicTypeValues.POLYLINE,
-        lung_rectangle(findings.lungs, geometry),
-        SourceImageForRegion(image.SOPClassUID, image.SOPInstanceUID),
-    )
     group = PlanarROIMeasurementsAndQualitativeEvaluations(
-        TrackingIdentifier(uid=derived_uid("tracking", place.sop_instance_uid), identifier=TRACKING_IDENTIFIER),
-        referenced_region=region,
-        finding_type=code("finding", findings.label),
+        TrackingIdentifier(uid=place.tracking_uid(FINDING), identifier=FINDING),
+        referenced_region=_region(image, lung_rectangle(findings.lungs, maps.geometry)),
+        finding_type=code("finding", "indeterminate" if findings.indeterminate else findings.label),
         algorithm_id=_algorithm(findings),
-        finding_sites=[FindingSite(lung)],
+        finding_sites=[FindingSite(code("site", "lung"))],
         measurements=measurements,
     )
     if overlay is not None:
@@ -131,9 +150,46 @@ def _group(
     return group
 
 
-def _observer(findings: Findings) -> ObserverContext:
+def _lung(
+    image: Dataset, maps: SourceMaps, place: Place, side: str, lungs: Dataset | None
+) -> PlanarROIMeasurementsAndQualitativeEvaluations | None:
+    """TID 1410: one lung, its outline, and its share and its zones' shares of the heat; None where it wasn't found.
+
+    The region is the outline, since viewers show nothing of a group without coordinates, and a group has one region alone
+    (TID 1410). So it is the measurements that refer to the segmentation, as what they were taken from (TID 320).
+    """
+    outlines = outlines_in_source(maps.lung(side), maps.geometry)
+    if not outlines:
+        return None
+    findings = maps.findings
+    laterality = code("site", side)
+    segment = None if lungs is None else (lungs, SIDES.index(side) + 1)
+    site = FindingSite(code("site", "lung"), laterality=laterality)
+    measurements = [
+        _percent(code("measurement", "heat_by_lung"), findings.heat_by_lung[side], site, segment),
+        _percent(code("measurement", "lung_area"), float(maps.lung(side).mean()), site, segment),
+    ]
+    for zone in ZONES:
+        zone_site = FindingSite(code("site", f"{zone}_zone"), laterality=code("site", side))
+        share = findings.heat_by_zone[side, zone]
+        measurements.append(_percent(code("measurement", "heat_by_zone"), share, zone_site, segment))
+    name = f"{side.capitalize()} lung"
+    return PlanarROIMeasurementsAndQualitativeEvaluations(
+        TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
+        referenced_region=_region(image, outlines[0]),
+        finding_type=code("segment", "saliency"),
+        algorithm_id=_algorithm(findings),
+        finding_sites=[FindingSite(code("site", "lung"), laterality=code("site", side))],
+        measurements=measurements,
+    )
+
+
+def _region(image: Dataset, outline: NDArray[np.float64]) -> ImageRegion:
+    return ImageRegion(GraphicTypeValues.POLYLINE, outline, SourceImageForRegion(image.SOPClassUID, image.SOPInstanceUID))
+
+
+def _observer(model: Model) -> ObserverContext:
     """TID 1002 and 1004: this program with these weights."""
-    model = findings.model
     return ObserverContext(
         codes.DCM.Device,
         DeviceObserverIdentifyingAttributes(
@@ -149,13 +205,39 @@ def _observer(findings: Findings) -> ObserverContext:
 def _algorithm(findings: Findings) -> AlgorithmIdentification:
     """TID 4019: the network, and what of it changes the numbers."""
     model = findings.model
-    parameters = ["decision rule: class of the highest probability"]
+    parameters = [
+        "probabilities: calibrated, of classes that exclude each other",
+        "decision rule: class of the highest probability",
+    ]
+    if findings.indeterminate_below:
+        parameters[-1] += f", indeterminate below {findings.indeterminate_below:.0%}"
+    if findings.greys_inverted:
+        parameters.append("greys: inverted before the analysis")
     if model.digest:
         parameters.append(f"weights: sha256 {model.digest}")
     return AlgorithmIdentification(model.name, model.version, parameters=parameters)
 
 
-def _percent(name: CodedConcept, fraction: float, site: FindingSite | None = None) -> Measurement:
-    """A fraction 0..1 as a NUM in percent, to two decimals."""
-    sites = None if site is None else [site]
-    return Measurement(name, round(100 * float(fraction), 2), code("unit", "percent"), finding_sites=sites)
+def _percent(
+    name: CodedConcept, fraction: float, site: FindingSite | None = None, segment: tuple[Dataset, int] | None = None
+) -> Measurement:
+    """A fraction 0..1 as a NUM in percent, to two decimals.
+
+    Args:
+        name: what it is.
+        fraction: 0..1.
+        site: of what.
+        segment: the segmentation and the number of the segment that it was measured in.
+    """
+    images = None
+    if segment is not None:
+        ds, number = segment
+        images = [SourceImageForMeasurement(ds.SOPClassUID, ds.SOPInstanceUID)]
+        images[0].ReferencedSOPSequence[0].ReferencedSegmentNumber = number
+    return Measurement(
+        name,
+        round(100 * float(fraction), 2),
+        code("unit", "percent"),
+        finding_sites=None if site is None else [site],
+        referenced_images=images,
+    )

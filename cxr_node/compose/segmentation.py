@@ -173,7 +173,7 @@ def _segment(
         property_type,
         SegmentAlgorithmTypeValues.AUTOMATIC,
         AlgorithmIdentificationSequence(model.name, codes.DCM.ArtificialIntelligence, model.version, MODEL_NAME),
-        tracking_uid=derived_uid("segment", place.sop_instance_uid, str(number)),
+        tracking_uid=place.tracking_uid(label),
         tracking_id=label,
         display_color=CIELabColor.from_rgb(*colour),
     )

@@ -9,11 +9,12 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from pydicom import dcmread
 
 from cxr_node.analyse.networks import load_networks
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.phantom import chest_phantom
-from cxr_node.records import InstanceHeader, JobState, Sender
+from cxr_node.records import InstanceHeader, JobState, ResultKind, Sender
 from cxr_node.settings import DestinationSettings, InferenceSettings, NodeSettings, RouteSettings, Settings
 from cxr_node.store import admissions, overview
 from cxr_node.store.database import open_database
@@ -46,8 +47,11 @@ class Bench:
         make_folders(self.folders)
         self.worker = Worker(self.settings, self.engine, networks)
 
-    def add(self, pixels, sender="WARD_1"):
+    def add(self, pixels, sender="WARD_1", **attributes):
         ds = radiograph_from_image(pixels)
+        for keyword, value in attributes.items():
+            setattr(ds, keyword, value)
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
         temporary = self.folders.incoming / ds.SOPInstanceUID
         ds.save_as(temporary, enforce_file_format=True)
         digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
@@ -148,3 +152,39 @@ def test_a_second_run_makes_the_same_instances(bench):
     second = bench.job(uid)
     assert second["results"] == first["results"]
     assert len(second["deliveries"]) == len(first["deliveries"])
+
+
+def test_only_what_a_destination_wants_is_made(tmp_path, networks):
+    bench = Bench(tmp_path / "var", networks)
+    er, ward = bench.settings.destinations
+    wants = {"ER": (ResultKind.LUNGS,), "WARD": (ResultKind.PRESENTATION, ResultKind.HEATMAP)}
+    chosen = tuple(destination.model_copy(update={"send": wants[destination.name]}) for destination in (er, ward))
+    bench.worker.close()
+    bench.worker = Worker(bench.settings.model_copy(update={"destinations": chosen}), bench.engine, networks)
+    emergency, _ = bench.add(drawn(1), sender="ER_7")
+    both, _ = bench.add(drawn(2))
+    bench.step()
+    assert {result["kind"] for result in bench.job(emergency)["results"]} == {"lungs"}
+    assert {(delivery["destination"], delivery["kind"]) for delivery in bench.job(both)["deliveries"]} == {
+        ("ER", "lungs"),
+        ("WARD", "presentation"),
+        ("WARD", "heatmap"),
+    }
+    bench.worker.close()
+
+
+def test_the_report_of_a_corrected_image_names_its_predecessor(bench):
+    bench.add(drawn(1), SOPInstanceUID="1.2.3.4", PatientID="WRONG")
+    bench.step()
+    bench.add(drawn(1), SOPInstanceUID="1.2.3.4", PatientID="RIGHT")
+    bench.step()
+    first, second = (overview.show_job(bench.engine, row["id"]) for row in overview.list_jobs(bench.engine))
+    reports = []
+    for job in (first, second):
+        (path,) = [result["path"] for result in job["results"] if result["kind"] == "report"]
+        reports.append(dcmread(bench.folders.root / path))
+    assert "PredecessorDocumentsSequence" not in reports[0]
+    (study,) = reports[1].PredecessorDocumentsSequence
+    assert study.ReferencedSeriesSequence[0].SeriesInstanceUID == reports[0].SeriesInstanceUID
+    (reference,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert reference.ReferencedSOPInstanceUID == reports[0].SOPInstanceUID != reports[1].SOPInstanceUID

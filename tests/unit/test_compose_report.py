@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from importlib.resources import files
 from io import BytesIO
@@ -19,10 +20,14 @@ from tests.composing import MODEL, NOW, PROBABILITIES, SIDE, findings, radiograp
 
 CODES = tomllib.loads((files("cxr_node.compose") / "codes.toml").read_text("utf-8"))
 BOTH = (ResultKind.OVERLAY, ResultKind.REPORT)
+WITH_LUNGS = (ResultKind.LUNGS, ResultKind.REPORT)
 
 
-def composed(way=None, kinds=BOTH, **changes):
-    made = compose_results(source(), radiograph(**(way or {})), findings(**changes), now=NOW, kinds=kinds, max_side_px=256)
+def composed(way=None, kinds=BOTH, predecessor=None, **changes):
+    made = compose_results(
+        *(source(), radiograph(**(way or {})), findings(**changes)),
+        **{"now": NOW, "kinds": kinds, "max_side_px": 256, "predecessor": predecessor},
+    )
     return {item.kind: pydicom.dcmread(BytesIO(item.content)) for item in made}
 
 
@@ -31,8 +36,12 @@ def report(**options):
 
 
 def group(**options):
-    (only,) = report(**options).content.get_planar_roi_measurement_groups()
-    return only
+    """The group of the finding."""
+    return groups(**options)[0]
+
+
+def groups(**options):
+    return report(**options).content.get_planar_roi_measurement_groups()
 
 
 def items(ds):
@@ -49,7 +58,7 @@ def concepts(ds):
 
 
 def measured(name):
-    """Values of a measurement by the name of its code, with the laterality of its site if it has one."""
+    """Values of a measurement by the name of its code, with the site that it names if it does."""
     code = CODES[name[0]][name[1]]["value"]
     found = []
     for item in items(composed()[ResultKind.REPORT]):
@@ -109,10 +118,31 @@ def test_each_probability_is_a_measurement_in_percent(label):
     assert value == pytest.approx(100 * PROBABILITIES[label], abs=0.005)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("threshold", 25), ("heat_in_lungs", 83), ("lung_area", None)])
+@pytest.mark.parametrize(("name", "expected"), [("threshold", 25), ("heat_in_lungs", 83)])
 def test_other_measurements(name, expected):
     ((value, _),) = measured(("measurement", name))
-    assert value == pytest.approx(100 * findings().lung_area_fraction if expected is None else expected, abs=0.005)
+    assert value == pytest.approx(expected, abs=0.005)
+
+
+def test_the_area_of_both_lungs_is_the_sum_of_each_one_s():
+    both, right, left = (value for value, _ in measured(("measurement", "lung_area")))
+    assert both == pytest.approx(100 * findings().lung_area_fraction, abs=0.005)
+    assert right + left == pytest.approx(both, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("below", "finding", "threshold"), [(0.0, "53084003", 25.0), (0.5, "53084003", 50.0), (0.9, "280416009", 90.0)]
+)
+def test_a_class_that_is_too_improbable_is_reported_as_indeterminate(below, finding, threshold):
+    ds = composed(indeterminate_below=below)[ResultKind.REPORT]
+    values = {
+        item.ConceptNameCodeSequence[0].CodeValue: item.MeasuredValueSequence[0].NumericValue
+        for item in items(ds)
+        if item.ValueType == "NUM"
+    }
+    assert values["THRESHOLD"] == threshold
+    assert values["P-BACTERIAL"] == pytest.approx(87.34)
+    assert group(indeterminate_below=below).finding_type.value == finding
 
 
 def test_the_share_of_heat_is_given_for_each_lung():
@@ -123,13 +153,74 @@ def test_the_share_of_heat_is_given_for_each_lung():
     assert shares == {"Right": 90, "Left": 10}
 
 
-def test_names_the_algorithm():
-    texts = {
-        item.ConceptNameCodeSequence[0].CodeValue: item.TextValue
+def test_the_share_of_heat_is_given_for_six_zones():
+    shares = {}
+    for value, site in measured(("measurement", "heat_by_zone")):
+        shares[next(items(site)).ConceptCodeSequence[0].CodeMeaning, site.ConceptCodeSequence[0].CodeMeaning] = value
+    zones = [f"{zone} zone of lung" for zone in ("Upper", "Middle", "Lower")]
+    assert shares == dict(zip(itertools.product(("Right", "Left"), zones), (10, 50, 30, 4, 5, 1), strict=True))
+
+
+def test_each_lung_is_a_group_with_its_outline():
+    _, right, left = groups()
+    assert (right.tracking_identifier, left.tracking_identifier) == ("Right lung", "Left lung")
+    for side in (right, left):
+        outline = side.roi.value
+        assert len(outline) > 20
+        assert (outline[0] == outline[-1]).all()
+    middle = radiograph().pixels.shape[1] / 2
+    assert right.roi.value[:, 0].max() < middle < left.roi.value[:, 0].min()
+
+
+def test_a_lung_that_was_not_found_has_no_group():
+    without_left = findings().right_lung
+    assert len(groups(lungs=without_left, right_lung=without_left)) == 2
+
+
+def test_what_was_measured_in_a_lung_refers_to_its_segment():
+    made = composed(kinds=WITH_LUNGS)
+    segmentation = made[ResultKind.LUNGS]
+    segments = {}
+    for item in items(made[ResultKind.REPORT]):
+        if item.get("RelationshipType") == "INFERRED FROM" and item.ValueType == "IMAGE":
+            (reference,) = item.ReferencedSOPSequence
+            assert reference.ReferencedSOPInstanceUID == segmentation.SOPInstanceUID
+            segments[reference.ReferencedSegmentNumber] = segments.get(reference.ReferencedSegmentNumber, 0) + 1
+    assert segments == {1: 5, 2: 5}
+    assert (segmentation.StudyInstanceUID, segmentation.SeriesInstanceUID, segmentation.SOPInstanceUID) in [
+        row[:3] for row in Comprehensive3DSR.from_dataset(made[ResultKind.REPORT]).get_evidence()
+    ]
+
+
+def test_a_lung_is_tracked_as_the_same_thing_by_report_and_segmentation():
+    made = composed(kinds=WITH_LUNGS)
+    tracked = [segment.TrackingUID for segment in made[ResultKind.LUNGS].SegmentSequence]
+    assert tracked == [lung.tracking_uid for lung in groups(kinds=WITH_LUNGS)[1:]]
+
+
+def test_names_the_report_that_it_replaces():
+    earlier = composed()[ResultKind.REPORT]
+    ds = composed(predecessor=earlier)[ResultKind.REPORT]
+    (study,) = ds.PredecessorDocumentsSequence
+    (series,) = study.ReferencedSeriesSequence
+    (reference,) = series.ReferencedSOPSequence
+    assert study.StudyInstanceUID == earlier.StudyInstanceUID
+    assert series.SeriesInstanceUID == earlier.SeriesInstanceUID
+    assert (reference.ReferencedSOPInstanceUID, reference.ReferencedSOPClassUID) == (earlier.SOPInstanceUID, earlier.SOPClassUID)
+
+
+def test_a_first_report_replaces_none():
+    assert "PredecessorDocumentsSequence" not in composed()[ResultKind.REPORT]
+
+
+def test_every_group_names_the_algorithm():
+    texts = [
+        (item.ConceptNameCodeSequence[0].CodeValue, item.TextValue)
         for item in items(composed()[ResultKind.REPORT])
         if item.ValueType == "TEXT" and item.ConceptNameCodeSequence[0].CodeValue in ("111001", "111003", "111002")
-    }
-    assert texts == {"111001": MODEL.name, "111003": MODEL.version, "111002": f"weights: sha256 {MODEL.digest}"}
+    ]
+    assert texts.count(("111001", MODEL.name)) == texts.count(("111003", MODEL.version)) == 3
+    assert texts.count(("111002", f"weights: sha256 {MODEL.digest}")) == 3
 
 
 def test_tracks_its_group_by_a_derived_uid():
@@ -142,9 +233,9 @@ def test_tracks_its_group_by_a_derived_uid():
 def test_every_group_has_a_region_on_the_source():
     """Viewers show nothing at all where a group has none."""
     ds = composed()[ResultKind.REPORT]
-    groups = [item for item in items(ds) if item.ConceptNameCodeSequence[0].CodeValue == "125007"]
-    assert groups
-    for item in groups:
+    containers = [item for item in items(ds) if item.ConceptNameCodeSequence[0].CodeValue == "125007"]
+    assert len(containers) == 3
+    for item in containers:
         (region,) = (child for child in items(item) if child.ValueType == "SCOORD")
         assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source().SOPInstanceUID
 
@@ -185,7 +276,7 @@ def test_private_codes_are_declared():
 
 
 def test_the_code_table_covers_every_class():
-    assert set(CODES["finding"]) == set(CODES["probability"]) == set(LABELS)
+    assert set(CODES["finding"]) - {"indeterminate"} == set(CODES["probability"]) == set(LABELS)
 
 
 @pytest.mark.parametrize("table", [name for name in CODES if name != "scheme"])

@@ -1,0 +1,28 @@
+"""What was reported of an image before its correction came in."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, select
+
+from cxr_node.records import Job, ResultKind
+from cxr_node.store.schema import instances, jobs, results
+
+
+def report_before(engine: Engine, job: Job) -> str | None:
+    """Path, relative to the data folder, of the latest report of an earlier revision; None if none is there (any more)."""
+    query = (
+        select(results.c.path)
+        .join(jobs, results.c.job_id == jobs.c.id)
+        .join(instances, jobs.c.instance_id == instances.c.id)
+        .where(
+            instances.c.sop_instance_uid == job.sop_instance_uid,
+            instances.c.revision < job.revision,
+            results.c.kind == ResultKind.REPORT,
+            results.c.removed_at.is_(None),
+        )
+        .order_by(instances.c.revision.desc(), results.c.created_at.desc())
+        .limit(1)
+    )
+    with engine.connect() as connection:
+        path: str | None = connection.execute(query).scalar()
+    return path
