@@ -23,27 +23,33 @@ from training.segment import intersection_over_union
 _BATCH = 16
 
 
-def evaluate(data: Path, split: str, weights: Path | None, out: Path) -> dict[str, Any]:
+def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: str = "") -> dict[str, Any]:
     """Evaluate and write OUT/metrics.json, OUT/probabilities.csv, OUT/confusion.png and OUT/roc.png.
 
     Every radiograph of the split counts, also one that the gate would turn away: the gate has figures of its own.
 
     Args:
         data: any folder with a manifest.csv of the known form.
-        split: train, val or test.
+        split: train, val, test or all.
         weights: folder of weight files; None: the shipped ones.
         out: folder, made if missing.
+        source: only radiographs of this source; empty: of all.
+
+    Raises:
+        ValueError: there are no such radiographs.
     """
     use_all_cores()
     networks = load_networks(InferenceSettings(weights_dir=weights))
-    rows = read_manifest(data, split)
+    rows = [row for row in read_manifest(data, None if split == "all" else split) if source in ("", row.source)]
     if not rows:
-        raise ValueError(f"{data / 'manifest.csv'} has no rows of the split {split!r}")
+        of_source = f" and the source {source!r}" if source else ""
+        raise ValueError(f"{data / 'manifest.csv'} has no rows of the split {split!r}{of_source}")
     probabilities, lungs, scores, heat_in_lungs = _run(networks, load_images(data, rows))
     targets = np.array([row.class_index for row in rows])
     adults = np.array([row.population == "adult" for row in rows])
     figures: dict[str, Any] = {
         "split": split,
+        **({"source": source} if source else {}),
         "model": {"name": networks.model.name, "version": networks.model.version},
         **metrics.summary(targets, probabilities),
         "by_population": _by([row.population for row in rows], targets, probabilities),
@@ -54,6 +60,7 @@ def evaluate(data: Path, split: str, weights: Path | None, out: Path) -> dict[st
             "ece": metrics.expected_calibration_error(targets, probabilities),
             "temperature": networks.temperature,
         },
+        "indeterminate": metrics.indeterminate(targets, probabilities, networks.indeterminate_below),
         "gate": _gate(data, networks, scores),
         "heat_in_lungs": float(heat_in_lungs.mean()),
     }

@@ -13,7 +13,7 @@ from cxr_node.nets.cxrnet import DECODER_CHANNELS, CXRNet
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import LABELS
 from training.classify import load_split, load_unet, predict_logits
-from training.metrics import fit_temperature
+from training.metrics import fit_temperature, indeterminate_threshold, softmax
 
 _LICENCE = "Research use; trained on public radiographs under the licences that docs/model-card.md lists."
 
@@ -48,7 +48,7 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
     network = CXRNet(recipe["encoder"], representation=recipe["representation"])
     network.load_state_dict(state["network"])
     network.eval()
-    val = load_split(data, "val", unet if recipe["segmented"] else None, classify.parent)
+    val = load_split(data, "val", unet if recipe["segmented"] else None, classify.parent).without(state.get("without", ""))
     logits = predict_logits(network, val, recipe["input_size_px"])
     temperature = fit_temperature(val.targets, logits)
     weights.save(
@@ -70,7 +70,8 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
                 "segmented": recipe["segmented"],
             },
             "calibration": {"temperature": temperature},
-            "training": {"manifest_sha256": state["data"], "recipe": recipe},
+            "indeterminate_below": indeterminate_threshold(val.targets, softmax(logits, temperature)),
+            "training": {"manifest_sha256": state["data"], "without": state.get("without", ""), "recipe": recipe},
             "metrics": {"val_accuracy": float((logits.argmax(1) == val.targets).mean())},
             "licence": _LICENCE,
         },

@@ -13,6 +13,9 @@ from cxr_node.records import LABELS
 Probabilities = NDArray[np.float64]
 Targets = NDArray[np.int64]
 
+ANSWERED_ACCURACY = 0.95
+"""Share of right answers that is wanted among the radiographs that aren't called indeterminate."""
+
 
 def confusion_matrix(targets: Targets, predicted: Targets) -> NDArray[np.int64]:
     """Counts int64 (C, C): row the truth, column the prediction (CXRNet figure 11)."""
@@ -86,13 +89,52 @@ def expected_calibration_error(targets: Targets, probabilities: Probabilities, b
     return float(np.sum(gaps))
 
 
+def softmax(logits: NDArray[np.float32], temperature: float) -> Probabilities:
+    """Calibrated probabilities, float64 (N, C), of logits float32 (N, C)."""
+    scaled = logits.astype(np.float64) / temperature
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float64)
+
+
 def fit_temperature(targets: Targets, logits: NDArray[np.float32]) -> float:
     """The temperature in 0.25..5 that minimises the negative log-likelihood (Guo et al. 2017)."""
     candidates = np.exp(np.linspace(np.log(0.25), np.log(5), 400))
     losses = []
     for temperature in candidates:
-        scaled = logits.astype(np.float64) / temperature
-        scaled -= scaled.max(axis=1, keepdims=True)
-        log_probabilities = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
-        losses.append(-log_probabilities[np.arange(len(targets)), targets].mean())
+        chances = softmax(logits, temperature)[np.arange(len(targets)), targets]
+        losses.append(-np.log(np.maximum(chances, 1e-300)).mean())
     return float(candidates[int(np.argmin(losses))])
+
+
+def indeterminate_threshold(targets: Targets, probabilities: Probabilities, accuracy: float = ANSWERED_ACCURACY) -> float:
+    """The lowest confidence from which on the answers given are right with `accuracy`; 1 where none is.
+
+    It is chosen on `val`, on calibrated probabilities, and stored in the weights as `indeterminate_below`: a radiograph
+    whose likeliest class is less probable than that is called indeterminate.
+
+    Args:
+        targets: int64 (N,).
+        probabilities: float64 (N, C).
+        accuracy: wanted share of right answers among those given, 0..1.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == targets
+    candidates = np.unique(confidence)
+    enough = [candidate for candidate in candidates if right[confidence >= candidate].mean() >= accuracy]
+    # rounded down, so that the radiograph that it was taken from is answered
+    return float(np.floor(min(enough) * 1e4) / 1e4) if enough else 1.0
+
+
+def indeterminate(targets: Targets, probabilities: Probabilities, below: float) -> dict[str, float | int | None]:
+    """What is gained and lost by calling radiographs indeterminate whose likeliest class is less probable than `below`.
+
+    coverage: share that gets an answer; accuracy: share of right ones among the answers, None where none is given.
+    """
+    answered = probabilities.max(axis=1) >= below
+    right = probabilities.argmax(axis=1) == targets
+    return {
+        "below": below,
+        "count": int((~answered).sum()),
+        "coverage": float(answered.mean()),
+        "accuracy": float(right[answered].mean()) if answered.any() else None,
+    }

@@ -120,3 +120,46 @@ def test_intersection_over_union_of_each_image():
     predicted[0, 1:3] = True  # 8, of which 4 are shared: 4 / 12
     predicted[1, 0, 0] = True  # nothing there
     assert intersection_over_union(predicted, truth).tolist() == pytest.approx([1 / 3, 0, 1])
+
+
+CHANCES = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+"""Confidences of five answers; the others share the rest."""
+
+
+def of_healthy(confidences: np.ndarray) -> np.ndarray:
+    """Probabilities float64 (N, 4) that call everything healthy with these confidences."""
+    rest = (1 - confidences)[:, None] / 3
+    return np.hstack([confidences[:, None], rest, rest, rest])
+
+
+@pytest.mark.parametrize(
+    ("targets", "wanted", "threshold"),
+    [
+        ([HEALTHY] * 5, 0.95, 0.5),  # all right: the least confident one may be answered
+        ([HEALTHY, HEALTHY, HEALTHY, COVID, HEALTHY], 0.8, 0.5),  # four of five are right
+        ([HEALTHY, HEALTHY, HEALTHY, COVID, HEALTHY], 0.95, 0.7),
+        ([COVID, HEALTHY, HEALTHY, HEALTHY, HEALTHY], 0.95, 1.0),  # the surest one is wrong
+    ],
+)
+def test_the_threshold_is_the_lowest_from_which_answers_are_right_often_enough(targets, wanted, threshold):
+    found = metrics.indeterminate_threshold(np.array(targets), of_healthy(CHANCES), wanted)
+    assert found == pytest.approx(threshold, abs=1e-4)
+    assert found <= threshold  # the one that it was taken from is answered
+
+
+def test_what_is_indeterminate_is_counted_and_left_out_of_the_accuracy():
+    targets = np.array([HEALTHY, HEALTHY, COVID, COVID, COVID])
+    assert metrics.indeterminate(targets, of_healthy(CHANCES), 0.65) == {
+        "below": 0.65,
+        "count": 2,
+        "coverage": 0.6,
+        "accuracy": pytest.approx(2 / 3),
+    }
+    assert metrics.indeterminate(targets, of_healthy(CHANCES), 0.0)["coverage"] == 1
+    assert metrics.indeterminate(targets, of_healthy(CHANCES), 1.0)["accuracy"] is None
+
+
+def test_probabilities_of_logits_are_softened_by_the_temperature():
+    logits = np.log(np.array([[1.0, 1.0, 2.0, 4.0]])).astype(np.float32)
+    assert metrics.softmax(logits, 1.0) == pytest.approx(np.array([[1, 1, 2, 4]]) / 8)
+    assert metrics.softmax(logits, 0.5) == pytest.approx(np.array([[1, 1, 4, 16]]) / 22)
