@@ -68,11 +68,21 @@ def classify(
     recipe: Recipe = Path("conf/classify.toml"),
     segment: Annotated[Path, typer.Option(help="Lung U-Net (best.pt of `segment`).")] = Path("runs/segment/best.pt"),
     imagenet: Annotated[Path | None, typer.Option(help="ImageNet weights of the encoder (safetensors).")] = None,
+    without: Annotated[str, typer.Option(help="A source to leave out, so as to be measured on it.")] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value in the recipe, such as encoder_stage.images=600."),
+    ] = None,
 ) -> None:
     """Train CXRNet on lungs cut out (or whole images, by recipe)."""
     from training.classify import train
+    from training.recipe import keep_recipe
 
-    train(recipe, data, segment, imagenet, out)
+    try:
+        kept = keep_recipe(recipe, settings or (), out)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    train(kept, data, segment, imagenet, out, without)
 
 
 @app.command()
@@ -119,13 +129,14 @@ def export(
 def evaluate(
     data: DataFolder,
     out: OutFolder,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    source: Annotated[str, typer.Option(help="Only radiographs of this source of the manifest.")] = "",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
 ) -> None:
     """Measure weights on one split: metrics.json, confusion matrix, ROC curves."""
     from training.evaluate import evaluate as measure
 
-    figures = measure(data, split, weights, out)
+    figures = measure(data, split, weights, out, source)
     print({key: figures[key] for key in ("accuracy", "adult_covid_vs_healthy", "segmentation", "calibration", "gate")})
 
 
@@ -142,6 +153,36 @@ def explain(
 
     figures = measure(data, split, weights, out, limit)
     print({key: figures[key] for key in ("aoppc", "heat_in_lungs")})
+
+
+@app.command()
+def experiments(
+    data: DataFolder,
+    recipe: Recipe = Path("conf/experiments-cpu.toml"),
+    runs: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
+    segment: Annotated[Path, typer.Option(help="Lung U-Net (best.pt of `segment`).", exists=True)] = Path("runs/segment/best.pt"),
+    imagenet: Annotated[
+        Path | None, typer.Option(help="ImageNet weights of ResNet-50; default: weights/resnet50_imagenet.safetensors in DATA.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="An experiment, such as original-alexnet or without-SOURCE.")] = None,
+    explained: Annotated[int, typer.Option(help="Explain at most so many images of each class; 0: all.", min=0)] = 50,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("training/RESULTS.md"),
+) -> None:
+    """Run all experiments of the paper that are missing, and write RESULTS.md; interrupted ones go on."""
+    from training.experiments import Paths, run
+    from training.report import write_report
+
+    imagenet = imagenet or data / "weights" / "resnet50_imagenet.safetensors"
+    paths = Paths(str(data), str(runs), str(recipe), str(imagenet), str(segment), explained)
+    try:
+        problems = run(paths, only or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    print(write_report(runs, out))
+    for problem in problems:
+        print(f"Not run: {problem}")
+    if problems:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -12,9 +12,10 @@ from pathlib import Path
 from cxr_node.records import LABELS
 from training import paper
 from training.report_beyond import beyond
+from training.report_commands import all_commands, commands_of, missing_runs, reported
 from training.report_pictures import SHORT, draw_accuracies, draw_confusions, draw_losses
-from training.report_text import DASH, figure_or_note, missing, number, table
-from training.stored_runs import IMAGE_FORM, SEGMENTATION, SHIPPED, Run, commands, experiment, left_out_sources, read_run
+from training.report_text import DASH, budget, figure_or_note, missing, number, table
+from training.stored_runs import IMAGE_FORM, LEFT_OUT_PREFIX, PRETRAINED, SEGMENTATION, SHIPPED, Run, experiment, read_run
 
 GOALS: tuple[tuple[str, float | None, str, float, tuple[str, ...]], ...] = (
     ("IoU of the lungs", paper.IOU, "≥", 0.94, ("segmentation", "iou")),
@@ -43,38 +44,39 @@ GOALS: tuple[tuple[str, float | None, str, float, tuple[str, ...]], ...] = (
 )
 """Figure, the paper's number, goal, and where it is in metrics.json."""
 
-_RECIPES = Path(__file__).resolve().parent.parent / "conf"
-
 
 def write_report(runs: Path, out: Path) -> Path:
     """Write the page OUT and its figures in results/ beside it.
 
     Raises:
-        FileNotFoundError: there is no metrics.json below RUNS, and so nothing to report.
+        FileNotFoundError: no run below RUNS has figures, and so there is nothing to report.
     """
-    shipped = read_run(runs, SHIPPED)
-    originals = {name: read_run(runs, experiment(name, False)) for name in paper.ENCODERS}
-    segmented = {name: read_run(runs, experiment(name, True)) for name in ("resnet34", "resnet50")}
-    image_form, without = read_run(runs, IMAGE_FORM), left_out_sources(runs)
-    everything = [shipped, *originals.values(), *segmented.values(), image_form, *without]
+    which = reported(runs)
+    stored = {one.name: read_run(runs, one.name) for one in which}
+    everything, shipped = list(stored.values()), stored[SHIPPED]
     if not any(run.metrics for run in everything):
         raise FileNotFoundError(
-            f"No run below {runs} has a test/metrics.json. Measure the shipped weights first:\n{commands(SHIPPED)}"
+            f"No run below {runs} has figures. Measure the shipped weights first:\n{commands_of(which[0], shipped)}"
         )
+    originals = {name: stored[experiment(name, False)] for name in paper.ENCODERS}
+    segmented = {name: stored[experiment(name, True)] for name in ("resnet34", "resnet50")}
+    pretrained = stored[experiment(PRETRAINED, False)], stored[experiment(PRETRAINED, True)]
+    unseen = [run for run in everything if run.name.startswith(LEFT_OUT_PREFIX)]
     figures = out.parent / "results"
     figures.mkdir(parents=True, exist_ok=True)
     parts = [
         _introduction(shipped),
         _goals(shipped),
-        _table_1(shipped, originals["resnet50"], segmented["resnet50"], figures),
+        _table_1(shipped, *pretrained, figures),
         _segmentation(shipped, read_run(runs, SEGMENTATION), figures),
         _encoders(originals, figures),
         _depth(originals, segmented, figures),
         _explanations(shipped, figures),
-        beyond(shipped, image_form, without),
-        _commands(everything),
+        beyond(shipped, stored[IMAGE_FORM], unseen),
+        missing_runs(everything),
+        all_commands(which, everything),
     ]
-    out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    out.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return out
 
 
@@ -128,7 +130,8 @@ def _table_1(shipped: Run, original: Run, segmented: Run, figures: Path) -> str:
     return "\n\n".join(
         [
             "## Table I and figure 11: original against lung-segmented images, ResNet-50",
-            "Paper / ours.",
+            "Paper / ours. Both of ours start from ImageNet's weights and see as many images as the budget allows "
+            f"({_in_words(original)}; {_in_words(segmented)}); the shipped weights were trained for longer.",
             table(header, rows),
             *(note for run in (original, segmented) if (note := missing(run))),
             figure_or_note(path, "Confusion matrices; rows the truth", "No run to draw figure 11 from."),
@@ -167,7 +170,7 @@ def _encoders(originals: dict[str, Run], figures: Path) -> str:
     for encoder, run in originals.items():
         title, printed = paper.ENCODERS[encoder]
         ours = run.figure("accuracy")
-        rows.append([title, number(printed), number(ours), *_budget(run)])
+        rows.append([title, number(printed), number(ours), *budget(run)])
         if ours is not None:
             bars.append((title, ours))
         else:
@@ -179,7 +182,9 @@ def _encoders(originals: dict[str, Run], figures: Path) -> str:
     return "\n\n".join(
         [
             "## Figure 9: six encoders on original images",
-            "The paper draws these accuracies and prints that of ResNet-50 alone (table I).",
+            "The paper draws these accuracies and prints that of ResNet-50 alone (table I). All of ours start from random "
+            "weights and have one budget, said in the table: they compare the encoders under it. conf/paper.toml is the "
+            "paper's schedule.",
             table(["encoder", "paper", "ours", "input (px)", "images drawn in training"], rows),
             *([f"Not run: {', '.join(notes)}."] if notes else []),
             figure_or_note(path, "Accuracy of the encoders", "No run to draw figure 9 from."),
@@ -194,7 +199,7 @@ def _depth(originals: dict[str, Run], segmented: dict[str, Run], figures: Path) 
             title = paper.ENCODERS[encoder][0]
             printed = paper.ACCURACY["original" if images == "original" else "segmented"] if encoder == "resnet50" else None
             ours = run.figure("accuracy")
-            rows.append([title, images, number(printed), number(ours), *_budget(run)])
+            rows.append([title, images, number(printed), number(ours), *budget(run)])
             if ours is not None:
                 bars.append((f"{title}\n{images}", ours))
             if points := run.curve("loss"):
@@ -239,16 +244,6 @@ def _explanations(shipped: Run, figures: Path) -> str:
     )
 
 
-def _commands(runs: list[Run]) -> str:
-    blocks = []
-    for run in runs:
-        if run.metrics is None and run.name != SHIPPED and not (_RECIPES / f"{run.name}.toml").exists():
-            blocks.append(f"`{run.name}`: not run, and its recipe `conf/{run.name}.toml` is not written.")
-        else:
-            blocks.append(f"`{run.name}`{'' if run.metrics else ' (not run)'}\n\n```\n{commands(run.name)}\n```")
-    return "\n\n".join(["## Commands", *blocks])
-
-
 def _explained_on(shipped: Run) -> str:
     explanations = (shipped.metrics or {}).get("explanations")
     if not explanations:
@@ -262,11 +257,9 @@ def _pair(printed: float | None, ours: float | None) -> str:
     return f"{number(printed)} / {number(ours)}"
 
 
-def _budget(run: Run) -> list[str]:
-    """Input size and images drawn in training, as the run's own recipe says."""
-    recipe = run.recipe() or {}
-    images = recipe.get("encoder_stage", {}).get("images")
-    return [number(recipe.get("input_size_px"), 0), number(images, 0)]
+def _in_words(run: Run) -> str:
+    size, images = budget(run)
+    return f"`{run.name}`: {images} images at {size} px" if run.recipe() else f"`{run.name}`: not run"
 
 
 def _copied(run: Run, name: str, figures: Path) -> Path:

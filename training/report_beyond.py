@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cxr_node.records import LABELS
-from training.report_text import DASH, missing, number, table
+from training.metrics import ANSWERED_ACCURACY
+from training.report_text import DASH, budget, missing, number, table
 from training.stored_runs import LEFT_OUT_PREFIX, Run
 
 _COVID, _HEALTHY = LABELS.index("covid19_pneumonia"), LABELS.index("healthy")
@@ -64,7 +63,18 @@ def _calibration(shipped: Run) -> str:
     ]
     for key in sorted(set((shipped.metrics or {}).get("calibration") or {}) - {"ece", "temperature"}):
         rows.append([key.replace("_", " "), number(shipped.figure("calibration", key))])
-    return "\n\n".join(["### Calibration", table(["", "ours"], rows)])
+    below = shipped.figure("indeterminate", "below")
+    indeterminate = [
+        ["below this confidence, chosen on `val`", number(below)],
+        ["radiographs that get an answer", number(shipped.figure("indeterminate", "coverage"))],
+        ["accuracy of the answers", number(shipped.figure("indeterminate", "accuracy"))],
+    ]
+    text = (
+        "A radiograph whose likeliest class is too improbable is called indeterminate. The threshold is the lowest from which "
+        f"on the answers are right in {ANSWERED_ACCURACY:.0%} of `val`."
+    )
+    never = [] if below else ["These weights call nothing indeterminate."]
+    return "\n\n".join(["### Calibration", table(["", "ours"], rows), text, table(["", "ours"], indeterminate), *never])
 
 
 def _gate(shipped: Run) -> str:
@@ -89,26 +99,28 @@ def _gate(shipped: Run) -> str:
 def _unseen(without: list[Run]) -> str:
     rows = []
     for run in without:
-        source = run.name.removeprefix(LEFT_OUT_PREFIX)
-        group: dict[str, Any] = ((run.metrics or {}).get("by_source") or {}).get(source) or {}
-        confusion = group.get("confusion")
+        confusion = (run.metrics or {}).get("by_population", {}).get("adult", {}).get("confusion")
         healthy = sum(confusion[_HEALTHY]) if confusion else 0
         rows.append(
             [
-                source,
-                number(group.get("count"), 0),
-                number(group.get("accuracy")),
-                number((group.get("per_class") or {}).get(LABELS[_COVID], {}).get("recall")),
+                run.name.removeprefix(LEFT_OUT_PREFIX),
+                number(run.figure("count"), 0),
+                number(run.figure("accuracy")),
+                number(run.figure("per_class", LABELS[_COVID], "recall")),
                 number(confusion[_HEALTHY][_COVID] / healthy if confusion and healthy else None),
                 number(run.figure("adult_covid_vs_healthy", "auroc")),
+                *budget(run),
             ]
         )
     header = [
-        *("left out", "its images in `test`", "accuracy on them", "COVID-19 found", "healthy called COVID-19"),
-        "adult AUROC, whole `test`",
+        *("left out", "its images", "accuracy on them", "COVID-19 found", "healthy adults called COVID-19", "adult AUROC"),
+        *("input (px)", "images drawn in training"),
     ]
-    text = "Each row is trained without one source and measured on the radiographs of that source."
-    return "\n\n".join(["### Sources never seen", text, table(header, rows) if rows else "Not run: no run leaves a source out."])
+    text = (
+        "Each row is trained without one source and measured on all radiographs of that source. "
+        f"{DASH}: the source has no healthy adults, or the run isn't there."
+    )
+    return "\n\n".join(["### Sources never seen", text, table(header, rows)])
 
 
 def _forms(shipped: Run, image_form: Run) -> str:

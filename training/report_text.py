@@ -29,6 +29,13 @@ def missing(run: Run) -> str:
     return "" if run.metrics else f"Not run: `{run.name}` (no `{run.name}/test/metrics.json`)."
 
 
+def budget(run: Run) -> list[str]:
+    """Input size and images drawn in training, as the run's own recipe says."""
+    recipe = run.recipe() or {}
+    stage = recipe.get("encoder_stage", recipe.get("joint_stage", {}))
+    return [number(recipe.get("input_size_px"), 0), number(stage.get("images"), 0)]
+
+
 def figure_or_note(path: Path, caption: str, note: str) -> str:
     """A figure that was drawn, or why there is none."""
     return f"![{caption}](results/{path.name})\n\n*{caption}.*" if path.exists() else note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import tomllib
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe file (TOML) as a dictionary."""
-    with path.open("rb") as file:
-        return tomllib.load(file)
+    """A recipe as a dictionary: TOML as a person writes it, or JSON as `keep_recipe` does."""
+    text = path.read_text()
+    recipe: dict[str, Any] = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    return recipe
 
 
 def cosine_learning_rate(step: int, total_steps: int, first: float, last: float, warmup_steps: int = 0) -> float:

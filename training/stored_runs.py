@@ -2,7 +2,7 @@
 
 RUNS/NAME is what `segment` or `classify` wrote, RUNS/NAME/weights what `export` made of it, and RUNS/NAME/test what
 `evaluate` and `explain` measured with it on the split `test`. RUNS/shipped/test is measured with the weights that come
-with the program.
+with the program. RUNS/without-SOURCE/unseen is measured on all radiographs of the source that the training left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ SHIPPED = "shipped"
 SEGMENTATION = "segment"
 IMAGE_FORM = "representation-image"
 LEFT_OUT_PREFIX = "without-"
+PRETRAINED = "resnet50_v1"
+"""The encoder whose ImageNet weights are at hand."""
 
 
 def experiment(encoder: str, segmented: bool) -> str:
@@ -44,7 +46,7 @@ class Run:
     @property
     def measured(self) -> Path:
         """Folder of metrics.json and its pictures."""
-        return self.folder / "test"
+        return self.folder / measured_folder(self.name)
 
     def recipe(self) -> dict[str, Any] | None:
         """The recipe that the run's weights say they were trained by."""
@@ -56,7 +58,7 @@ class Run:
 
     def curve(self, column: str) -> list[tuple[float, float]]:
         """Step and value of a column of the run's log; the first stage's where there are stages; empty without a log."""
-        for path in (self.folder / "encoder_stage" / "log.csv", self.folder / "log.csv"):
+        for path in (*(self.folder / stage / "log.csv" for stage in ("encoder_stage", "joint_stage")), self.folder / "log.csv"):
             if not path.exists():
                 continue
             with path.open(newline="") as file:
@@ -66,30 +68,22 @@ class Run:
         return []
 
 
+def measured_folder(name: str) -> str:
+    """Where in a run's folder its figures are."""
+    return "unseen" if name.startswith(LEFT_OUT_PREFIX) else "test"
+
+
 def read_run(runs: Path, name: str) -> Run:
-    """A run by its name, whether it is there or not."""
-    path = runs / name / "test" / "metrics.json"
+    """A run by its name, whether it is there or not.
+
+    Raises:
+        ValueError: it was measured on other radiographs than its name says.
+    """
+    path = runs / name / measured_folder(name) / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else None
-    if metrics is not None and metrics.get("split") not in (None, "test"):
-        raise ValueError(f"{path} is of the split {metrics['split']!r}, not of test")
+    source = name.removeprefix(LEFT_OUT_PREFIX) if name.startswith(LEFT_OUT_PREFIX) else ""
+    meant = ("all" if source else "test", source)
+    if metrics is not None and (metrics.get("split"), metrics.get("source", "")) != meant:
+        found = f"of the split {metrics.get('split')!r} and the source {metrics.get('source', '')!r}"
+        raise ValueError(f"{path} is {found}, not of the split {meant[0]!r} and the source {meant[1]!r}")
     return Run(name, runs / name, metrics)
-
-
-def left_out_sources(runs: Path) -> list[Run]:
-    """Runs that were trained without one source, RUNS/without-SOURCE."""
-    return [read_run(runs, path.name) for path in sorted(runs.glob(f"{LEFT_OUT_PREFIX}*")) if path.is_dir()]
-
-
-def commands(name: str) -> str:
-    """The commands that make a run and measure it."""
-    if name == SHIPPED:
-        lines = [f"python -m training {verb} --data DIR --split test --out runs/{name}/test" for verb in ("evaluate", "explain")]
-    else:
-        lines = [
-            f"python -m training classify --recipe conf/{name}.toml --data DIR --out runs/{name}",
-            f"python -m training export --data DIR --version {name} --classify runs/{name}/last.pt --out runs/{name}/weights",
-            f"python -m training evaluate --data DIR --split test --weights runs/{name}/weights --out runs/{name}/test",
-        ]
-    if name == IMAGE_FORM:
-        lines.append(lines[-1].replace("training evaluate", "training explain"))
-    return "\n".join(lines)

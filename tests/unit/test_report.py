@@ -21,8 +21,10 @@ def store(runs: Path, name: str, **more: object) -> Path:
     """A run of four radiographs, one of each class, of which the viral one is taken for bacterial."""
     targets = np.arange(4)
     probabilities = np.eye(4)[[0, 1, 1, 3]] * 0.97 + 0.01
+    source = name.removeprefix("without-") if name.startswith("without-") else ""
     figures = {
-        "split": "test",
+        "split": "all" if source else "test",
+        **({"source": source} if source else {}),
         "model": {"name": "CXRNet", "version": "7"},
         **metrics.summary(targets, probabilities),
         "by_population": {"adult": metrics.summary(targets, probabilities)},
@@ -30,10 +32,11 @@ def store(runs: Path, name: str, **more: object) -> Path:
         "adult_covid_vs_healthy": metrics.covid_against_healthy(targets, probabilities),
         "segmentation": {"iou": 0.9512, "dice": 0.975, "count": 3},
         "calibration": {"ece": 0.0321, "temperature": 1.4},
+        "indeterminate": metrics.indeterminate(targets, probabilities, 0.61),
         "gate": {"frontal_accepted": 0.993, "not_frontal_rejected": 0.99},
         **more,
     }
-    folder = runs / name / "test"
+    folder = runs / name / ("unseen" if source else "test")
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(figures))
     return folder
@@ -76,7 +79,7 @@ def test_what_was_not_run_is_a_dash_and_a_note(tmp_path):
 
 
 def test_a_run_s_numbers_stand_beside_the_paper_s(tmp_path):
-    store(tmp_path / "runs", "segmented-resnet50")
+    store(tmp_path / "runs", "segmented-resnet50_v1")
     page = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
     table_1 = section(page, "Table I")
     assert rows(table_1, "viral")[0] == ["viral", "original", "0.686 / —", "0.655 / —", "0.670 / —", ""]
@@ -133,7 +136,8 @@ def test_explanations_and_their_figures_come_from_the_run(tmp_path):
 def test_an_unseen_source_shows_how_its_radiographs_fared(tmp_path):
     store(tmp_path / "runs", "without-somewhere")
     page = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
-    assert rows(page, "somewhere") == [["somewhere", "4", "0.750", "1.000", "0.000", "1.000"]]
+    assert rows(section(page, "Beyond"), "somewhere") == [["somewhere", "4", "0.750", "1.000", "0.000", "1.000", "—", "—"]]
+    assert rows(page, "armiro") == [["armiro", *["—"] * 7]]
 
 
 def test_a_figure_whose_run_is_gone_goes_too(tmp_path):
@@ -155,18 +159,47 @@ def test_every_figure_that_the_page_shows_is_there(tmp_path):
     assert all((tmp_path / path).exists() for path in shown)
 
 
-def test_a_run_of_another_split_is_refused(tmp_path):
-    store(tmp_path / "runs", "shipped", split="val")
-    with pytest.raises(ValueError, match="not of test"):
+@pytest.mark.parametrize(
+    ("name", "found", "match"),
+    [
+        ("shipped", {"split": "val"}, "not of the split 'test'"),
+        ("original-vgg16", {"source": "armiro"}, "not of the split 'test'"),
+        ("without-armiro", {"split": "test"}, "not of the split 'all' and the source 'armiro'"),
+        ("without-armiro", {"source": "hannover"}, "not of the split 'all' and the source 'armiro'"),
+    ],
+)
+def test_a_run_measured_on_other_radiographs_is_refused(tmp_path, name, found, match):
+    store(tmp_path / "runs", name, **found)
+    with pytest.raises(ValueError, match=match):
         write_report(tmp_path / "runs", tmp_path / "RESULTS.md")
 
 
-def test_recipes_that_are_not_written_are_not_promised(tmp_path):
+def test_missing_runs_are_named_with_the_command_that_makes_them(tmp_path):
     store(tmp_path / "runs", "shipped")
-    (tmp_path / "runs" / "without-nowhere").mkdir()
+    store(tmp_path / "runs", "original-vgg16")
     page = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
-    assert "`without-nowhere`: not run, and its recipe `conf/without-nowhere.toml` is not written." in page
-    assert "conf/without-nowhere.toml --data" not in page
+    lines = section(page, "Not run").splitlines()
+    assert "- `python -m training experiments --data DIR --only original-alexnet`" in lines
+    assert "- `python -m training experiments --data DIR --only without-radiography-db`" in lines
+    assert not any("vgg16" in line or "shipped" in line for line in lines)
+
+
+def test_every_run_s_commands_are_shown_with_the_recipe_that_it_kept(tmp_path):
+    store(tmp_path / "runs", "original-vgg16")
+    weights = tmp_path / "runs" / "original-vgg16" / "weights"
+    weights.mkdir()
+    (weights / "cxrnet.json").write_text(json.dumps({"training": {"recipe": {"file": "paper.toml"}}}))
+    commands = section(write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text(), "Commands")
+    assert "classify --recipe conf/paper.toml --set encoder=vgg16 --set segmented=false --data DIR" in commands
+    assert "classify --recipe conf/experiments-cpu.toml --set encoder=vgg19 --set segmented=false" in commands
+    assert "evaluate --data DIR --split all --source armiro --weights runs/without-armiro/weights" in commands
+
+
+def test_what_is_indeterminate_is_shown(tmp_path):
+    store(tmp_path / "runs", "shipped")
+    page = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
+    assert rows(page, "below this confidence, chosen on `val`")[0][1] == "0.610"
+    assert rows(page, "radiographs that get an answer")[0][1] == "1.000"
 
 
 def test_a_row_of_the_wrong_length_is_noticed():

@@ -1,0 +1,149 @@
+"""Each encoder from training to figures, and the experiments one after the other: resumed, skipped, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small_training import everything_is_lung, write_set
+from training import experiments
+from training.classify import train
+from training.evaluate import evaluate
+from training.experiments import Paths, Step, steps
+from training.export import export
+from training.recipe import RECIPES, keep_recipe
+from training.run import read_recipe
+
+SMALL = (
+    "input_size_px=64",
+    "batch_size=2",
+    "threads=1",
+    "encoder_stage.images=2",
+    "decoder_stage.images=2",
+)
+ENCODERS = ("alexnet", "vgg16", "vgg19", "resnet34", "resnet50", "inception_v3")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_set(tmp_path_factory.mktemp("data"), ("train", "val", "test"), 2, sources=("here", "there"))
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("segment") / "best.pt"
+    torch.save({"network": everything_is_lung().state_dict(), "widths": [8, 16], "patch": 2, "val_iou": 0.5}, path)
+    return path
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_each_encoder_goes_from_training_to_figures(data, unet, tmp_path, encoder):
+    out = tmp_path / "run"
+    whole = encoder in ("alexnet", "vgg16", "inception_v3")  # each form with some of them
+    settings = (
+        f"encoder={encoder}",
+        f"segmented={'false' if whole else 'true'}",
+        f"representation={'image' if whole else 'mask'}",
+    )
+    recipe = keep_recipe(RECIPES / "experiments-cpu.toml", (*SMALL, *settings), out)
+    train(recipe, data, unet, None, out)
+    export(unet, out / "last.pt", None, data, "small", out / "weights")
+    described = json.loads((out / "weights" / "cxrnet.json").read_text())
+    assert described["architecture"]["encoder"] == encoder
+    assert described["preprocessing"]["segmented"] != whole
+    assert 0 <= described["indeterminate_below"] <= 1
+    figures = evaluate(data, "test", out / "weights", out / "test")
+    assert figures["count"] == 8
+    assert sum(map(sum, figures["confusion"])) == 8
+    assert figures["indeterminate"]["below"] == described["indeterminate_below"]
+    assert json.loads((out / "test" / "metrics.json").read_text()) == figures
+
+
+def test_a_source_left_out_is_measured_in_every_split(data, unet, tmp_path):
+    recipe = keep_recipe(RECIPES / "experiments-cpu.toml", (*SMALL, "encoder=resnet34", "decoder_stage.images=0"), tmp_path)
+    train(recipe, data, unet, None, tmp_path, "there")
+    export(unet, tmp_path / "last.pt", None, data, "small", tmp_path / "weights")
+    assert json.loads((tmp_path / "weights" / "cxrnet.json").read_text())["training"]["without"] == "there"
+    figures = evaluate(data, "all", tmp_path / "weights", tmp_path / "unseen", "there")
+    assert (figures["split"], figures["source"], figures["count"]) == ("all", "there", 12)
+    assert set(figures["by_source"]) == {"there"}
+    with pytest.raises(ValueError, match="nowhere"):
+        evaluate(data, "all", tmp_path / "weights", tmp_path / "unseen", "nowhere")
+
+
+@pytest.fixture
+def paths(data, unet, tmp_path) -> Paths:
+    return Paths(str(data), str(tmp_path), str(RECIPES / "experiments-cpu.toml"), str(tmp_path / "none"), str(unet))
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[str]:
+    """The commands that were run: each only writes the file that shows that it was."""
+    commands: list[str] = []
+
+    def touch(step: Step) -> int:
+        commands.append(step.arguments[0])
+        step.writes.parent.mkdir(parents=True, exist_ok=True)
+        step.writes.write_text("{}")
+        return 0
+
+    monkeypatch.setattr(experiments, "_call", touch)
+    return commands
+
+
+def test_what_is_done_is_skipped_and_what_is_stale_is_made_again(paths, ran):
+    assert experiments.run(paths, ["original-alexnet"]) == []
+    assert ran == ["classify", "export", "evaluate"]
+    assert experiments.run(paths, ["original-alexnet"]) == []
+    assert len(ran) == 3
+    later = Path(paths.runs, "original-alexnet", "last.pt").stat().st_mtime + 10
+    os.utime(Path(paths.runs, "original-alexnet", "last.pt"), (later, later))  # trained on
+    for name in ("weights/cxrnet.json", "test/metrics.json"):
+        assert Path(paths.runs, "original-alexnet", name).stat().st_mtime < later
+    assert experiments.run(paths, ["original-alexnet"]) == []
+    assert ran[3] == "export"
+
+
+def test_a_failure_is_told_and_does_not_keep_the_others_from_running(paths, ran, monkeypatch):
+    works = experiments._call
+    monkeypatch.setattr(experiments, "_call", lambda step: 3 if "encoder=vgg16" in step.arguments else works(step))
+    (problem,) = experiments.run(paths, ["original-vgg16", "original-alexnet"])
+    assert problem.startswith("original-vgg16: `python -m training classify")
+    assert ran == ["classify", "export", "evaluate"]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("segmented-resnet50_v1", "ImageNet"), ("without-armiro", "no such source")])
+def test_what_cannot_be_run_says_why(paths, ran, name, reason):
+    assert any(each.startswith(f"{name}: ") and reason in each for each in experiments.run(paths))
+
+
+def test_a_run_made_by_another_recipe_is_not_taken_for_this_one(paths, ran):
+    keep_recipe(RECIPES / "paper.toml", ["encoder=alexnet"], Path(paths.runs, "original-alexnet"))
+    (problem,) = experiments.run(paths, ["original-alexnet"])
+    assert "is another recipe than" in problem
+    assert ran == []
+
+
+def test_an_unknown_experiment_is_refused(paths):
+    with pytest.raises(ValueError, match="original-lenet: not among"):
+        experiments.run(paths, ["original-lenet"])
+
+
+@pytest.mark.parametrize("recipe", ["experiments-cpu.toml", "paper.toml", "classify.toml"])
+def test_the_commands_are_such_as_the_program_knows(recipe, tmp_path):
+    """Each setting of each experiment fits each recipe; the paper's form asks for the fusion loss alone."""
+    for one in experiments.experiments()[1:]:
+        classify = steps(one, read_recipe(RECIPES / recipe), Paths(recipe=f"conf/{recipe}"))[0]
+        words = classify.arguments
+        settings = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
+        settled = read_recipe(keep_recipe(RECIPES / recipe, settings, tmp_path))
+        if one.name == "representation-image" and "decoder_stage" in settled:
+            plan = settled["decoder_stage"]
+            assert plan["images"] > 0
+            assert [plan[key] for key in ("removal", "certainty", "sparsity", "outside", "smoothness")] == [0.0] * 5
+        elif "decoder_stage" in settled:
+            assert settled["decoder_stage"]["images"] == 0

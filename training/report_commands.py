@@ -1,0 +1,67 @@
+"""The end of RESULTS.md: the commands that make each run, and which runs are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cxr_node.nets.weights import describe, shipped_folder
+from training.experiments import LEFT_OUT, RECIPE, Experiment, Paths, experiments, steps, without
+from training.recipe import RECIPES
+from training.run import read_recipe
+from training.stored_runs import LEFT_OUT_PREFIX, Run
+
+
+def reported(runs: Path) -> list[Experiment]:
+    """All experiments, and those that leave out sources of one's own."""
+    others = {path.name.removeprefix(LEFT_OUT_PREFIX) for path in runs.glob(f"{LEFT_OUT_PREFIX}*") if path.is_dir()}
+    return [*experiments(), *(without(source) for source in sorted(others - set(LEFT_OUT)))]
+
+
+def missing_runs(runs: list[Run]) -> str:
+    """Which runs are missing and how to make them; empty if none is."""
+    names = [run.name for run in runs if not run.metrics]
+    if not names:
+        return ""
+    return "\n\n".join(
+        [
+            "## Not run",
+            f"{len(names)} of {len(runs)} runs are missing. All of them: `python -m training experiments --data DIR`; "
+            "one of them:",
+            "\n".join(f"- `python -m training experiments --data DIR --only {name}`" for name in names),
+        ]
+    )
+
+
+def commands_of(which: Experiment, run: Run) -> str:
+    """The commands that made a run, or would make it, a line each; by the recipe that the run kept."""
+    name = (run.recipe() or {}).get("file", RECIPE.name)
+    path = RECIPES / name if (RECIPES / name).exists() else RECIPE
+    limit = (run.metrics or {}).get("explanations", {}).get("limit", Paths.explained)
+    paths = Paths(recipe=f"conf/{path.name}", explained=limit)
+    return "\n".join(str(step) for step in steps(which, read_recipe(path), paths))
+
+
+def all_commands(which: list[Experiment], runs: list[Run]) -> str:
+    """The section with every run's commands."""
+    blocks = [f"The shipped weights\n\n```\n{_shipping()}\n```"]
+    for one, run in zip(which, runs, strict=True):
+        blocks.append(f"`{run.name}`{'' if run.metrics else ' (not run)'}\n\n```\n{commands_of(one, run)}\n```")
+    return "\n\n".join(["## Commands", "DIR is the folder of the manifest.", *blocks])
+
+
+def _shipping() -> str:
+    """How the weights that come with the program were made, as their JSON tells it."""
+    description = describe(shipped_folder(), "cxrnet")
+    recipe = description.get("training", {}).get("recipe", {})
+    classify = f"python -m training classify --recipe conf/{recipe.get('file', 'classify.toml')} --data DIR"
+    head = ["python -m training head --data DIR"] if "head" in recipe else []
+    export = f"python -m training export --data DIR --version {description['version']}"
+    return "\n".join(
+        [
+            "python -m training segment --data DIR",
+            "python -m training gate --data DIR",
+            f"{classify} --imagenet {Paths.imagenet}",
+            *head,
+            f"{export}{' --classify runs/classify/refit.pt' if head else ''} --out cxr_node/nets/weights",
+        ]
+    )
