@@ -75,6 +75,8 @@ class ReceiveSettings(_Section):
     """[receive]"""
 
     max_associations: int = Field(64, ge=1)
+    processes: int = Field(0, ge=0, le=64)
+    """How many share the associations; 0: as many as there are processors, at most four."""
     accept_unknown_senders: bool = True
     require_called_ae_title: bool = True
     """Refuse associations that call the node by another AE title than its own."""

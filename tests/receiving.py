@@ -33,7 +33,7 @@ class Receiver:
         self.folder = folder
         self.settings = Settings(
             node=NodeSettings(ae_title="NODE", port=0, data_dir=folder),
-            receive=ReceiveSettings(**({"min_free_mb": 0} | receive)),
+            receive=ReceiveSettings(**({"min_free_mb": 0, "processes": 1} | receive)),
             senders=senders,
             tls=tls or TlsSettings(),
         )

@@ -15,10 +15,13 @@ from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID
 from cxr_node.receive.admission import OUT_OF_RESOURCES, Answer, Room
 from cxr_node.records import Sender
 
+_GATHERED_BYTES = 1024 * 1024
+"""Fragments are hashed and written together, so many bytes at once: each call gives up the interpreter lock, and with
+several associations it is long before it comes back."""
 _BETWEEN_LOOKS_AT_ROOM = 32 * 1024 * 1024
-_BETWEEN_HINTS = 512 * 1024
 _SYNC_FILE_RANGE_WRITE = 2
 _C = ctypes.CDLL(None)
+_spare_buffers: list[memoryview] = []
 _NO_ROOM = Answer(OUT_OF_RESOURCES, "Too little free disk; send it again later")
 _CANNOT_WRITE = Answer(OUT_OF_RESOURCES, "The instance could not be written; send it again later")
 
@@ -36,6 +39,7 @@ class IncomingDataSet:
         path: the file, preamble and file meta information included.
         offset: where in it the data set begins, in bytes.
         size_bytes: of the data set, so far.
+        sha256: hexadecimal digest of the data set, without preamble and file meta information; after `finish`.
     """
 
     def __init__(
@@ -57,10 +61,13 @@ class IncomingDataSet:
         self.path = folder / f"{uuid.uuid4().hex}.dcm"
         self.offset = 0
         self.size_bytes = 0
+        self.sha256 = ""
         self._room = room
         self._look_at = _BETWEEN_LOOKS_AT_ROOM
-        self._hinted = 0
         self._digest = hashlib.sha256()
+        self._gathered = _take_buffer()
+        self._filled = 0
+        self._written = 0
         self._descriptor = -1
         if self.refusal is None and not room.is_left():
             self.refusal = _NO_ROOM
@@ -74,28 +81,22 @@ class IncomingDataSet:
             except OSError:
                 self._refuse(_CANNOT_WRITE)
 
-    @property
-    def sha256(self) -> str:
-        """Hexadecimal digest of the data set, without preamble and file meta information."""
-        return self._digest.hexdigest()
-
     def write(self, fragment: memoryview) -> None:
         """Take the next bytes of the data set."""
-        if self.refusal is not None:
-            return
-        self.size_bytes += len(fragment)
-        if self.size_bytes >= self._look_at:  # no sender fills the disk with one endless data set
-            self._look_at += _BETWEEN_LOOKS_AT_ROOM
-            if not self._room.is_left():
-                self._refuse(_NO_ROOM)
-                return
-        try:
-            self._digest.update(fragment)
-            self._write(fragment)
-            if self.size_bytes - self._hinted >= _BETWEEN_HINTS:
-                self._start_flush()
-        except OSError:
-            self._refuse(_CANNOT_WRITE)
+        while fragment and self.refusal is None:
+            taken = fragment[: _GATHERED_BYTES - self._filled]
+            self._gathered[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            self.size_bytes += len(taken)
+            fragment = fragment[len(taken) :]
+            if self._filled == _GATHERED_BYTES:
+                self._flush()
+
+    def finish(self) -> None:
+        """Write the last bytes; `sha256`, the file and `refusal` are final from here on."""
+        if self.refusal is None:
+            self._flush()
+            self.sha256 = self._digest.hexdigest()
 
     def discard(self) -> None:
         """Close, and remove the file unless it has been moved to where it is kept."""
@@ -103,24 +104,48 @@ class IncomingDataSet:
             os.close(self._descriptor)
             self._descriptor = -1
             self.path.unlink(missing_ok=True)
+        if self._gathered:
+            _spare_buffers.append(self._gathered)
+            self._gathered = memoryview(b"")
 
-    def _start_flush(self) -> None:
-        """Let the disk write what is here while the rest arrives: the fsync at the end then waits a quarter less.
+    def _flush(self) -> None:
+        gathered, self._filled = self._gathered[: self._filled], 0
+        try:
+            self._digest.update(gathered)
+            self._write(gathered)
+        except OSError:
+            self._refuse(_CANNOT_WRITE)
+            return
+        self._start_sync(len(gathered))
+        if self.size_bytes >= self._look_at:  # no sender fills the disk with one endless data set
+            self._look_at += _BETWEEN_LOOKS_AT_ROOM
+            if not self._room.is_left():
+                self._refuse(_NO_ROOM)
+
+    def _start_sync(self, size_bytes: int) -> None:
+        """Let the disk write the last bytes while the rest arrives: the fsync at the end then waits a quarter less.
 
         Linux alone has the call; elsewhere, or if it fails, nothing is lost but time.
         """
         if hasattr(_C, "sync_file_range"):
-            begin, length = ctypes.c_int64(self._hinted), ctypes.c_int64(0)  # 0: to the end of the file
+            begin, length = ctypes.c_int64(self._written - size_bytes), ctypes.c_int64(size_bytes)
             _C.sync_file_range(self._descriptor, begin, length, _SYNC_FILE_RANGE_WRITE)
-        self._hinted = self.size_bytes
 
     def _write(self, content: memoryview) -> None:
+        self._written += len(content)
         while content:
             content = content[os.write(self._descriptor, content) :]
 
     def _refuse(self, answer: Answer) -> None:
         self.refusal = answer
         self.discard()
+
+
+def _take_buffer() -> memoryview:
+    try:
+        return _spare_buffers.pop()
+    except IndexError:
+        return memoryview(bytearray(_GATHERED_BYTES))
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -82,6 +82,7 @@ class Intake:
         return answer
 
     def _end(self, incoming: IncomingDataSet) -> Answer:
+        incoming.finish()
         if incoming.refusal is not None:
             return self._record_refusal(incoming, incoming.refusal)
         try:
@@ -96,10 +97,9 @@ class Intake:
         is_radiograph = header.sop_class_uid in RADIOGRAPHS
         if not (is_radiograph or is_own) and self._settings.other_storage_classes == "refuse":
             return self._record_refusal(incoming, Answer(CLASS_NOT_SUPPORTED, "The SOP class is not accepted here"))
-        sha256 = incoming.sha256
         if self._settings.changed_instance == "refuse" and not is_own:
             known = admissions.known_digests(self._engine, header.sop_instance_uid)
-            if known and sha256 not in known:
+            if known and incoming.sha256 not in known:
                 answer = Answer(NOT_AUTHORISED, "Other content is stored under this SOP instance UID")
                 return self._record_refusal(incoming, answer)
         note = ""
@@ -107,7 +107,7 @@ class Intake:
             note = "own result, not analysed"
         elif not is_radiograph:
             note = "no radiograph, not analysed"
-        stored = keep_instance(self._folders, incoming.path, header, sha256)
+        stored = keep_instance(self._folders, incoming.path, header, incoming.sha256)
         admission = self._together.admit(Arrival(stored, incoming.sender, analyse=not note, note=note))
         log.info(
             "instance received",

@@ -4,7 +4,8 @@ pynetdicom's own loops (3.0) read the socket 4,096 bytes at a time, copy each fr
 and wake two threads of every association a thousand times a second. Here, once an association is established:
 
 - its upper-layer thread sleeps in the kernel until the peer sends something;
-- fragments of a C-STORE data set are read into one buffer and handed from there to an `IncomingDataSet`;
+- what has arrived is read at once, several PDUs of it, and fragments of a C-STORE data set go from there to an
+  `IncomingDataSet`;
 - a complete C-STORE or C-ECHO request is served in that same thread, so no response waits for another thread's turn.
 
 Negotiation, release, abort, the state machine, and every other message stay pynetdicom's. Its notification events for
@@ -17,7 +18,7 @@ import queue
 import select
 import socket
 import struct
-from socketserver import BaseServer
+from collections.abc import Callable
 from ssl import SSLSocket
 from typing import Any, cast
 
@@ -35,7 +36,9 @@ from cxr_node.tls import Identity, Listener, explain, identity_of
 
 log = structlog.get_logger()
 
-_BUFFER_BYTES = 262144
+_BUFFER_BYTES = 1024 * 1024
+_LONGEST_PORTION = 262144
+"""Bytes of a fragment that are handed on at once; longer than any PDU that keeps to what was negotiated."""
 _LONGEST_OTHER_BYTES = 65536
 """Release and abort PDUs have 4 bytes."""
 _P_DATA_TF = 0x04
@@ -43,30 +46,69 @@ _DATA_TRANSFER, _CONNECTION_CLOSED, _INVALID_PDU = "Sta6", "Evt17", "Evt19"
 
 
 class Server(ThreadedAssociationServer):
-    """Listens, and gives every association the loops of this module."""
+    """Gives every connection that it is handed an association with the loops of this module; others listen for it.
 
-    request_queue_size = 128
+    Args:
+        ae: the application entity.
+        address: where the node listens, as associations tell of it.
+        evt_handlers: pynetdicom's events and what they call.
+        intake: where data sets go.
+        ended: called once for each connection that was taken, when it is over; from any thread.
+        tls: for connections over TLS.
+    """
+
     daemon_threads = True
 
     def __init__(
         self,
         ae: ApplicationEntity,
         address: tuple[str, int],
-        ae_title: str,
-        contexts: list[PresentationContext],
         evt_handlers: list[evt.EventHandlerType],
         *,
         intake: Intake,
+        ended: Callable[[], None],
         tls: Listener | None = None,
     ) -> None:
         self.intake = intake
+        self.ended = ended
         self.tls = tls
-        super().__init__(ae, address, ae_title, contexts, None, evt_handlers, request_handler=_Handler)
+        self.beyond_limit: set[object] = set()
+        super().__init__(ae, address, ae.ae_title, _Shared(ae.supported_contexts), None, evt_handlers, request_handler=_Handler)
+        cast("socket.socket", self.socket).close()  # TCPServer makes one for listening
 
-    def shutdown(self) -> None:
-        """Accept no more connections. Associations that there are go on."""
-        BaseServer.shutdown(self)  # pynetdicom's own expects a server that AE.start_server made
-        self.server_close()
+    def take(self, connection: socket.socket, *, is_beyond_limit: bool = False) -> None:
+        """Begin an association on a connection that was accepted.
+
+        Args:
+            connection: it is closed when the association ends.
+            is_beyond_limit: there are too many already: the association will be refused, with that reason.
+        """
+        try:
+            address = connection.getpeername()
+        except OSError:  # the peer has gone again
+            self.shutdown_request(connection)
+            return
+        if is_beyond_limit:
+            self.beyond_limit.add(address)
+        self.process_request(connection, address)
+
+    def server_bind(self) -> None:
+        """Nothing: it doesn't listen."""
+
+    def server_activate(self) -> None:
+        """Nothing: it doesn't listen."""
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection that has come to no association."""
+        super().shutdown_request(request)
+        self.ended()
+
+
+class _Shared(list[PresentationContext]):
+    """Presentation contexts that associations share; pynetdicom copies them for each, which takes up to 35 ms."""
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _Shared:
+        return self  # an acceptor only reads them
 
 
 class _Handler(RequestHandler):
@@ -89,12 +131,15 @@ class _Handler(RequestHandler):
         # a peer that stops in the middle of a PDU would hold its thread for ever
         connection.settimeout(self.ae.network_timeout)
         assoc = super()._create_association()
-        loop = _UpperLayer(assoc)
+        server = cast("Server", self.server)
+        loop = _UpperLayer(assoc, server.ended)
         loop.socket = assoc.dul.socket
+        loop.is_beyond_limit = self.client_address in server.beyond_limit
+        server.beyond_limit.discard(self.client_address)
         loop.identity = identity_of(connection)
         loop.event_queue = assoc.dul.event_queue  # the transport connection's indication waits in it
         assoc.dul = loop
-        assoc.dimse = Messages(assoc, cast("Server", self.server).intake)
+        assoc.dimse = Messages(assoc, server.intake)
         assoc.acse_timeout = self.ae.acse_timeout  # these two set the timers of the new loop
         assoc.network_timeout = self.ae.network_timeout
         return assoc
@@ -115,12 +160,13 @@ class _ToUser(queue.Queue):  # type: ignore[type-arg]
 class _UpperLayer(DULServiceProvider):
     """The upper-layer thread: waits for the socket in the kernel, reads P-DATA-TF PDUs without copying them."""
 
-    def __init__(self, assoc: Association) -> None:
+    def __init__(self, assoc: Association, ended: Callable[[], None]) -> None:
         super().__init__(assoc)
         self.identity = Identity()
+        self.is_beyond_limit = False
         self.to_user_queue = _ToUser(assoc)
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
-        self._poll: select.poll | None = None
+        self._ended = ended
+        self._reader: _Reader | None = None
 
     def run_reactor(self) -> None:
         """Run until the association ends, and remove what it leaves unfinished."""
@@ -130,36 +176,35 @@ class _UpperLayer(DULServiceProvider):
             cast("Messages", self.assoc.dimse).discard()
             # the association's thread may still wait for a request, for a peer that only knocked: half a minute otherwise
             self.to_user_queue.put(None)
+            self._reader = None  # its buffer needn't wait for the garbage collector
+            self._ended()
 
     def _is_transport_event(self) -> bool:
         connection = self.socket.socket if self.socket else None
         if self.state_machine.current_state != _DATA_TRANSFER or connection is None:
             return super()._is_transport_event()
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(connection, select.POLLIN)
-        # what TLS has read and decrypted beyond what was asked for, the kernel knows nothing of
-        is_pending = isinstance(connection, SSLSocket) and connection.pending() > 0
-        if not is_pending and not self._poll.poll(IDLE_S * 1000):
+        if self._reader is None:
+            self._reader = _Reader(connection)
+        if not self._reader.is_ready(IDLE_S):
             return False
         messages = cast("Messages", self.assoc.dimse)
         while True:  # to the end of a data set, since pynetdicom's loop sleeps after each turn
-            self._read_pdu(connection, messages)
+            self._read_pdu(self._reader, messages)
             self._idle_timer.restart()
             if not messages.is_receiving or not self.event_queue.empty() or not self.to_provider_queue.empty():
                 break
         self._process_recv_primitive()  # the response, or our abort
         return True
 
-    def _read_pdu(self, connection: socket.socket, messages: Messages) -> None:
+    def _read_pdu(self, reader: _Reader, messages: Messages) -> None:
         """Read one PDU; what isn't P-DATA-TF becomes an event of the state machine (PS3.8 table 9-10)."""
         try:
-            pdu_type, length = struct.unpack(">BxL", self._read(connection, 6))
+            head = bytes(reader.read(6))
+            pdu_type, length = struct.unpack(">BxL", head)
             if pdu_type == _P_DATA_TF:
-                self._read_p_data(connection, messages, length)
+                self._read_p_data(reader, messages, length)
             elif length <= _LONGEST_OTHER_BYTES:
-                self._read(connection, length, after=6)
-                pdu, event = self._decode_pdu(bytearray(self._buffer[: 6 + length]))
+                pdu, event = self._decode_pdu(bytearray(head + reader.read(length)))
                 self.event_queue.put(event)
                 self._recv_pdu.put(pdu)
             else:
@@ -171,28 +216,67 @@ class _UpperLayer(DULServiceProvider):
             log.warning("invalid PDU or message", reason=repr(error), host=self.assoc.requestor.address)
             self.event_queue.put(_INVALID_PDU)
 
-    def _read_p_data(self, connection: socket.socket, messages: Messages, length: int) -> None:
-        """Hand on the PDVs of a P-DATA-TF PDU (PS3.8 section 9.3.5), in pieces of at most the buffer."""
+    def _read_p_data(self, reader: _Reader, messages: Messages, length: int) -> None:
+        """Hand on the PDVs of a P-DATA-TF PDU (PS3.8 section 9.3.5), in portions."""
         while length:
             if length < 6:
                 raise Malformed("a PDV item that doesn't fit its PDU")
-            item_length, context_id, control = struct.unpack(">LBB", self._read(connection, 6))
+            item_length, context_id, control = struct.unpack(">LBB", reader.read(6))
             length -= 4 + item_length
             remaining = item_length - 2
             if remaining < 0 or length < 0:
                 raise Malformed("a PDV item that doesn't fit its PDU")
-            while remaining > len(self._buffer):
-                remaining -= len(self._buffer)
-                messages.receive(context_id, control & ~LAST, self._read(connection, len(self._buffer)))
-            messages.receive(context_id, control, self._read(connection, remaining))
+            while remaining > _LONGEST_PORTION:
+                remaining -= _LONGEST_PORTION
+                messages.receive(context_id, control & ~LAST, reader.read(_LONGEST_PORTION))
+            messages.receive(context_id, control, reader.read(remaining))
 
-    def _read(self, connection: socket.socket, size: int, after: int = 0) -> memoryview:
-        """The next `size` bytes, in the buffer from `after` on; valid until the next call."""
-        view = self._buffer[after : after + size]
-        filled = 0
-        while filled < size:
-            received = connection.recv_into(view[filled:])
+
+def is_beyond_limit(assoc: Association) -> bool:
+    """Whether an association is one too many; see `Server.take`."""
+    return cast("_UpperLayer", assoc.dul).is_beyond_limit
+
+
+class _Reader:
+    """Reads a connection through a buffer of several PDUs.
+
+    Each call of the system gives up the interpreter lock, and with several associations it is long before it comes back:
+    what has arrived is taken at once.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._begin = self._end = 0
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+
+    def is_ready(self, timeout_s: float) -> bool:
+        """Whether there is something to read, or the connection has ended, within the time."""
+        if self._begin < self._end:
+            return True
+        # what TLS has read and decrypted beyond what was asked for, the kernel knows nothing of
+        if isinstance(self._connection, SSLSocket) and self._connection.pending() > 0:
+            return True
+        return bool(self._poll.poll(timeout_s * 1000))
+
+    def read(self, size: int) -> memoryview:
+        """The next `size` bytes, at most _LONGEST_PORTION; valid until the next call.
+
+        Raises:
+            EOFError, OSError: the connection has ended, or nothing came for the network's time-out.
+        """
+        if self._begin + size > len(self._buffer):
+            rest = self._end - self._begin
+            self._buffer[:rest] = bytes(self._buffer[self._begin : self._end])
+            self._begin, self._end = 0, rest
+        while self._end - self._begin < size:
+            received = self._connection.recv_into(self._buffer[self._end :])
             if not received:
                 raise EOFError("closed by the peer")
-            filled += received
-        return view
+            self._end += received
+        portion = self._buffer[self._begin : self._begin + size]
+        self._begin += size
+        if self._begin == self._end:
+            self._begin = self._end = 0
+        return portion

@@ -35,6 +35,7 @@ def test_writes_a_file_that_pydicom_reads_and_hashes_the_data_set_alone(tmp_path
     arriving = incoming(tmp_path, ds=ds)
     for at in range(0, len(content), 1000):
         arriving.write(memoryview(content)[at : at + 1000])
+    arriving.finish()
     assert arriving.refusal is None
     assert arriving.sha256 == hashlib.sha256(content).hexdigest()
     assert arriving.size_bytes == len(content)
@@ -49,6 +50,7 @@ def test_writes_much_data_unchanged(tmp_path):
     arriving = incoming(tmp_path)
     arriving.write(memoryview(content))
     arriving.write(memoryview(content))
+    arriving.finish()
     assert arriving.path.read_bytes()[arriving.offset :] == content + content
     assert arriving.sha256 == hashlib.sha256(content + content).hexdigest()
     arriving.discard()
@@ -97,6 +99,7 @@ def test_answers_a700_when_the_disk_is_full(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         arriving.write(memoryview(b"x"))
+        arriving.finish()
     assert arriving.refusal.status == 0xA700
     assert list(tmp_path.iterdir()) == []
 
