@@ -17,6 +17,7 @@ from cxr_node.receive.reception import Reception
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 from cxr_node.store.database import open_database
+from cxr_node.tls import listening_context
 
 log = structlog.get_logger()
 
@@ -40,7 +41,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int], N
 
     Raises:
         StoreError: the data folder or the database can't be used.
-        SettingsError: the node can't listen where the settings say.
+        SettingsError: the node can't listen where the settings say, or a file that [tls] names is unfit.
     """
     places = _Places(settings.receive.max_associations)
     count = settings.receive.processes or min(_MOST_PROCESSES, os.cpu_count() or 1)
@@ -50,6 +51,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int], N
         removed = remove_leftovers(DataFolder(settings.node.data_dir).incoming)
         if removed:
             log.warning("half-received files of an earlier run removed", count=removed)
+        if settings.tls.listen:
+            listening_context(settings.tls)  # what is wrong with its files is said here, once
         with _listen(settings) as listening:
             address = listening.getsockname()
             if isinstance(takers, Processes):
