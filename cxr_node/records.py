@@ -38,10 +38,14 @@ class JobState(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery is. Sent, held and cancelled rest; held waits for a person (`cxr-node queue retry`)."""
+    """Where a delivery is. Sent, held and cancelled rest; held waits for a person (`cxr-node queue retry`).
+
+    Committing: the destination has answered that it stored the object, and not yet that it will keep it.
+    """
 
     WAITING = "waiting"
     SENDING = "sending"
+    COMMITTING = "committing"
     SENT = "sent"
     HELD = "held"
     CANCELLED = "cancelled"

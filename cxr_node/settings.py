@@ -113,6 +113,8 @@ class SenderSettings(_Section):
     ae_title: AETitle
     hosts: tuple[str, ...] = ()
     """Addresses or networks (10.1.0.0/16) it may call from; empty: any."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Where it listens for reports of storage commitment, if it doesn't wait for them on its own association."""
     certificate_sha256: tuple[Fingerprint, ...] = ()
     """It has to show one of these certificates; empty: any that tls.ca vouches for."""
     certificate_names: tuple[str, ...] = ()
@@ -140,6 +142,10 @@ class DestinationSettings(_Section):
     timeout_s: float = Field(30, gt=0)
     max_attempts: int = Field(200, ge=1)
     """After as many failures a delivery is held for a person; with the growing waits, about a week."""
+    storage_commitment: bool = False
+    """A result counts as sent only when the destination has reported that it will keep it (N-EVENT-REPORT)."""
+    commitment_timeout_s: float = Field(600, gt=0)
+    """Without a report it is asked again after this time, and then after twice as long, and so on."""
     tls: bool = False
     tls_ca: Path | None = None
     """PEM: who vouches for this destination; absent: tls.ca."""

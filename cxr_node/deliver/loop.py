@@ -10,13 +10,14 @@ import structlog
 
 from cxr_node import faults
 from cxr_node.deliver import reasons
+from cxr_node.deliver.commitment import Inquiry, Reporter
 from cxr_node.deliver.request import EXPECTED, Outcome, StoreRequest, peer_of
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import AssociationLost, DeliveryError
 from cxr_node.logs import explain
 from cxr_node.records import Delivery, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
-from cxr_node.store import deliveries, leases
+from cxr_node.store import commitments, deliveries, leases
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import open_database
 
@@ -53,6 +54,9 @@ class Courier:
         self._out_of_reach = False
         self._to_drain = True  # an earlier run may have left deliveries waiting for a destination in trouble
         self._log = log.bind(destination=destination.name)
+        self._commitment = Inquiry(self._engine, self._peer, destination)
+        if not destination.storage_commitment:
+            commitments.ask_no_more(self._engine, destination.name)
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until `stop` is set. Whatever goes wrong is logged, and after a pause it goes on."""
@@ -78,6 +82,8 @@ class Courier:
         If the destination as a whole fails, the object under way bears the attempt (without an association: the first
         in line), the others go back untried, and the destination is left alone for a growing pause.
         """
+        if self.destination.storage_commitment:
+            self._commitment.go_on()
         out_of_reach = self._knock() if self._out_of_reach else ""
         claimed = deliveries.claim(self._engine, self.destination.name, self._owner, _BATCH, _LEASE_S)
         if not claimed:
@@ -118,7 +124,8 @@ class Courier:
             association.hang_up()
 
     def close(self) -> None:
-        """Release the association and the database."""
+        """Release the associations and the database."""
+        self._commitment.close()
         self._stop_lingering(at_once=True)
         self._engine.dispose()
 
@@ -166,7 +173,7 @@ class Courier:
         known = {"sop_instance_uid": delivery.sop_instance_uid, "kind": str(delivery.kind), "attempt": delivery.attempts}
         if outcome.stored and outcome.status is not None:
             faults.point("object-stored", delivery.sop_instance_uid)
-            deliveries.mark_sent(self._engine, delivery, outcome.status)
+            deliveries.mark_sent(self._engine, delivery, outcome.status, to_commit=self.destination.storage_commitment)
             if self._troubles or self._to_drain:
                 deliveries.make_due(self._engine, self.destination.name)
             self._troubles, self._to_drain = 0, False
@@ -221,6 +228,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     threads = [
         threading.Thread(target=courier.run, args=(stop,), name=f"deliver-{courier.destination.name}") for courier in couriers
     ]
+    reporter = Reporter(settings, engine)
+    threads.append(threading.Thread(target=reporter.run, args=(stop,), name="report"))
     for thread in threads:
         thread.start()
     ready()
@@ -241,8 +250,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     deadline = time.monotonic() + _STOP_GRACE_S
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    for courier, thread in zip(couriers, threads, strict=True):
+    for cut_off, thread in zip([*(courier.cut_off for courier in couriers), reporter.cut_off], threads, strict=True):
         if thread.is_alive():
-            courier.cut_off()
+            cut_off()
         thread.join()
     engine.dispose()

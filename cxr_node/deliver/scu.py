@@ -13,14 +13,13 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, build_context, evt
+from pynetdicom import AE, _config, build_role, evt
 from pynetdicom.association import Association as PynetdicomAssociation
 from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
-from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.deliver import reasons
+from cxr_node.deliver.contexts import LITTLE_ENDIAN, LOSSLESS, convertible, presentation_contexts
 from cxr_node.deliver.request import STORED, Offer, Outcome, Peer, StoreRequest, unusable
 from cxr_node.errors import AssociationLost, DeliveryError, SettingsError
 
@@ -30,10 +29,6 @@ _MAXIMUM_PDU = 131072
 _LONGEST_CONNECT_S = 10.0
 _LONGEST_RELEASE_S = 5.0
 _SLOWEST_LINK = 64 * 1024  # bytes/s: an object may take so long on top of the peer's time to answer
-MOST_OFFERS = 60
-"""An association has room for 128 presentation contexts (PS3.8 9.3.2.2); an offer takes up to two."""
-
-_LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
 
 class Association:
@@ -42,8 +37,21 @@ class Association:
     Verification is always proposed beside what is offered. An uncompressed object is offered in both VR encodings.
     """
 
-    def __init__(self, peer: Peer, offers: Iterable[Offer] = ()) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        offers: Iterable[Offer] = (),
+        *,
+        as_scp_of: Iterable[str] = (),
+        on_event_report: Callable[[evt.Event], int] | None = None,
+    ) -> None:
         """Associate.
+
+        Args:
+            peer: with whom.
+            offers: what will be sent.
+            as_scp_of: SOP classes of which we are the provider, although we ask for the association (PS3.7 D.3.3.4).
+            on_event_report: answers an N-EVENT-REPORT of the peer with a status, in another thread.
 
         Raises:
             DeliveryError: it can't be had; the text says why and what to do about it.
@@ -64,6 +72,8 @@ class Association:
             (evt.EVT_CONN_OPEN, self._on_connected),
             (evt.EVT_DATA_SENT, self._on_data_sent),
         ]
+        if on_event_report is not None:
+            handlers.append((evt.EVT_N_EVENT_REPORT, lambda event: (on_event_report(event), None)))  # type: ignore[arg-type]
         try:
             tls_args = (peer.tls.context(), peer.tls.name) if peer.tls else None
         except SettingsError as error:
@@ -73,9 +83,10 @@ class Association:
             self._assoc: PynetdicomAssociation = ae.associate(
                 peer.host,
                 peer.port,
-                _contexts(self._offers),
+                presentation_contexts(self._offers),
                 ae_title=peer.called_ae_title,
                 max_pdu=_MAXIMUM_PDU,
+                ext_neg=[build_role(sop_class, scp_role=True) for sop_class in as_scp_of],
                 evt_handlers=handlers,  # type: ignore[arg-type]  # narrower than pynetdicom's own alias
                 tls_args=tls_args,
             )
@@ -130,12 +141,40 @@ class Association:
         instance: Path | Dataset = request.path
         if as_transfer_syntax != request.transfer_syntax_uid:
             instance = dcmread(request.path)  # pynetdicom encodes it anew for the accepted context
+            if request.transfer_syntax_uid in LOSSLESS:
+                instance.decompress(generate_instance_uid=False)  # the same pixels, so the same instance
         timeout_s = self.peer.timeout_s + request.path.stat().st_size / _SLOWEST_LINK
         response = self._answer(lambda: self._assoc.send_c_store(instance, self._next_message_id()), timeout_s)
         status = int(response.Status)
         if status in STORED:
             return Outcome(status)
         return Outcome(status, reasons.not_stored(self.peer, status, str(response.get("ErrorComment", ""))))
+
+    def action(self, sop_class_uid: str, sop_instance_uid: str, action_type: int, ds: Dataset) -> int:
+        """N-ACTION; the status of the response.
+
+        Raises:
+            AssociationLost, DeliveryError: see `store`.
+        """
+
+        def send() -> Dataset:
+            message_id = self._next_message_id()
+            return self._assoc.send_n_action(ds, action_type, sop_class_uid, sop_instance_uid, message_id)[0]
+
+        return int(self._answer(send, self.peer.timeout_s).Status)
+
+    def event_report(self, sop_class_uid: str, sop_instance_uid: str, event_type: int, ds: Dataset) -> int:
+        """N-EVENT-REPORT; the status of the response.
+
+        Raises:
+            AssociationLost, DeliveryError: see `store`.
+        """
+
+        def send() -> Dataset:
+            message_id = self._next_message_id()
+            return self._assoc.send_n_event_report(ds, event_type, sop_class_uid, sop_instance_uid, message_id)[0]
+
+        return int(self._answer(send, self.peer.timeout_s).Status)
 
     def release(self) -> None:
         """End it in order; aborts it if the peer doesn't answer soon."""
@@ -182,8 +221,8 @@ class Association:
         }
         if transfer_syntax_uid in accepted:
             return transfer_syntax_uid
-        if _convertible(transfer_syntax_uid):
-            return next((syntax for syntax in _LITTLE_ENDIAN if syntax in accepted), None)
+        if convertible(transfer_syntax_uid):
+            return next((syntax for syntax in LITTLE_ENDIAN if syntax in accepted), None)
         return None
 
     def _next_message_id(self) -> int:
@@ -250,23 +289,6 @@ def echo(host: str, port: int, called_ae_title: str, calling_ae_title: str, time
         association.echo()
     finally:
         association.release()
-
-
-def _contexts(offers: Iterable[Offer]) -> list[PresentationContext]:
-    contexts = [build_context(Verification, ImplicitVRLittleEndian)]
-    for sop_class_uid, transfer_syntax_uid in sorted(offers):
-        # its own context for the file's syntax, else the peer may choose another although it takes this one
-        contexts.append(build_context(sop_class_uid, transfer_syntax_uid))
-        if _convertible(transfer_syntax_uid):
-            others: list[str | UID] = [syntax for syntax in _LITTLE_ENDIAN if syntax != transfer_syntax_uid]
-            contexts.append(build_context(sop_class_uid, others))
-    return contexts
-
-
-def _convertible(transfer_syntax_uid: str) -> bool:
-    """Whether it can be encoded anew without touching pixels."""
-    syntax = UID(transfer_syntax_uid)
-    return syntax.is_transfer_syntax and not syntax.is_compressed and syntax.is_little_endian
 
 
 def _why_not_connected(peer: Peer, waited_s: float) -> OSError | None:

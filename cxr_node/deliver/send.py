@@ -12,8 +12,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from cxr_node.deliver.contexts import MOST_OFFERS
 from cxr_node.deliver.request import Offer, Outcome, Peer, StoreRequest
-from cxr_node.deliver.scu import MOST_OFFERS, Association
+from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
 from cxr_node.logs import explain
 

@@ -58,9 +58,12 @@ class Messages(DIMSEServiceProvider):
         return self._incoming is not None
 
     def get_msg(self, block: bool = False) -> Any:
-        """What the association's thread polls for: waits until there is something, or for a moment."""
+        """What the association's thread polls for: waits until there is something, or for a moment.
+
+        With `block` for the response to a request of ours, as long as that may take.
+        """
         try:
-            return self.msg_queue.get(timeout=IDLE_S)
+            return self.msg_queue.get(timeout=self.dimse_timeout if block else IDLE_S)
         except queue.Empty:
             return None, None
 

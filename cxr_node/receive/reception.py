@@ -14,6 +14,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from cxr_node.receive import commitment
 from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, refusal_of
 from cxr_node.receive.intake import Intake
 from cxr_node.receive.messages import MAXIMUM_PDU_SIZE, sender_of
@@ -54,7 +55,10 @@ class Reception:
         self._ae = _application_entity(settings)
         tls = Listener(settings.tls) if settings.tls.listen else None
         self._engine = open_database(settings)
-        handlers: list[evt.EventHandlerType] = [(evt.EVT_REQUESTED, _on_requested, [settings, self._engine])]
+        handlers: list[evt.EventHandlerType] = [
+            (evt.EVT_REQUESTED, _on_requested, [settings, self._engine]),
+            *commitment.Commitment(settings, self._engine).handlers(),
+        ]
         self._server = Server(self._ae, address, handlers, intake=Intake(settings, self._engine), ended=ended, tls=tls)
 
     def take(self, connection: socket.socket, *, is_beyond_limit: bool) -> None:
@@ -89,6 +93,7 @@ def _application_entity(settings: Settings) -> AE:
     ae.network_timeout = settings.receive.network_timeout_s
     ae.implementation_version_name = "CXR_NODE"
     ae.add_supported_context(Verification)
+    commitment.support(ae)
     for sop_class in sorted(_storage_classes(settings)):
         ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
     _config.LOG_HANDLER_LEVEL = "none"  # its log lines are formatted before they are thrown away

@@ -103,13 +103,21 @@ def renew(engine: Engine, owner: str, claimed: Sequence[Delivery], lease_s: floa
         )
 
 
-def mark_sent(engine: Engine, delivery: Delivery, status: int) -> None:
-    """The destination has answered that it stored the object."""
+def mark_sent(engine: Engine, delivery: Delivery, status: int, *, to_commit: bool = False) -> None:
+    """The destination has answered that it stored the object. `to_commit`: it has yet to be asked whether it keeps it."""
     with write(engine) as connection:
         if connection.execute(
             update(deliveries)
             .where(_still_sending(delivery))
-            .values(state=DeliveryState.SENT, status=status, reason="", sent_at=time.time(), lease_owner="", lease_until=0)
+            .values(
+                state=DeliveryState.COMMITTING if to_commit else DeliveryState.SENT,
+                not_before=0,
+                status=status,
+                reason="",
+                sent_at=time.time(),
+                lease_owner="",
+                lease_until=0,
+            )
         ).rowcount:
             audit.add(connection, _event("result-sent", delivery, "success", f"{delivery.kind}, status 0x{status:04X}"))
     faults.point("delivery-noted", delivery.sop_instance_uid)
@@ -172,7 +180,7 @@ def hold_strays(engine: Engine, destinations: Collection[str]) -> int:
     stray = and_(
         deliveries.c.destination.not_in(destinations),
         or_(
-            deliveries.c.state == DeliveryState.WAITING,
+            deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.COMMITTING)),
             and_(deliveries.c.state == DeliveryState.SENDING, deliveries.c.lease_until < time.time()),
         ),
     )

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, Select, func, select, update
 from cxr_node.records import AuditEvent, DeliveryState, JobState
 from cxr_node.store import audit
 from cxr_node.store.database import write
-from cxr_node.store.schema import deliveries, instances, jobs, results
+from cxr_node.store.schema import commitment_reports, deliveries, instances, jobs, results
 
 
 def count_states(engine: Engine) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def count_states(engine: Engine) -> dict[str, Any]:
         oldest_job = one(select(func.min(jobs.c.created_at)).where(jobs.c.state.in_((JobState.NEW, JobState.RUNNING))))
         oldest_delivery = one(
             select(func.min(deliveries.c.created_at)).where(
-                deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.SENDING))
+                deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.COMMITTING))
             )
         )
         return {
@@ -67,6 +67,12 @@ def held_by_reason(engine: Engine) -> list[dict[str, Any]]:
             .group_by(deliveries.c.destination, deliveries.c.reason)
         ):
             found.append({"what": f"deliveries to {name}", "count": number, "reason": reason})
+        for name, reason, number in connection.execute(
+            select(commitment_reports.c.ae_title, commitment_reports.c.reason, count)
+            .where(commitment_reports.c.state == DeliveryState.HELD)
+            .group_by(commitment_reports.c.ae_title, commitment_reports.c.reason)
+        ):
+            found.append({"what": f"commitment reports to {name}", "count": number, "reason": reason})
     return sorted(found, key=lambda row: -row["count"])
 
 
@@ -161,7 +167,7 @@ def retry_delivery(engine: Engine, delivery_id: int, user: str) -> bool:
 
 def cancel_delivery(engine: Engine, delivery_id: int, user: str) -> bool:
     """Give up a waiting or held delivery; False if it is in another state."""
-    states = (DeliveryState.WAITING, DeliveryState.HELD)
+    states = (DeliveryState.WAITING, DeliveryState.COMMITTING, DeliveryState.HELD)
     return _change_delivery(engine, delivery_id, user, "delivery-cancelled", states, DeliveryState.CANCELLED)
 
 
@@ -203,7 +209,7 @@ def _change_delivery(
         changed = connection.execute(
             update(deliveries)
             .where(deliveries.c.id == delivery_id, deliveries.c.state.in_(states))
-            .values(state=new_state, attempts=0, not_before=0)
+            .values(state=new_state, attempts=0, asks=0, not_before=0)
             .returning(deliveries.c.destination, deliveries.c.result_id)
         ).one_or_none()
         if changed is None:

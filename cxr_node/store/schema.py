@@ -98,7 +98,16 @@ deliveries = Table(
     Column("reason", Text, nullable=False),  # why the last attempt failed
     Column("created_at", Float, nullable=False),
     Column("sent_at", Float),
+    Column("transaction_uid", String(64), nullable=False, server_default=""),  # under which commitment was asked for last
+    Column("asks", Integer, nullable=False, server_default="0"),  # how often it was
+    Column("committed_at", Float),
     UniqueConstraint("result_id", "destination"),
+)
+Index(
+    "ix_deliveries_transaction_uid",
+    deliveries.c.transaction_uid,
+    sqlite_where=text("transaction_uid != ''"),
+    postgresql_where=text("transaction_uid != ''"),
 )
 Index(
     "ix_deliveries_due",
@@ -106,6 +115,23 @@ Index(
     deliveries.c.id,
     sqlite_where=text("state IN ('waiting', 'sending')"),
     postgresql_where=text("state IN ('waiting', 'sending')"),
+)
+
+commitment_reports = Table(  # what modalities asked the node to commit, and whether they have been told
+    "commitment_reports",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("transaction_uid", String(64), nullable=False),
+    Column("ae_title", String(16), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("committed", Text, nullable=False),  # JSON list of SOP class UID, SOP instance UID
+    Column("failed", Text, nullable=False),  # JSON list of SOP class UID, SOP instance UID, failure reason
+    Column("state", String(16), nullable=False, index=True),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("sent_at", Float),
 )
 
 audit = Table(

@@ -210,6 +210,25 @@ def test_a_newer_schema_is_named_and_left_alone(store):
         open_database(store.settings)
 
 
+def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(store):
+    from alembic import command
+    from alembic.config import Config
+
+    store.receive()
+    store.finish(store.claim()[0])
+    before = overview.list_deliveries(store.engine)
+    config = Config()
+    config.set_main_option("script_location", "cxr_node/store/migrations")
+    with write(store.engine) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+    store.engine.dispose()
+    engine = open_database(store.settings)
+    assert overview.list_deliveries(engine) == before
+    assert len(deliveries.claim(engine, "pacs", "d", 8, 60)) == 2
+    engine.dispose()
+
+
 def test_the_schema_and_its_migrations_agree(store):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext

@@ -32,6 +32,7 @@ FLOORS = (
     ("settings", "logs", "limits"),
     ("prepare", "nets", "tls"),
     ("emulate", "phantom"),
+    ("commitment",),
     ("source", "store", "analyse", "compose"),
     ("receive", "work", "deliver", "web", "housekeeping"),
     ("node",),
