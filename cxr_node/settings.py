@@ -47,6 +47,14 @@ Fingerprint = Annotated[
 """SHA-256 of a certificate in hexadecimal digits, with or without colons."""
 
 
+_OVERLAY_SYNTAXES = {
+    "raw": "1.2.840.10008.1.2.1",
+    "rle": "1.2.840.10008.1.2.5",
+    "jpeg-ls": "1.2.840.10008.1.2.4.80",
+    "jpeg2000": "1.2.840.10008.1.2.4.90",
+}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -183,6 +191,15 @@ class OverlaySettings(_Section):
     """[overlay]"""
 
     max_side_px: int = Field(1280, ge=256)
+    compression: Literal["raw", "rle", "jpeg-ls", "jpeg2000"] = "raw"
+    """All without losses. A destination that doesn't take the compressed form is sent the raw one."""
+    side_by_side: bool = False
+    """The radiograph as it is, left of the overlay."""
+
+    @property
+    def transfer_syntax_uid(self) -> str:
+        """What `compression` is in DICOM (PS3.5 section 10)."""
+        return _OVERLAY_SYNTAXES[self.compression]
 
 
 class RetentionSettings(_Section):

@@ -165,7 +165,7 @@ class Worker:
             findings,
             revision=job.revision,
             kinds={kind for kinds in destinations.values() for kind in kinds} or DEFAULT_KINDS,
-            max_side_px=self._settings.overlay.max_side_px,
+            overlay=self._settings.overlay,
             predecessor=self._predecessor(job),
             now=datetime.now(UTC).astimezone(),
         )

@@ -13,9 +13,11 @@ from pydicom.dataset import FileMetaDataset
 
 from cxr_node.prepare.network_image import to_network_image
 from cxr_node.records import LABELS, SIDES, ZONES, Findings, Geometry, Model, Radiograph
+from cxr_node.settings import OverlaySettings
 
 NOW = datetime(2026, 3, 4, 15, 16, 17, 250000, tzinfo=UTC)
 MODEL = Model("CXRNet", "1.2.0", "0123456789abcdef" * 4)
+SMALL = OverlaySettings(max_side_px=256)
 PROBABILITIES = dict(zip(LABELS, (0.0312, 0.8734, 0.0654, 0.03), strict=True))
 SIDE = 224
 RIGHT_LUNG, LEFT_LUNG = ((120, 70), (82, 40)), ((120, 154), (82, 40))

@@ -168,10 +168,9 @@ def _write_results(
     kinds: Collection[ResultKind],
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    side = settings.overlay.max_side_px
     files: dict[str, str] = {}
     now = datetime.now(UTC).astimezone()
-    for item in compose_results(source.ds, source.radiograph, findings, kinds=kinds, max_side_px=side, now=now):
+    for item in compose_results(source.ds, source.radiograph, findings, kinds=kinds, overlay=settings.overlay, now=now):
         target = out / f"{name}.{item.kind}.dcm"
         target.write_bytes(item.content)
         files[item.kind] = str(target)

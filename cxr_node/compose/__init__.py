@@ -14,6 +14,7 @@ from cxr_node.compose.secondary_capture import compose_secondary_capture, draw_o
 from cxr_node.compose.segmentation import compose_heat_levels, compose_heat_values, compose_lungs
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.records import ComposedObject, Findings, Radiograph, ResultKind
+from cxr_node.settings import OverlaySettings
 
 __all__ = ["DEFAULT_KINDS", "compose_results", "draw_overlay", "pixel_aspect"]
 
@@ -35,7 +36,7 @@ def compose_results(
     *,
     revision: int = 0,
     kinds: Collection[ResultKind] = DEFAULT_KINDS,
-    max_side_px: int = 1280,
+    overlay: OverlaySettings = OverlaySettings(),  # noqa: B008 - frozen
     predecessor: Dataset | None = None,
     now: datetime,
 ) -> list[ComposedObject]:
@@ -47,7 +48,7 @@ def compose_results(
         findings: what the networks said of it.
         revision: 0 for the first content of this SOP instance UID, then counting up: each has results of its own.
         kinds: what to make; nothing else is computed.
-        max_side_px: longest side of the overlay.
+        overlay: how it is drawn and encoded.
         predecessor: the report of an earlier revision, which this one's replaces: its UIDs are read.
         now: when the results are made, with a time zone.
 
@@ -62,11 +63,19 @@ def compose_results(
             continue
         where = place(source, model, kind, revision)
         if kind == ResultKind.OVERLAY:
-            picture = draw_overlay(radiograph, findings, max_side_px, pixel_aspect=pixel_aspect(source))
-            made[kind] = compose_secondary_capture(source, picture, where)
+            picture = draw_overlay(
+                *(radiograph, findings, overlay.max_side_px),
+                pixel_aspect=pixel_aspect(source),
+                side_by_side=overlay.side_by_side,
+            )
+            made[kind] = compose_secondary_capture(source, picture, where, overlay.transfer_syntax_uid)
         elif kind == ResultKind.REPORT:
-            overlay, lungs = made.get(ResultKind.OVERLAY), made.get(ResultKind.LUNGS)
-            made[kind] = compose_report(source, maps, where, overlay=overlay, lungs=lungs, predecessor=predecessor)
+            made[kind] = compose_report(
+                *(source, maps, where),
+                overlay=made.get(ResultKind.OVERLAY),
+                lungs=made.get(ResultKind.LUNGS),
+                predecessor=predecessor,
+            )
         else:
             made[kind] = _OVER_THE_SOURCE[kind](source, maps, where)
     composed = []

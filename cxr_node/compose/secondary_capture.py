@@ -12,13 +12,24 @@ from highdicom.sc import SCImage
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from cxr_node.compose.identity import NOT_FOR_DIAGNOSIS, Place, bare_reference, program_version, value_of
 from cxr_node.compose.source_pixels import patient_orientation
-from cxr_node.compose.words import TITLES
+from cxr_node.compose.words import TITLES, title
 from cxr_node.prepare.geometry import mask_to_source, to_source
 from cxr_node.records import LABELS, MODEL_NAME, Findings, Geometry, Radiograph
+
+_ENCODERS = {RLELossless: "pylibjpeg", JPEGLSLossless: "pyjpegls", JPEG2000Lossless: "pylibjpeg"}
+"""pydicom's plugins for each compression."""
 
 _COLOURS = cv2.COLORMAP_PLASMA
 """Perceptually even, readable by the colour-blind, and without the greys of the radiograph it lies on."""
@@ -39,7 +50,9 @@ _Picture = NDArray[np.uint8]
 _Colour = tuple[int, int, int]
 
 
-def draw_overlay(radiograph: Radiograph, findings: Findings, max_side_px: int, *, pixel_aspect: float = 1.0) -> _Picture:
+def draw_overlay(
+    radiograph: Radiograph, findings: Findings, max_side_px: int, *, pixel_aspect: float = 1.0, side_by_side: bool = False
+) -> _Picture:
     """The picture that readers see.
 
     Args:
@@ -48,15 +61,18 @@ def draw_overlay(radiograph: Radiograph, findings: Findings, max_side_px: int, *
         max_side_px: longest side of the result, panel included.
         pixel_aspect: height of a source pixel by its width (see `source_pixels.pixel_aspect`); the picture's pixels are square.
 
+        side_by_side: the radiograph alone stands left of the overlay.
+
     Returns:
         uint8 (h, w, 3), RGB.
     """
     rows, columns = radiograph.pixels.shape
-    height, width = _picture_size(rows * pixel_aspect, columns, max_side_px)
+    height, width = _picture_size(rows * pixel_aspect, columns, max_side_px, 2 if side_by_side else 1)
     grey = _to_grey(radiograph.pixels, height, width)
     if findings.greys_inverted:  # shown as it was read, not as a wrong header has it
         grey = 255 - grey
-    picture: _Picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+    plain: _Picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+    picture = plain.copy()
     lungs = mask_to_source(findings.lungs, radiograph.geometry, (height, width)).astype(np.uint8)
     heat = to_source(findings.heatmap, radiograph.geometry, shape=(height, width))
     left, top, across, down = cv2.boundingRect(lungs)
@@ -65,16 +81,21 @@ def draw_overlay(radiograph: Radiograph, findings: Findings, max_side_px: int, *
         picture[box] = _blend(picture[box], heat[box] * lungs[box])
     outlines, _ = cv2.findContours(lungs, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, outlines, -1, _OUTLINE, max(1, round(width / 700)), cv2.LINE_AA)
-    return np.vstack((_header(radiograph.geometry, width), picture, _panel(findings, width)))
+    header, panel = _header(radiograph.geometry, width), _panel(findings, width)
+    drawn = np.vstack((header, picture, panel))
+    return np.hstack((np.vstack((header, plain, np.zeros_like(panel))), drawn)) if side_by_side else drawn
 
 
-def compose_secondary_capture(source: Dataset, picture: _Picture, place: Place) -> Dataset:
+def compose_secondary_capture(
+    source: Dataset, picture: _Picture, place: Place, transfer_syntax_uid: str = ExplicitVRLittleEndian
+) -> Dataset:
     """The picture as a Secondary Capture data set, not yet identified.
 
     Args:
         source: the image's header.
         picture: uint8 (h, w, 3), RGB, from `draw_overlay`.
         place: the object's own UIDs and numbers.
+        transfer_syntax_uid: Explicit VR Little Endian, or one of the lossless compressions that `_ENCODERS` names.
     """
     ds = SCImage.from_ref_dataset(
         bare_reference(source),
@@ -98,6 +119,8 @@ def compose_secondary_capture(source: Dataset, picture: _Picture, place: Place) 
     ds.DerivationDescription = "Resampled; heat map of a neural network and lung outlines drawn in; panel of results added"
     ds.SourceImageSequence = [_reference(source)]
     _inherit_compression(source, ds)
+    if transfer_syntax_uid != ExplicitVRLittleEndian:
+        ds.compress(transfer_syntax_uid, encoding_plugin=_ENCODERS[UID(transfer_syntax_uid)], generate_instance_uid=False)
     return ds
 
 
@@ -127,10 +150,10 @@ def _inherit_compression(source: Dataset, ds: Dataset) -> None:
                 setattr(ds, keyword, value)
 
 
-def _picture_size(height: float, width: float, max_side_px: int) -> tuple[int, int]:
-    """Height and width of the radiograph in the picture, so that picture and panel together fit."""
+def _picture_size(height: float, width: float, max_side_px: int, pictures: int) -> tuple[int, int]:
+    """Height and width of a radiograph in the picture, so that so many of them beside each other, and the panel, fit."""
     target = min(max_side_px, max(_MIN_TARGET_PX, round(height), round(width)))
-    scale = target / max(width, height + (_HEADER + _PANEL) * width)
+    scale = target / max(pictures * width, height + (_HEADER + _PANEL) * width)
     columns = max(1, round(width * scale))
     room = target - round(_HEADER * columns) - round(_PANEL * columns)
     return max(1, min(round(height * scale), room)), columns
@@ -182,22 +205,22 @@ def _panel(findings: Findings, width: int) -> _Picture:
         return max(6, round(share * width))
 
     cv2.line(panel, (0, 0), (width, 0), _DARK, 1)
-    likeliest = findings.probabilities[findings.label]
-    _text(panel, TITLES[findings.label], at(0.025, 0.05), size(0.042), _WHITE, _BOLD, room=round(0.467 * width))
-    _text(panel, f"{likeliest:.0%}", at(0.625, 0.05), size(0.042), _WHITE, _BOLD, "right")
+    named = None if findings.indeterminate else findings.label
+    _text(panel, title(findings), at(0.025, 0.05), size(0.042), _WHITE, _BOLD, room=round(0.467 * width))
+    if named:
+        _text(panel, f"{findings.probabilities[named]:.0%}", at(0.625, 0.05), size(0.042), _WHITE, _BOLD, "right")
     model = f"{findings.model.name} {findings.model.version}"
     room = round(0.295 * width)
     _text(panel, model, at(0.975, 0.035), size(0.021), _LIGHT, _REGULAR, "right", room)
     _text(panel, f"{MODEL_NAME} {program_version()}", at(0.975, 0.062), size(0.0175), _DIM, _REGULAR, "right")
     for row, label in enumerate(LABELS):
         y = 0.088 + 0.03 * row
-        named = label == findings.label
-        colour, weight = (_WHITE, _BOLD) if named else (_LIGHT, _REGULAR)
+        colour, weight = (_WHITE, _BOLD) if label == named else (_LIGHT, _REGULAR)
         _text(panel, TITLES[label], at(0.025, y), size(0.021), colour, weight)
         left, right = 0.268, 0.53
         cv2.rectangle(panel, at(left, y - 0.014), at(right, y), _DARK, cv2.FILLED)
         filled = left + (right - left) * findings.probabilities[label]
-        cv2.rectangle(panel, at(left, y - 0.014), at(filled, y), _BAR if named else _DIM, cv2.FILLED)
+        cv2.rectangle(panel, at(left, y - 0.014), at(filled, y), _BAR if label == named else _DIM, cv2.FILLED)
         _text(panel, f"{findings.probabilities[label]:.1%}", at(0.625, y), size(0.021), colour, weight, "right")
     _text(panel, "Heat: 1 is the strongest in this image", at(0.68, 0.105), size(0.0185), _LIGHT, _REGULAR, room=room)
     _colour_bar(panel, at(0.68, 0.116), at(0.975, 0.144))

@@ -17,6 +17,9 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    RLELossless,
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import StoragePresentationContexts
@@ -27,6 +30,7 @@ from cxr_node.deliver.request import Peer, StoreRequest
 from cxr_node.deliver.scu import Association, echo
 from cxr_node.deliver.send import store_files
 from cxr_node.errors import AssociationLost, DeliveryError
+from tests.images import grey_image, ramp, save
 from tests.scps import STORAGE, UNCOMPRESSED, closed_port, listener, storage_scp, write_instance
 
 
@@ -133,15 +137,27 @@ class TestStoring:
         assert "doesn't take Comprehensive 3D SR Storage" in refused.error
         assert not refused.unusable
 
+    @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+    def test_a_lossless_picture_is_sent_raw_to_a_peer_that_takes_no_other(self, tmp_path, syntax):
+        ds = grey_image(ramp(), transfer_syntax=syntax, SOPClassUID=SecondaryCaptureImageStorage)
+        save(ds, tmp_path / "compressed.dcm")
+        request = StoreRequest(tmp_path / "compressed.dcm", SecondaryCaptureImageStorage, syntax, ds.SOPInstanceUID)
+        with storage_scp() as scp:
+            [outcome] = store_files([request], peer_at(scp.port))
+        assert outcome.stored
+        ((_, transfer_syntax_uid, content),) = scp.received
+        assert transfer_syntax_uid == ExplicitVRLittleEndian
+        assert content.endswith(ramp().tobytes())
+
     def test_a_refused_transfer_syntax_is_named(self, tmp_path, overlay):
-        request = StoreRequest(overlay.path, SecondaryCaptureImageStorage, JPEG2000Lossless, overlay.sop_instance_uid)
+        request = StoreRequest(overlay.path, SecondaryCaptureImageStorage, JPEGBaseline8Bit, overlay.sop_instance_uid)
         ds = dcmread(overlay.path)
-        ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
         del ds.EncapsulatedDocument
         dcmwrite(overlay.path, ds, enforce_file_format=True)
         with storage_scp() as scp:
             refused, also_refused = store_files([request, request], peer_at(scp.port))
-        assert "JPEG 2000" in refused.error
+        assert "JPEG Baseline" in refused.error
         assert also_refused == refused
         assert scp.received == []
 

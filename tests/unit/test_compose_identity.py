@@ -15,7 +15,7 @@ from pydicom.uid import UID
 from cxr_node.compose import compose_results
 from cxr_node.compose.identity import derived_uid
 from cxr_node.records import MODEL_NAME, ResultKind
-from tests.composing import MODEL, NOW, findings, radiograph, source
+from tests.composing import MODEL, NOW, SMALL, findings, radiograph, source
 
 OVERLAY, REPORT = ResultKind.OVERLAY, ResultKind.REPORT
 BOTH = pytest.mark.parametrize("kind", [OVERLAY, REPORT])
@@ -23,7 +23,7 @@ BOTH = pytest.mark.parametrize("kind", [OVERLAY, REPORT])
 
 def compose(ds=None, *, now=NOW, model=MODEL, **options):
     ds = source() if ds is None else ds
-    return compose_results(ds, radiograph(), findings(model=model), now=now, max_side_px=256, **options)
+    return compose_results(ds, radiograph(), findings(model=model), now=now, overlay=SMALL, **options)
 
 
 def read(ds=None, kind=OVERLAY, **options):

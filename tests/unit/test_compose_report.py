@@ -16,7 +16,7 @@ from pydicom.uid import UID
 from cxr_node.compose import compose_results
 from cxr_node.compose.report import lung_rectangle
 from cxr_node.records import LABELS, Geometry, ResultKind
-from tests.composing import MODEL, NOW, PROBABILITIES, SIDE, findings, radiograph, source
+from tests.composing import MODEL, NOW, PROBABILITIES, SIDE, SMALL, findings, radiograph, source
 
 CODES = tomllib.loads((files("cxr_node.compose") / "codes.toml").read_text("utf-8"))
 BOTH = (ResultKind.OVERLAY, ResultKind.REPORT)
@@ -26,7 +26,7 @@ WITH_LUNGS = (ResultKind.LUNGS, ResultKind.REPORT)
 def composed(way=None, kinds=BOTH, predecessor=None, **changes):
     made = compose_results(
         *(source(), radiograph(**(way or {})), findings(**changes)),
-        **{"now": NOW, "kinds": kinds, "max_side_px": 256, "predecessor": predecessor},
+        **{"now": NOW, "kinds": kinds, "overlay": SMALL, "predecessor": predecessor},
     )
     return {item.kind: pydicom.dcmread(BytesIO(item.content)) for item in made}
 

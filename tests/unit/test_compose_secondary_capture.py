@@ -14,6 +14,7 @@ from pydicom import Dataset
 from cxr_node.compose import compose_results, draw_overlay, pixel_aspect
 from cxr_node.prepare.radiograph import prepare_dataset
 from cxr_node.records import LABELS, Geometry, Model, Radiograph, ResultKind
+from cxr_node.settings import OverlaySettings
 from tests.composing import MARK, NOW, PROBABILITIES, SIDE, findings, heat_at, lungs, radiograph, source, upright_chest
 
 COLOURED = 40
@@ -45,9 +46,9 @@ def upright_again(picture, *, transposed=False, down=False, across=False):
     return picture[:, ::-1] if across else picture
 
 
-def overlay_object(ds=None, **changes):
+def overlay_object(ds=None, overlay=OverlaySettings(), **changes):  # noqa: B008 - frozen
     ds = source() if ds is None else ds
-    item, *_ = compose_results(ds, radiograph(), findings(**changes), now=NOW, kinds=[ResultKind.OVERLAY])
+    item, *_ = compose_results(ds, radiograph(), findings(**changes), overlay=overlay, now=NOW, kinds=[ResultKind.OVERLAY])
     return pydicom.dcmread(BytesIO(item.content))
 
 
@@ -217,6 +218,42 @@ def test_no_text_runs_over_the_edge_or_into_another(max_side_px):
     assert not panel[round(0.64 * width) : round(0.67 * width)].any()
     title = drawn[drawn.shape[0] - round(0.205 * width) + 2 :][: round(0.055 * width)].max(axis=(0, 2))
     assert not title[round(0.493 * width) : round(0.497 * width)].any()
+
+
+def test_an_indeterminate_result_names_no_class():
+    sure, unsure = (draw_overlay(radiograph(), findings(indeterminate_below=below), 800) for below in (0.0, 0.9))
+    width = sure.shape[1]
+    top = sure.shape[0] - round(0.205 * width)
+    assert not np.array_equal(sure[top:], unsure[top:])
+    percent = unsure[top + 2 : top + round(0.06 * width), round(0.5 * width) : round(0.65 * width)]
+    assert not percent.any()
+    bars = unsure[top + round(0.07 * width) :, round(0.268 * width) : round(0.53 * width)].astype(int)
+    assert (bars.max(axis=2) == bars.min(axis=2)).all()  # none of them is the coloured one of the class that is named
+
+
+def test_side_by_side_shows_the_radiograph_untouched_beside_the_overlay():
+    drawn = draw_overlay(radiograph(), findings(), 1000, side_by_side=True)
+    assert max(drawn.shape[:2]) <= 1000
+    assert drawn.shape[1] % 2 == 0
+    width = drawn.shape[1] // 2
+    plain, overlay = drawn[:, :width], drawn[:, width:]
+    left, right = picture_of(plain), picture_of(overlay)
+    assert (colourfulness(left) == 0).all()
+    assert colourfulness(right).max() > COLOURED
+    away_from_the_lungs = np.s_[: left.shape[0] // 10]
+    assert np.array_equal(left[away_from_the_lungs], right[away_from_the_lungs])
+    assert plain[-round(0.2 * width) :].max() == 0
+    assert overlay[-round(0.2 * width) :].max() == 255
+
+
+@pytest.mark.parametrize("compression", ["raw", "rle", "jpeg-ls", "jpeg2000"])
+def test_every_compression_keeps_the_picture(compression):
+    given = OverlaySettings(max_side_px=400, compression=compression)
+    ds = overlay_object(overlay=given)
+    assert ds.file_meta.TransferSyntaxUID == given.transfer_syntax_uid
+    assert np.array_equal(ds.pixel_array, draw_overlay(radiograph(), findings(), 400))
+    assert "LossyImageCompression" not in ds
+    assert (len(ds.PixelData) < ds.Rows * ds.Columns * 3) == (compression != "raw")
 
 
 def test_says_what_the_standard_wants_of_a_derived_image():

@@ -22,6 +22,8 @@ _VALUES = {
     "precision": "fp32",
     "weights_dir": "/weights",
     "max_side_px": "300",
+    "compression": "jpeg-ls",
+    "side_by_side": "True",
     "listen": "True",
     "certificate": "/node.pem",
     "key": "/node.key",
