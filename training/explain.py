@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from training.dataset import Radiograph, load_images, load_masks, read_manifest
 from training.explain_pictures import draw_curves, draw_examples, draw_lungs
+from training.explained import Explained, Kept
 from training.explanations import METHODS, explanations
 from training.perturbation import STEPS, aoppc, area_under, by_rank, correlation, deleted, inserted, normalised, perturbed
 
@@ -34,23 +35,12 @@ _COVID = LABELS.index("covid19_pneumonia")
 _EXAMPLES, _SEGMENTED = 3, 6
 CURVES = ("ppc", "deletion", "insertion")
 
-Curves = NDArray[np.float64]
-"""float64 (N, 11): the probability of the true class at x = 0, 0.1 … 1."""
-
-
-@dataclass(frozen=True)
-class Explained:
-    """One image's figures: `curves` by method and CURVES, float64 (11,); the others by method, None where unknown."""
-
-    label: int
-    curves: dict[tuple[str, str], NDArray[np.float64]]
-    heat_in_lungs: dict[str, float]
-    heat_in_annotated_lungs: dict[str, float | None]
-    input_correlation: dict[str, float]
-
 
 def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int = 0) -> dict[str, Any]:
     """Explain and write OUT/metrics.json (into what `evaluate` left there), curves.csv and pictures.
+
+    What was measured is kept in OUT/explained.jsonl: interrupted, or asked for more images, it goes on from there. One
+    image costs some 150 passes of the first encoder.
 
     As in the paper the perturbation curve is averaged over all images of COVID-19, called so or not, and shows the
     probability of COVID-19; the same is done for each other class with its own probability.
@@ -68,35 +58,55 @@ def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int 
     if not rows:
         raise ValueError(f"{data / 'manifest.csv'} has no rows of the split {split!r}")
     stored = _stored(out / "metrics.json", split, networks)
-    explained: list[Explained] = []
-    examples: list[dict[str, NDArray[Any]]] = []
-    segmented: list[dict[str, NDArray[Any]]] = []
+    kept = Kept(out / "explained.jsonl", networks.model.digest)
     for start in tqdm(range(0, len(rows), _BATCH), desc="explain", mininterval=5):
-        batch = rows[start : start + _BATCH]
-        images = list(load_images(data, batch))
-        masks, _ = segment_batch(images, networks)
-        crops = classifier_inputs(images, masks, networks)
-        heats = explanations(networks, [crop.image for crop in crops], [row.class_index for row in batch])
-        for index, (row, crop) in enumerate(zip(batch, crops, strict=True)):
-            heat = {method: heats[method][index] for method in METHODS}
+        batch = [row for row in rows[start : start + _BATCH] if row.image not in kept.images]
+        if not batch:
+            continue
+        for row, _, crop, heat in _heats(data, batch, networks):
             annotated = load_masks(data, [row])[0] if row.mask else None
-            one = _explained(row, crop, heat, annotated, networks)
-            explained.append(one)
-            if annotated is not None and len(segmented) < _SEGMENTED:
-                segmented.append({"image": images[index], "found": masks[index], "annotated": annotated})
-            if row.class_index == _COVID and one.curves["cxrnet", "ppc"][0] > 0.5 and len(examples) < _EXAMPLES:
-                drawn = {method: normalised(heat[method], crop.shown) for method in METHODS}
-                examples.append({**drawn, "crop": crop.image})
+            kept.add(row.image, _explained(row, crop, heat, annotated, networks))
+    explained = [kept.images[row.image] for row in rows]
     figures = {**stored, **_figures(explained, split, limit, networks)}
-    out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     _write_curves(explained, out / "curves.csv")
-    if segmented:
-        draw_lungs(segmented, out / "figure-8.png")
-    if examples:
-        draw_examples(examples, out / "figure-12.png")
+    _draw(data, rows, explained, networks, out)
     draw_curves(out / "curves.csv", figures["aoppc"], out)
     return figures
+
+
+def _heats(
+    data: Path, rows: list[Radiograph], networks: Networks
+) -> Iterator[tuple[Radiograph, NDArray[np.uint8], LungCrop, dict[str, NDArray[np.float32]]]]:
+    """For each row its prepared image, what the classifier gets of it, and its heat maps by METHODS."""
+    images = list(load_images(data, rows))
+    masks, _ = segment_batch(images, networks)
+    crops = classifier_inputs(images, masks, networks)
+    heats = explanations(networks, [crop.image for crop in crops], [row.class_index for row in rows])
+    for index, (row, crop) in enumerate(zip(rows, crops, strict=True)):
+        yield row, images[index], crop, {method: heats[method][index] for method in METHODS}
+
+
+def _draw(data: Path, rows: list[Radiograph], explained: list[Explained], networks: Networks, out: Path) -> None:
+    """Figures 8 and 12: the first radiographs with annotated lungs, and the first of COVID-19 that are called so."""
+    annotated = [row for row in rows if row.mask][:_SEGMENTED]
+    if annotated:
+        images = load_images(data, annotated)
+        found, _ = segment_batch(list(images), networks)
+        by_people = load_masks(data, annotated)
+        lungs = zip(images, found, by_people, strict=True)
+        draw_lungs([{"image": image, "found": mask, "annotated": truth} for image, mask, truth in lungs], out / "figure-8.png")
+    called = [
+        row
+        for row, one in zip(rows, explained, strict=True)
+        if row.class_index == _COVID and one.curves["cxrnet"]["ppc"][0] > 0.5
+    ][:_EXAMPLES]
+    if called:
+        examples = [
+            {**{method: normalised(heat[method], crop.shown) for method in METHODS}, "crop": crop.image}
+            for _, _, crop, heat in _heats(data, called, networks)
+        ]
+        draw_examples(examples, out / "figure-12.png")
 
 
 def _spread(rows: list[Radiograph], limit: int) -> list[Radiograph]:
@@ -141,12 +151,15 @@ def _explained(
         changed += [deleted(crop.image, ranks, x) for x in STEPS]
         changed += [inserted(crop.image, ranks, x) for x in (0.0, *STEPS[:-1])]
     chances = probabilities(networks, changed)[:, row.class_index]
-    untouched, following = chances[:1], chances[1:].reshape(len(METHODS), len(CURVES), len(STEPS))
-    curves = {}
-    for place, method in enumerate(METHODS):
-        curves[method, "ppc"] = np.concatenate([untouched, following[place, 0]])
-        curves[method, "deletion"] = np.concatenate([untouched, following[place, 1]])
-        curves[method, "insertion"] = np.concatenate([following[place, 2], untouched])
+    untouched, following = chances[:1].tolist(), chances[1:].reshape(len(METHODS), len(CURVES), len(STEPS)).tolist()
+    curves = {
+        method: {
+            "ppc": [*untouched, *following[place][0]],
+            "deletion": [*untouched, *following[place][1]],
+            "insertion": [*following[place][2], *untouched],
+        }
+        for place, method in enumerate(METHODS)
+    }
     whole = {method: crop.to_prepared(heat[method], annotated.shape) for method in METHODS} if annotated is not None else {}
     return Explained(
         row.class_index,
@@ -208,8 +221,8 @@ def _figures(explained: list[Explained], split: str, limit: int, networks: Netwo
 
 
 def _of_class(explained: list[Explained], method: str, kind: str, label: int, figure: Any) -> float | None:
-    curves = [one.curves[method, kind] for one in explained if one.label == label]
-    return float(figure(np.stack(curves))) if curves else None
+    curves = [one.curves[method][kind] for one in explained if one.label == label]
+    return float(figure(np.array(curves))) if curves else None
 
 
 def _write_curves(explained: list[Explained], path: Path) -> None:
@@ -221,6 +234,6 @@ def _write_curves(explained: list[Explained], path: Path) -> None:
             of_class = [one for one in explained if one.label == index]
             for method in METHODS if of_class else ():
                 for kind in CURVES:
-                    means = np.mean([one.curves[method, kind] for one in of_class], axis=0)
+                    means = np.mean([one.curves[method][kind] for one in of_class], axis=0)
                     for x, probability in zip((0.0, *STEPS), means, strict=True):
                         writer.writerow([label, method, kind, x, f"{probability:.6f}", len(of_class)])

@@ -15,7 +15,9 @@ from cxr_node.analyse.networks import load_networks
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from tests.small_training import HEADER, blotches, write_weights
+from training import explain as explaining
 from training.explain import aoppc, explain, probabilities
+from training.explained import Kept
 from training.explanations import METHODS, explanations
 
 SIZE = 32
@@ -153,3 +155,23 @@ def test_figures_of_another_split_or_model_are_not_mixed_in(data, weights_folder
     with pytest.raises(ValueError, match="choose another --out"):
         explain(data, "test", weights_folder, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == stored
+
+
+def test_an_interrupted_run_measures_only_what_is_left(run, data, weights_folder, tmp_path, monkeypatch):
+    figures, out = run
+    lines = (out / "explained.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 4
+    (tmp_path / "explained.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])  # cut while it wrote the last image
+    measured = []
+    explained = explaining._explained
+    monkeypatch.setattr(explaining, "_explained", lambda row, *rest: measured.append(row.image) or explained(row, *rest))
+    (tmp_path / "metrics.json").write_text(json.dumps(KEPT))
+    resumed = explain(data, "test", weights_folder, tmp_path)
+    assert measured == [json.loads(lines[-1])["image"]]
+    assert resumed["aoppc"] == pytest.approx(figures["aoppc"], abs=1e-5)
+    assert len((tmp_path / "explained.jsonl").read_text().splitlines()) == 1 + 4
+
+
+def test_what_was_measured_of_other_weights_is_not_taken_up(run, tmp_path):
+    (tmp_path / "explained.jsonl").write_text((run[1] / "explained.jsonl").read_text())
+    assert Kept(tmp_path / "explained.jsonl", "another model").images == {}
