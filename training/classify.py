@@ -102,13 +102,17 @@ def group_weights(rows: list[Radiograph], balance: float) -> NDArray[np.float64]
 
 
 def augmented_lungs(
-    image: NDArray[np.uint8], lungs: NDArray[np.bool_], size_px: int, rng: np.random.Generator
+    image: NDArray[np.uint8], lungs: NDArray[np.bool_], size_px: int, strength: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """One training input, uint8 (size_px, size_px), from a prepared image and its lungs."""
-    image = augment.resharpen(augment.regrade(image, rng), rng)
-    image, lungs = augment.move(image, lungs, rng)
+    """One training input, uint8 (size_px, size_px), from a prepared image and its lungs.
+
+    `strength` in 0..1 scales how far it is moved, and how often its greys and its lungs' outline change.
+    """
+    if rng.random() < strength:
+        image = augment.resharpen(augment.regrade(image, rng), rng)
+    image, lungs = augment.move(image, lungs, rng, 10 * strength, 0.15 * strength, 0.08 * strength)
     kind = rng.integers(4)
-    if kind < 2:  # the U-Net's outline is never twice the same
+    if kind < 2 and rng.random() < strength:  # the U-Net's outline is never twice the same
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * int(rng.integers(1, 4)) + 1,) * 2)
         lungs = (cv2.dilate if kind == 0 else cv2.erode)(lungs.astype(np.uint8), kernel).astype(bool)
     return cut_out_lungs(image, lungs, size_px).image
@@ -121,13 +125,15 @@ def blanked(crop: NDArray[np.uint8], share: float, rng: np.random.Generator) -> 
     return crop * np.asarray(cv2.resize(kept, crop.shape, None, 0, 0, cv2.INTER_NEAREST), np.uint8)
 
 
-def training_input(split: Split, index: int, recipe: dict[str, Any], rng: np.random.Generator) -> tuple[NDArray[np.uint8], int]:
+def training_input(
+    split: Split, index: int, recipe: dict[str, Any], strength: float, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], int]:
     """An augmented crop, uint8 (S, S), and its class.
 
     Some are partly blanked and keep their class, so that a masked image stays familiar; some are emptied and count as
     healthy, so that where no sign of disease is left, none is found.
     """
-    crop = augmented_lungs(split.images[index], split.lungs[index], recipe["input_size_px"], rng)
+    crop = augmented_lungs(split.images[index], split.lungs[index], recipe["input_size_px"], strength, rng)
     target, drawn = split.rows[index].class_index, rng.random()
     if drawn < recipe["emptied"]:
         return blanked(crop, rng.uniform(0.9, 1.0), rng), HEALTHY
@@ -139,11 +145,13 @@ def training_input(split: Split, index: int, recipe: dict[str, Any], rng: np.ran
 def batches(split: Split, recipe: dict[str, Any], steps: range, stage: int, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches float (B, 1, S, S) in 0..1 and targets int64 (B,), drawn anew at each step from a seed of its own."""
     weights = group_weights(split.rows, recipe["balance"])
+    strongest, weakest = recipe["augmentation"]
 
     def make(step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((recipe["seed"], stage, step, place.rank))
         chosen = rng.choice(len(split.rows), recipe["batch_size"], p=weights)
-        drawn = [training_input(split, index, recipe, rng) for index in chosen]
+        strength = strongest + (weakest - strongest) * step / steps.stop
+        drawn = [training_input(split, index, recipe, strength, rng) for index in chosen]
         batch = torch.from_numpy(np.stack([crop for crop, _ in drawn])).float().div(255).unsqueeze(1)
         return batch, torch.tensor([target for _, target in drawn])
 

@@ -36,6 +36,7 @@ threads = 1
 batch_size = 2
 weight_decay = 1e-2
 label_smoothing = 0.0
+augmentation = [1.0, 0.5]
 balance = 0.5
 random_masking = 0.1
 emptied = 0.1
@@ -98,10 +99,12 @@ def test_blanking_takes_about_the_share_asked_for() -> None:
 def test_emptied_lungs_count_as_healthy_and_masked_ones_keep_their_class() -> None:
     recipe = {"input_size_px": SIDE, "emptied": 1.0, "random_masking": 0.0}
     for seed in range(5):
-        crop, target = training_input(one_split(), 0, recipe, np.random.default_rng(seed))
+        crop, target = training_input(one_split(), 0, recipe, 1.0, np.random.default_rng(seed))
         assert target == HEALTHY
         assert (crop == 0).mean() > 0.5
-    crop, target = training_input(one_split(), 0, {**recipe, "emptied": 0.0, "random_masking": 1.0}, np.random.default_rng(1))
+    crop, target = training_input(
+        one_split(), 0, {**recipe, "emptied": 0.0, "random_masking": 1.0}, 1.0, np.random.default_rng(1)
+    )
     assert target == LABELS.index("covid19_pneumonia")
     assert crop.any()
 
