@@ -1,7 +1,7 @@
 # cxr_node from a fresh clone. `make` alone lists what there is.
 #
 # Variables: PYTHON (the interpreter to start from), PIP_OPTIONS (words for pip), WORKERS (of pytest),
-# PYTEST_OPTIONS (such as "-k receive").
+# PYTEST_OPTIONS (such as "-k receive"), MINUTES (of soak).
 
 SHELL := /bin/bash
 .NOTPARALLEL:
@@ -10,6 +10,7 @@ export PYTHON PIP_OPTIONS
 
 WORKERS ?= 2
 PYTEST_OPTIONS ?=
+MINUTES ?= 10
 installation := setup.cfg pyproject.toml constraints.txt scripts/install
 
 .PHONY: help
@@ -48,6 +49,11 @@ test: .venv/.installed-dev peers check  ## everything that can be checked here
 bench: .venv/.installed-dev peers  ## the benchmarks, in a short form
 	.venv/bin/python -m benchmarks.receive --repetitions 1 --seconds 1
 	.venv/bin/python -m benchmarks.turnaround --quick
+
+.PHONY: soak
+soak: .venv/.installed-dev peers  ## the fault campaign for MINUTES, with memory, handles and threads drawn over time
+	rm -rf test-output/soak
+	.venv/bin/python -m tests.faults.soak --minutes $(MINUTES) --out test-output/soak
 
 .PHONY: clean
 clean:  ## remove .venv, build results and caches; data and training runs stay

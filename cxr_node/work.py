@@ -57,6 +57,7 @@ class Worker:
 
     Attributes:
         trouble: what keeps this node (a full disk, the database) from ending jobs; empty if nothing does.
+        is_exhausted: a job found no memory. What it took may still be taken: the next one deserves a new process.
     """
 
     def __init__(self, settings: Settings, engine: Engine, networks: Networks) -> None:
@@ -69,6 +70,7 @@ class Worker:
         self._composers = ThreadPoolExecutor(2, thread_name_prefix="compose")
         self._open: dict[int, Job] = {}
         self.trouble = ""
+        self.is_exhausted = False
 
     def claim(self, before_reading: Callable[[], None] = lambda: None) -> list[Claimed]:
         """Take a batch of due jobs and begin to read them."""
@@ -204,6 +206,7 @@ class Worker:
         if limits.is_trouble_here(error) or isinstance(error, DatabaseTrouble):
             self.trouble = _in_words(error)
             return
+        self.is_exhausted |= isinstance(error, MemoryError) or "memory" in str(error)  # the latter is how torch says it
         most = self._settings.inference.max_attempts
         self._write_end(job, lambda: jobs.fail(self._engine, self._owner, job, reason, max_attempts=most))
 
@@ -267,6 +270,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     limits.limit_memory(settings.inference.job_memory_mb)
     try:
         _work(settings, worker, stop)
+        if worker.is_exhausted:
+            raise SystemExit("out of memory: the worker ends, and another one takes its place")
     finally:
         worker.close()
         engine.dispose()
@@ -278,7 +283,7 @@ def _work(settings: Settings, worker: Worker, stop: threading.Event) -> None:
 
     ahead: list[Claimed] = []
     troubles = 0
-    while not stop.is_set():
+    while not (stop.is_set() or worker.is_exhausted):
         try:
             if worker.trouble:
                 worker.give_back_all()

@@ -60,6 +60,11 @@ class Node:
         line = self._process.stdout.readline()
         assert b"ready to receive" in line, f"{line!r}\n{self.log.read_text()[-2000:]}"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and neither stopped nor killed."""
+        return self._process is not None
+
     def stop(self) -> int:
         """SIGTERM, and the exit status."""
         assert self._process is not None

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cxr_node.deliver.request import EXPECTED, peer_of
+from cxr_node.deliver import reasons
+from cxr_node.deliver.request import COMMITMENT, EXPECTED, peer_of
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
 from cxr_node.settings import DestinationSettings, Settings
@@ -54,7 +55,8 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
         )
     peer = peer_of(settings, destination)
     try:
-        association = Association(peer, {EXPECTED[kind] for kind in destination.send})
+        commitment = {COMMITMENT} if destination.storage_commitment else set()
+        association = Association(peer, {EXPECTED[kind] for kind in destination.send} | commitment)
     except DeliveryError as error:
         note(Severity.ERROR, str(error))
         return found
@@ -63,6 +65,8 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
         for kind in refused:
             severity = Severity.WARNING if len(refused) < len(destination.send) else Severity.ERROR
             note(severity, f"The {kind} will be refused: {association.refusal(EXPECTED[kind])}")
+        if commitment and not association.accepts(COMMITMENT):
+            note(Severity.ERROR, reasons.no_commitment(peer))
         try:
             association.echo()
         except DeliveryError as error:

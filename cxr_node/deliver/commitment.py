@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
-from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import evt
 
 from cxr_node import faults
@@ -24,7 +23,8 @@ from cxr_node.commitment import (
     build_report,
     build_request,
 )
-from cxr_node.deliver.request import Peer
+from cxr_node.deliver import reasons
+from cxr_node.deliver.request import COMMITMENT, Peer
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
 from cxr_node.settings import DestinationSettings, Settings
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_OFFER = (PUSH_MODEL, ImplicitVRLittleEndian)
 _BETWEEN_LOOKS_S = 1.0
 _STAY_S = 10.0
 """How long the association of a request is kept for a report that comes at once; a later one comes over the peer's own."""
@@ -93,11 +92,9 @@ class Inquiry:
 
     def _ask(self, asking: commitments.Asking) -> None:
         self._answered.clear()
-        self._association = association = Association(self._peer, [_OFFER], on_event_report=self._on_report)
-        if not association.accepts(_OFFER):
-            self._refused(
-                asking, f"{self._peer} doesn't take Storage Commitment: enable it there, or set storage_commitment = false."
-            )
+        self._association = association = Association(self._peer, [COMMITMENT], on_event_report=self._on_report)
+        if not association.accepts(COMMITMENT):
+            self._refused(asking, reasons.no_commitment(self._peer))
             return
         request = build_request(asking.transaction_uid, asking.references)
         status = association.action(PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_ACTION, request)
@@ -162,9 +159,9 @@ class Reporter:
             association.hang_up()
 
     def _send(self, report: Report, peer: Peer) -> None:
-        self._association = association = Association(peer, [_OFFER], as_scp_of=[PUSH_MODEL])
+        self._association = association = Association(peer, [COMMITMENT], as_scp_of=[PUSH_MODEL])
         try:
-            if not association.accepts(_OFFER):
+            if not association.accepts(COMMITMENT):
                 raise DeliveryError(f"{peer} doesn't take reports of Storage Commitment.")
             event_type = SOME_FAILED if report.failed else ALL_COMMITTED
             ds = build_report(report.transaction_uid, report.committed, report.failed)

@@ -106,6 +106,11 @@ def refused(peer: Peer, sop_class_uid: str, transfer_syntax_uid: str, *, class_a
     )
 
 
+def no_commitment(peer: Peer) -> str:
+    """No presentation context was accepted for storage commitment."""
+    return f"{peer} doesn't take Storage Commitment: enable it there, or set storage_commitment = false."
+
+
 def unanswered(peer: Peer, waited_s: float) -> str:
     """A request was sent and no response came."""
     return f"{peer} didn't answer the request within {waited_s:.0f} s: is it overloaded, or its disk full?"

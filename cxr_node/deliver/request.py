@@ -13,11 +13,13 @@ from pydicom.uid import (
     Comprehensive3DSRStorage,
     ExplicitVRLittleEndian,
     GrayscaleSoftcopyPresentationStateStorage,
+    ImplicitVRLittleEndian,
     JPEGLSLossless,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
 
+from cxr_node.commitment import PUSH_MODEL
 from cxr_node.records import ResultKind
 from cxr_node.settings import DestinationSettings, Settings
 from cxr_node.tls import calling_context
@@ -37,6 +39,10 @@ EXPECTED: dict[ResultKind, Offer] = {
     ResultKind.REPORT: (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
 }
 """What the kinds of result are composed as: negotiated before the first of them is due."""
+
+
+COMMITMENT: Offer = (PUSH_MODEL, ImplicitVRLittleEndian)
+"""What is negotiated to ask for storage commitment."""
 
 
 @dataclass(frozen=True)

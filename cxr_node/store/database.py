@@ -38,7 +38,7 @@ def open_database(settings: Settings) -> Engine:
     with _in_words(engine):
         if _revision_of(engine) != SCHEMA_REVISION:
             with _one_at_a_time(folders.root):
-                _migrate(engine)
+                _migrate(engine, settings)
     return engine
 
 
@@ -147,7 +147,7 @@ def _revision_of(engine: Engine) -> str | None:
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def _migrate(engine: Engine) -> None:
+def _migrate(engine: Engine, settings: Settings) -> None:
     # imported here: only a first start or an upgrade pays for it
     from alembic import command
     from alembic.config import Config
@@ -159,6 +159,10 @@ def _migrate(engine: Engine) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if current is not None and current not in known:
         raise StoreError(newer_schema(current))
+    if current is not None and current != SCHEMA_REVISION:
+        from cxr_node.store import backup
+
+        backup.back_up(settings)  # as it was before the upgrade
     with write(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -133,3 +133,10 @@ def test_a_pacs_that_takes_only_compressed_overlays_refuses_them():
         [finding] = check(scp.port)
     assert finding.severity == Severity.WARNING
     assert ExplicitVRLittleEndian.name in finding.text
+
+
+def test_a_destination_that_does_not_commit_is_told():
+    with storage_scp() as scp:
+        [finding] = check(scp.port, storage_commitment=True)
+    assert finding.severity == Severity.ERROR
+    assert "doesn't take Storage Commitment" in finding.text

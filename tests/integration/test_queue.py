@@ -227,6 +227,7 @@ def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(store):
     assert overview.list_deliveries(engine) == before
     assert len(deliveries.claim(engine, "pacs", "d", 8, 60)) == 2
     engine.dispose()
+    assert len(list((store.folders.root / "backup").iterdir())) == 1  # as it was before
 
 
 def test_the_schema_and_its_migrations_agree(store):

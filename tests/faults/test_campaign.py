@@ -1,0 +1,48 @@
+"""N real radiographs from several senders through a node that is struck wherever it hurts: each is accounted for once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from cxr_node.emulate import radiograph_from_image
+from cxr_node.faults import POINTS
+from tests.faults.campaign import Sender, account, strike_everywhere, theatre
+from tests.faults.strike import Strikes
+
+IMAGES, SENDERS = 12, 3
+
+STRUCK = tuple(point for point in POINTS if point not in ("reading", "analysing", "commitment-noted", "commitment-asked"))
+"""Between any two commits. Those that a poisonous image passes are struck in test_poison; commitment in test_commitment."""
+
+
+@pytest.mark.peer
+@pytest.mark.data
+@pytest.mark.timeout(1800)
+def test_every_acknowledged_image_has_each_result_once(tmp_path, data_folder, peer, monkeypatch):
+    rng = random.Random(5)
+    strikes = Strikes(tmp_path / "faults")
+    monkeypatch.setenv("CXR_NODE_FAULTS", str(strikes.folder))
+    files = []
+    for picture in sorted((data_folder / "fullres").glob("*.jpg"), key=lambda path: path.stat().st_size)[:IMAGES]:
+        files.append(tmp_path / f"{picture.stem}.dcm")
+        radiograph_from_image(picture).save_as(files[-1], enforce_file_format=True)
+    with theatre(tmp_path, peer("Orthanc")) as (node, orthanc, bad):
+        senders = [Sender(f"MODALITY{number}", files[number::SENDERS], node.port) for number in range(SENDERS)]
+        for sender in senders:
+            sender.start()
+        happened = strike_everywhere(node, bad, strikes, STRUCK, rng)
+        strikes.clear()
+        for sender in senders:
+            assert sender.thread is not None
+            sender.thread.join(900)
+            assert not sender.thread.is_alive()
+        acknowledged = {uid: study for sender in senders for uid, study in sender.acknowledged.items()}
+        node.wait_for_rest(IMAGES, 900)
+        states = account(node, orthanc, bad, acknowledged)
+        assert node.stop() == 0
+    print(f"struck: {', '.join(happened)}; jobs: {dict(states)}; {bad.stored.total()} objects stored by the bad PACS")
+    assert len(acknowledged) == IMAGES
+    assert states["held"] == 0
+    assert len(happened) >= len(STRUCK) / 2, happened
