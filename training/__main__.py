@@ -165,7 +165,7 @@ def experiments(
         Path | None, typer.Option(help="ImageNet weights of ResNet-50; default: weights/resnet50_imagenet.safetensors in DATA.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="An experiment, such as original-alexnet or without-SOURCE.")] = None,
-    explained: Annotated[int, typer.Option(help="Explain at most so many images of each class; 0: all.", min=0)] = 50,
+    explained: Annotated[int, typer.Option(help="Explain at most so many images of each class; 0: all.", min=0)] = 25,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("training/RESULTS.md"),
 ) -> None:
     """Run all experiments of the paper that are missing, and write RESULTS.md; interrupted ones go on."""

@@ -58,7 +58,7 @@ class Paths:
     recipe: str = f"conf/{RECIPE.name}"
     imagenet: str = "DIR/weights/resnet50_imagenet.safetensors"
     segment: str = "runs/segment/best.pt"
-    explained: int = 50
+    explained: int = 25
     """Explanations are measured on at most so many images of each class; 0: on all."""
 
 

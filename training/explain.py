@@ -50,7 +50,7 @@ def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int 
         split: train, val or test.
         weights: folder of weight files; None: the shipped ones.
         out: folder, made if missing.
-        limit: at most so many images of each class, spread over the manifest; 0: all.
+        limit: at most so many images of each class, drawn from all over the manifest; 0: all.
     """
     use_all_cores()
     networks = load_networks(InferenceSettings(weights_dir=weights))
@@ -110,12 +110,12 @@ def _draw(data: Path, rows: list[Radiograph], explained: list[Explained], networ
 
 
 def _spread(rows: list[Radiograph], limit: int) -> list[Radiograph]:
-    """At most `limit` rows of each class, evenly over the manifest; all for 0."""
+    """At most `limit` rows of each class, drawn from all over the manifest; all for 0. More are those of fewer and others."""
     chosen = []
     for label in LABELS:
         of_class = [row for row in rows if row.label == label]
-        count = min(limit, len(of_class)) if limit else len(of_class)
-        chosen += [of_class[index * len(of_class) // count] for index in range(count)]
+        drawn = np.random.default_rng(0).permutation(len(of_class))
+        chosen += [of_class[index] for index in sorted(drawn[: limit or len(of_class)])]
     return chosen
 
 

@@ -16,6 +16,7 @@ from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from tests.small_training import HEADER, blotches, write_weights
 from training import explain as explaining
+from training.dataset import Radiograph
 from training.explain import aoppc, explain, probabilities
 from training.explained import Kept
 from training.explanations import METHODS, explanations
@@ -175,3 +176,11 @@ def test_an_interrupted_run_measures_only_what_is_left(run, data, weights_folder
 def test_what_was_measured_of_other_weights_is_not_taken_up(run, tmp_path):
     (tmp_path / "explained.jsonl").write_text((run[1] / "explained.jsonl").read_text())
     assert Kept(tmp_path / "explained.jsonl", "another model").images == {}
+
+
+def test_more_images_are_those_of_fewer_and_others():
+    rows = [Radiograph(f"{label}-{number}", "", label, "adult", "s", "", "test") for label in LABELS for number in range(50)]
+    few, more, everything = (explaining._spread(rows, limit) for limit in (5, 20, 0))
+    assert set(few) < set(more) < set(everything) == set(rows)
+    assert [len(few), len(more)] == [20, 80]
+    assert len({int(row.image.rpartition("-")[2]) // 10 for row in more}) == 5  # from all over the manifest
