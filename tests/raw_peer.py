@@ -26,15 +26,7 @@ class RawPeer:
         self.connection.settimeout(20)
 
     def request_association(self, maximum_length=16384, calling="RAW"):
-        request = A_ASSOCIATE()
-        request.application_context_name = uid.UID("1.2.840.10008.3.1.1.1")
-        request.calling_ae_title, request.called_ae_title = calling, "NODE"
-        context = build_context(DX, uid.ExplicitVRLittleEndian)
-        context.context_id = CONTEXT
-        request.presentation_context_definition_list = [context]
-        length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-        length.maximum_length_received, implementation.implementation_class_uid = maximum_length, uid.UID("1.2.3")
-        request.user_information = [length, implementation]
+        request = association_request(maximum_length=maximum_length, calling=calling)
         self.connection.sendall(A_ASSOCIATE_RQ(request).encode())
         pdu_type, _ = self.read_pdu()
         assert pdu_type == 0x02, "not accepted"
@@ -64,6 +56,21 @@ class RawPeer:
                 raise EOFError
             content += more
         return content
+
+
+def association_request(contexts=(), maximum_length=16384, calling="RAW"):
+    """The A-ASSOCIATE request primitive that proposes these contexts, or DX alone."""
+    request = A_ASSOCIATE()
+    request.application_context_name = uid.UID("1.2.840.10008.3.1.1.1")
+    request.calling_ae_title, request.called_ae_title = calling, "NODE"
+    if not contexts:
+        contexts = [build_context(DX, uid.ExplicitVRLittleEndian)]
+        contexts[0].context_id = CONTEXT
+    request.presentation_context_definition_list = list(contexts)
+    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    length.maximum_length_received, implementation.implementation_class_uid = maximum_length, uid.UID("1.2.3")
+    request.user_information = [length, implementation]
+    return request
 
 
 @contextmanager

@@ -1,0 +1,137 @@
+"""Broken PDUs over recorded associations, against a real listener in this process."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import tempfile
+import threading
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import psutil
+from pydicom import uid
+from pynetdicom import build_context
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+
+from tests.fuzz.mutations import mutated
+from tests.orthanc import wait_until
+from tests.raw_peer import COMMAND, LAST, association_request, pdu, store_command
+from tests.receiving import Receiver, associated, encoded, radiograph, send
+
+_RELEASE, _ABORT = bytes.fromhex("050000000004 00000000"), bytes.fromhex("070000000004 00000000")
+_ANSWER_WITHIN_S = 20.0
+_BETWEEN_CHECKS = 200
+
+
+def recordings() -> list[list[bytes]]:
+    """What peers send in good associations, PDU by PDU."""
+    ds = radiograph(PixelData=bytes(512), SOPInstanceUID="1.2.3.4", StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.1")
+    content, command = encoded(ds), store_command(ds.SOPInstanceUID)
+    many = [build_context(str(sop_class)) for sop_class in (uid.DigitalXRayImageStorageForPresentation, "1.2.840.10008.1.1")]
+    for number, context in enumerate(many):
+        context.context_id = 2 * number + 1
+    return [
+        [
+            A_ASSOCIATE_RQ(association_request()).encode(),
+            pdu((COMMAND | LAST, command)),
+            pdu((0, content[:300])),
+            pdu((LAST, content[300:])),
+            _RELEASE,
+        ],
+        [A_ASSOCIATE_RQ(association_request()).encode(), pdu((COMMAND | LAST, command), (LAST, content)), _RELEASE],
+        [
+            A_ASSOCIATE_RQ(association_request(many)).encode(),
+            pdu((COMMAND | LAST, _echo()), context=3),
+            pdu((COMMAND | LAST, command)),
+            pdu((0, content[:100])),
+            _ABORT,
+        ],
+    ]
+
+
+def run(count: int, seed: int) -> Counter[str]:
+    """Send `count` PDUs, broken ones among them; how often each answer came.
+
+    AssertionError if the listener hangs, dies, keeps threads or files, or grows.
+    """
+    random, outcomes, recorded = Random(seed), Counter[str](), recordings()
+    every = [one for recording in recorded for one in recording]
+    process = psutil.Process()
+    sent = associations = 0
+    memory_bytes = threads = 0
+    with tempfile.TemporaryDirectory() as folder, Receiver(Path(folder) / "data", max_associations=64) as receiver:
+        while sent < count:
+            pdus = _broken(random.choice(recorded), random, every)
+            outcomes[_exchange(receiver.port, pdus, sent, seed)] += 1
+            sent += len(pdus)
+            associations += 1
+            if associations % _BETWEEN_CHECKS == 0 or sent >= count:
+                with associated(receiver) as assoc:
+                    assert assoc.send_c_echo().Status == 0x0000, f"no echo after {sent} PDUs of seed {seed}"
+                    assert send(assoc, radiograph()) == 0x0000
+                if memory_bytes == 0:
+                    memory_bytes, threads = _memory(process), threading.active_count()
+        wait_until(lambda: receiver.files("incoming") == [], 20, "nothing left in incoming/")
+        wait_until(lambda: threading.active_count() <= threads + 2, 40, "the threads of the associations to end")
+        grown = _memory(process) - memory_bytes
+        assert grown < 128 * 2**20, f"memory grew by {grown >> 20} MiB"
+    outcomes["associations"] = associations
+    outcomes["PDUs"] = sent
+    return outcomes
+
+
+def _memory(process: psutil.Process) -> int:
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
+
+
+def _broken(recording: list[bytes], random: Random, every: list[bytes]) -> list[bytes]:
+    """A recording in which a PDU is broken, missing, twice, misplaced, or another recording's."""
+    pdus = list(recording)
+    # what comes after the request is most of what there is to break
+    at = random.choice((0, *range(1, len(pdus)), *range(1, len(pdus))))
+    match random.randrange(8):
+        case 0:
+            del pdus[at]
+        case 1:
+            pdus[at:at] = [random.choice(every)] * random.choice((1, 2, 20))
+        case 2:
+            random.shuffle(pdus)
+        case _:
+            pdus[at] = mutated(pdus[at], random, every)
+    return pdus
+
+
+def _exchange(port: int, pdus: list[bytes], sent: int, seed: int) -> str:
+    """Send all, say that nothing follows, and read to the end of the connection; the type of the last PDU that came."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), _ANSWER_WITHIN_S) as connection:
+        try:
+            if pdus[0][:1] == b"\x01" and len(pdus) > 1:  # what follows a request is taken seriously only after the answer
+                connection.sendall(pdus[0])
+                answer += connection.recv(65536) if len(pdus[0]) == 6 + int.from_bytes(pdus[0][2:6], "big") else b""
+                pdus = pdus[1:]
+            connection.sendall(b"".join(pdus))
+            connection.shutdown(socket.SHUT_WR)
+            while more := connection.recv(65536):
+                answer += more
+        except TimeoutError:
+            raise AssertionError(f"the listener hangs after {sent} PDUs of seed {seed}") from None
+        except ConnectionError:
+            return "cut"
+    kinds, at = [], 0
+    while at + 6 <= len(answer):
+        kinds.append(answer[at])
+        at += 6 + int.from_bytes(answer[at + 2 : at + 6], "big")
+    names = {2: "accepted", 3: "rejected", 4: "answered", 6: "released", 7: "aborted"}
+    return names.get(kinds[-1], "?") if kinds else "closed"
+
+
+def _echo() -> bytes:
+    def element(number: int, value: bytes) -> bytes:
+        return struct.pack("<HHL", 0, number, len(value)) + value
+
+    body = element(0x0002, b"1.2.840.10008.1.1\x00") + element(0x0100, struct.pack("<H", 0x0030))
+    body += element(0x0110, struct.pack("<H", 5)) + element(0x0800, struct.pack("<H", 0x0101))
+    return element(0x0000, struct.pack("<L", len(body))) + body
