@@ -117,7 +117,7 @@ def export(
     out: OutFolder = Path("runs/weights"),
     segment: Annotated[Path, typer.Option(help="best.pt of `segment`.")] = Path("runs/segment/best.pt"),
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
-    gate: Annotated[Path, typer.Option(help="gate.json of `gate`.")] = Path("runs/gate/gate.json"),
+    gate: Annotated[Path, typer.Option(help="gate.json of `gate`; not there: no gate.")] = Path("runs/gate/gate.json"),
 ) -> None:
     """Write the weight files that the node loads, calibrated on `val`."""
     from training.export import export as write
@@ -161,6 +161,9 @@ def experiments(
     recipe: Recipe = Path("conf/experiments-cpu.toml"),
     runs: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
     segment: Annotated[Path, typer.Option(help="Lung U-Net (best.pt of `segment`).", exists=True)] = Path("runs/segment/best.pt"),
+    gate: Annotated[Path, typer.Option(help="gate.json of `gate`; not there: the runs have no gate.")] = Path(
+        "runs/gate/gate.json"
+    ),
     imagenet: Annotated[
         Path | None, typer.Option(help="ImageNet weights of ResNet-50; default: weights/resnet50_imagenet.safetensors in DATA.")
     ] = None,
@@ -173,7 +176,7 @@ def experiments(
     from training.report import write_report
 
     imagenet = imagenet or data / "weights" / "resnet50_imagenet.safetensors"
-    paths = Paths(str(data), str(runs), str(recipe), str(imagenet), str(segment), explained)
+    paths = Paths(str(data), str(runs), str(recipe), str(imagenet), str(segment), str(gate), explained)
     try:
         problems = run(paths, only or ())
     except ValueError as error:

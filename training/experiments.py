@@ -58,24 +58,26 @@ class Paths:
     recipe: str = f"conf/{RECIPE.name}"
     imagenet: str = "DIR/weights/resnet50_imagenet.safetensors"
     segment: str = "runs/segment/best.pt"
+    gate: str = "runs/gate/gate.json"
     explained: int = 25
     """Explanations are measured on at most so many images of each class; 0: on all."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command (arguments of `python -m training`), the file that it writes last, and the one that it starts from."""
+    """A command (arguments of `python -m training`), the file that it writes last, and those that it starts from."""
 
     arguments: tuple[str, ...]
     writes: Path
-    needs: Path | None = None
+    needs: tuple[Path, ...] = ()
 
     @property
     def done(self) -> bool:
         """Whether it was run since what it starts from was made."""
         if not self.writes.exists():
             return False
-        return self.needs is None or (self.needs.exists() and self.writes.stat().st_mtime >= self.needs.stat().st_mtime)
+        made = self.writes.stat().st_mtime
+        return all(need.exists() and need.stat().st_mtime <= made for need in self.needs)
 
     def __str__(self) -> str:
         """As a person types it."""
@@ -110,12 +112,12 @@ def steps(which: Experiment, recipe: dict[str, Any], paths: Paths) -> list[Step]
     classify += ["--imagenet", paths.imagenet] if which.imagenet else []
     classify += ["--without", which.without] if which.without else []
     checkpoint, described = Path(run, "last.pt"), Path(run, "weights", "cxrnet.json")
-    export = ["export", "--data", paths.data, "--version", which.name, "--segment", paths.segment]
+    export = ["export", "--data", paths.data, "--version", which.name, "--segment", paths.segment, "--gate", paths.gate]
     export += ["--classify", str(checkpoint), "--out", f"{run}/weights"]
     rows = ("--split", "all", "--source", which.without) if which.without else on_test
     return [
         Step((*classify, "--out", run), checkpoint),
-        Step(tuple(export), described, checkpoint),
+        Step(tuple(export), described, (checkpoint, Path(paths.segment))),
         *_measuring(run, measured, rows, ("--weights", f"{run}/weights"), described, paths, which.explained),
     ]
 
@@ -126,9 +128,9 @@ def _measuring(
     out = f"{run}/{measured}"
     words = ("--data", paths.data, *rows, *weights, "--out", out)
     metrics = Path(out, "metrics.json")
-    found = [Step(("evaluate", *words), metrics, needs)]
+    found = [Step(("evaluate", *words), metrics, (needs,))]
     if explained:
-        found.append(Step(("explain", *words, "--limit", str(paths.explained)), Path(out, "curves.csv"), metrics))
+        found.append(Step(("explain", *words, "--limit", str(paths.explained)), Path(out, "curves.csv"), (metrics,)))
     return found
 
 

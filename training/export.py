@@ -12,7 +12,7 @@ from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import DECODER_CHANNELS, CXRNet
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import LABELS
-from training.classify import load_split, load_unet, predict_logits
+from training.classify import load_split, load_unet, network_digest, predict_logits
 from training.metrics import fit_temperature, indeterminate_threshold, softmax
 
 _LICENCE = "Research use; trained on public radiographs under the licences that docs/model-card.md lists."
@@ -28,6 +28,9 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
         data: the manifest's folder, for calibration.
         version: of the model.
         out: folder; the node reads it by inference.weights_dir.
+
+    Raises:
+        ValueError: the gate is of another U-Net.
     """
     unet_state = torch.load(segment, map_location="cpu", weights_only=True)
     unet = load_unet(segment)
@@ -41,6 +44,8 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
     }
     if gate is not None:
         description["gate"] = json.loads(gate.read_text())
+        if description["gate"].get("unet") != network_digest(unet):
+            raise ValueError(f"{gate} was fitted over another U-Net than {segment}: run `python -m training gate` again.")
     weights.save(out, "unet", unet, description)
 
     state = torch.load(classify, map_location="cpu", weights_only=True)

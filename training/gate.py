@@ -23,7 +23,7 @@ from cxr_node.analyse.gate import shape_features
 from cxr_node.analyse.segment import clean_mask
 from cxr_node.nets.unet import UNet
 from training import augment
-from training.classify import load_unet
+from training.classify import load_unet, network_digest
 from training.dataset import load_images, load_prepared, read_manifest
 
 ACCEPTED = 0.995
@@ -76,6 +76,7 @@ def fit(segment: Path, data: Path, out: Path) -> dict[str, Any]:
         tested = np.isin(patients, groups[left_out])
         held_out += list(_scores(gate, other_features[tested]) < gate["threshold"])
     gate = _fit(right_features, np.concatenate([turned_features, other_varied_features]), val_features)
+    gate["unet"] = network_digest(unet)
     gate["figures"] = {
         "val_frontal_accepted": float((_scores(gate, val_features) >= gate["threshold"]).mean()),
         "not_frontal_rejected_patients_left_out": float(np.mean(held_out)),

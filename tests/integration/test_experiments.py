@@ -69,6 +69,12 @@ def test_each_encoder_goes_from_training_to_figures(few, unet, tmp_path, encoder
     assert json.loads((out / "test" / "metrics.json").read_text()) == figures
 
 
+def test_a_gate_of_another_unet_is_refused(few, unet, tmp_path):
+    (tmp_path / "gate.json").write_text(json.dumps({"unet": "another", "threshold": 0.0}))
+    with pytest.raises(ValueError, match="fitted over another U-Net"):
+        export(unet, tmp_path / "last.pt", tmp_path / "gate.json", few, "small", tmp_path / "weights")
+
+
 def test_a_source_left_out_is_measured_in_every_split(data, unet, tmp_path):
     recipe = keep_recipe(RECIPES / "experiments-cpu.toml", (*SMALL, "encoder=resnet34", "decoder_stage.images=0"), tmp_path)
     train(recipe, data, unet, None, tmp_path, "there")
