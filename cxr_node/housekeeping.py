@@ -17,13 +17,14 @@ from cxr_node import tls
 from cxr_node.errors import StoreError
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
-from cxr_node.store import backup, instances, leases, retention
+from cxr_node.store import backup, instances, leases, reports, retention
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 log = structlog.get_logger()
 
+_REPORTS_DAYS = 30.0
 _JUMP_S = 300.0
 _DISTRUST_S = 86400.0
 _MORE_THAN_ENOUGH = 1.5
@@ -71,6 +72,7 @@ class Housekeeping:
         times = self._settings.retention
         received, results = retention.remove_expired(self._engine, times.received_days, times.results_days, self._remove)
         stale = instances.remove_stale(self._folders, times.unparsed_days)
+        reports.forget_old(self._engine, _REPORTS_DAYS)
         log.info("retention", instances_removed=received, results_removed=results, others_removed=stale)
 
     def make_room(self) -> None:

@@ -102,25 +102,29 @@ def finish(
         made: the results, whose files are safe on disk.
         destinations: name to the kinds it is sent.
     """
-    now = time.time()
     with write(engine) as connection:
         if not _end(connection, owner, job, JobState.DONE, findings=json.dumps(findings), model_version=model_version):
             return False
-        for result in made:
-            result_id = _upsert_result(connection, job, result, now)
-            for name, kinds in destinations.items():
-                if result.kind in kinds:
-                    _add_delivery(connection, result_id, name, now)
+        _add_results(connection, job, made, destinations)
         audit.add(connection, _event("job-done", job, detail=str(findings.get("label", ""))))
     faults.point("job-finished", job.sop_instance_uid)
     return True
 
 
-def reject(engine: Engine, owner: str, job: Job, reasons: Sequence[str]) -> bool:
-    """End a job by the input's fault; False if the lease was lost."""
+def reject(
+    engine: Engine,
+    owner: str,
+    job: Job,
+    reasons: Sequence[str],
+    *,
+    made: Sequence[Result] = (),
+    destinations: dict[str, tuple[ResultKind, ...]] | None = None,
+) -> bool:
+    """End a job by the input's fault, with the notices that were made of it, if any; False if the lease was lost."""
     with write(engine) as connection:
         if not _end(connection, owner, job, JobState.REJECTED, reasons=json.dumps(list(reasons))):
             return False
+        _add_results(connection, job, made, destinations or {})
         audit.add(connection, _event("job-rejected", job, "rejected", "; ".join(reasons)))
     return True
 
@@ -215,6 +219,18 @@ def _end(connection: Connection, owner: str, job: Job, state: JobState, **values
             .values(state=state, finished_at=time.time(), lease_owner="", lease_until=0, **values)
         ).rowcount
     )
+
+
+def _add_results(
+    connection: Connection, job: Job, made: Sequence[Result], destinations: dict[str, tuple[ResultKind, ...]]
+) -> None:
+    """A row for each result, and one for its delivery to each destination that takes its kind."""
+    now = time.time()
+    for result in made:
+        result_id = _upsert_result(connection, job, result, now)
+        for name, kinds in destinations.items():
+            if result.kind in kinds:
+                _add_delivery(connection, result_id, name, now)
 
 
 def _upsert_result(connection: Connection, job: Job, result: Result, now: float) -> int:

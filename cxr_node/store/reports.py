@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, and_, insert, or_, select, update
+from sqlalchemy import Engine, and_, delete, insert, or_, select, update
 
 from cxr_node.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE, Reference
 from cxr_node.records import AuditEvent, DataFolder, DeliveryState
@@ -151,3 +151,13 @@ def retry_held_reports(engine: Engine, ae_titles: Collection[str]) -> None:
             return
     with write(engine) as connection:
         connection.execute(update(commitment_reports).where(held).values(state=DeliveryState.WAITING, attempts=0, not_before=0))
+
+
+def forget_old(engine: Engine, days: float) -> int:
+    """Remove reports that were sent, or given up, so long ago: their modality has asked again, or never will; how many."""
+    old = and_(
+        commitment_reports.c.state.in_((DeliveryState.SENT, DeliveryState.HELD)),
+        commitment_reports.c.created_at < time.time() - days * 86400,
+    )
+    with write(engine) as connection:
+        return connection.execute(delete(commitment_reports).where(old)).rowcount

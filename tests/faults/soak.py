@@ -164,11 +164,12 @@ def main() -> int:
         watch = Watch(node)
         watch.start()
         senders = [keep_sending(node, pool, out / "sending", rng, end, f"SENDER{n}") for n in range(options.senders)]
-        happened: list[str] = []
+        blows = 0
         while time.monotonic() < half:
             points = tuple(point for point in POINTS if point not in _IDLE_POINTS)
-            happened += strike_everywhere(node, bad, strikes, points, rng)
-            strikes.clear()
+            strike_everywhere(node, bad, strikes, points, rng)
+            blows += sum(strikes.struck(point) for point in points)
+        strikes.clear()
         calm_since = time.monotonic() - began
         break_the_pacs(bad, end, threading.Event())
         for sender in senders:
@@ -184,7 +185,9 @@ def main() -> int:
         writer.writerows(watch.rows)
     draw(watch.rows, calm_since, out / "processes.png")
     grown = flatness(watch.rows, calm_since)
-    print(f"{len(acknowledged)} images acknowledged, jobs {dict(states)}, struck {len(happened)} times; see {out}/processes.png")
+    print(
+        f"{len(acknowledged)} images acknowledged, jobs {dict(states)}, struck at {blows} named points; see {out}/processes.png"
+    )
     for line in grown:
         print(line)
     return 1 if grown else 0

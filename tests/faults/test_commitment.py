@@ -14,7 +14,7 @@ from sqlalchemy import text
 from cxr_node.commitment import NO_SUCH_INSTANCE, PUSH_MODEL, PUSH_MODEL_INSTANCE, build_report, read_report, read_request
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, ReceiveSettings, SenderSettings, Settings
-from cxr_node.store import commitments, overview
+from cxr_node.store import commitments, overview, reports
 from cxr_node.store.database import open_database
 from tests.delivering import NEVER, Queue, courier_for, running, settings_for, until
 from tests.orthanc import Orthanc, free_port, wait_until
@@ -362,6 +362,16 @@ class TestCommittingForAModality:
                     assert modality.reported.wait(20)
             finally:
                 server.shutdown()
+
+    def test_old_reports_are_forgotten(self, tmp_path):
+        engine = open_database(Settings(node=NodeSettings(data_dir=tmp_path / "var")))
+        for _ in range(2):
+            report = reports.owe_report(engine, "2.25.1", "MODALITY1", "127.0.0.1", [], {}, wait_s=0)
+        reports.report_sent(engine, report)
+        assert reports.forget_old(engine, days=30) == 0
+        assert reports.forget_old(engine, days=-1) == 1
+        assert len(reports.reports_due(engine)) == 1
+        engine.dispose()
 
     def test_a_request_that_makes_no_sense_is_refused(self, tmp_path):
         with Receiver(tmp_path / "var", processes=1) as receiver:

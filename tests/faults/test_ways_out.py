@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import subprocess
+import sys
 import time
 
 import pytest
@@ -16,6 +19,7 @@ from cxr_node.limits import is_trouble_here
 from cxr_node.records import DeliveryState, JobState
 from cxr_node.settings import NodeSettings, ReceiveSettings, RetentionSettings, Settings
 from cxr_node.store import deliveries, instances, jobs, leases, lock, overview, retention
+from cxr_node.store.database import open_database
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import jobs as jobs_table
@@ -210,3 +214,42 @@ class TestTheDataFolder:
         (again,) = store.claim()
         assert again.id == job.id
         assert (store.folders.root / again.path).exists()
+
+
+class TestAMachineThatIsNotAsItShouldBe:
+    def run(self, tmp_path, before, *arguments):
+        config = tmp_path / "cxr-node.toml"
+        config.write_text(f'[node]\nport = 0\ndata_dir = "{tmp_path / "var"}"\n')
+        words = [sys.executable, "-m", "cxr_node", *arguments, "--config", str(config)]
+        return subprocess.run(
+            ["bash", "-c", f"{before}; exec {shlex.join(words)}"], check=False, capture_output=True, text=True, timeout=120
+        )
+
+    def test_too_few_file_handles_are_told_with_the_number_that_is_needed(self, tmp_path):
+        result = self.run(tmp_path, "ulimit -n 100", "receive")
+        assert result.returncode == 2
+        assert "may open 100 files, and needs 320" in result.stderr
+        assert "LimitNOFILE=" in result.stderr
+
+    def test_a_folder_that_is_read_only_is_told(self, tmp_path):
+        if os.geteuid() == 0:
+            pytest.skip("root may write everywhere")
+        (tmp_path / "var").mkdir(mode=0o500)
+        result = self.run(tmp_path, "true", "serve")
+        assert result.returncode == 2
+        assert str(tmp_path / "var") in result.stderr
+
+    def test_a_disk_that_is_mounted_read_only_is_told(self, tmp_path, store):
+        store.engine.dispose()
+        folder = store.folders.root
+        if (
+            os.geteuid() != 0
+            or subprocess.run(["mount", "--bind", folder, folder], check=False, capture_output=True).returncode != 0
+        ):
+            pytest.skip("root alone can mount a folder read-only")
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+            with pytest.raises(StoreError, match="not writable"):
+                open_database(store.settings)
+        finally:
+            subprocess.run(["umount", folder], check=True)
