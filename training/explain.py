@@ -102,7 +102,7 @@ def _draw(data: Path, rows: list[Radiograph], explained: list[Explained], networ
         if row.class_index == _COVID and one.curves["cxrnet"]["ppc"][0] > 0.5
     ][:_EXAMPLES]
     if called:
-        examples = [
+        examples: list[dict[str, NDArray[Any]]] = [
             {**{method: normalised(heat[method], crop.shown) for method in METHODS}, "crop": crop.image}
             for _, _, crop, heat in _heats(data, called, networks)
         ]
