@@ -42,8 +42,13 @@ check: .venv/.installed-dev  ## lint, formatting, types
 	.venv/bin/mypy
 
 .PHONY: test
-test: .venv/.installed-dev peers check  ## everything that can be checked here
-	.venv/bin/python -m pytest -n $(WORKERS) -rs $(PYTEST_OPTIONS)
+test: .venv/.installed-dev peers check  ## everything that can be checked here, `validate` included
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup -rs $(PYTEST_OPTIONS)
+
+.PHONY: validate
+validate: .venv/.installed-dev peers  ## every kind of result before validators, an archive and viewers; pictures in test-output
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup -rs $(PYTEST_OPTIONS) \
+		tests/acceptance/test_compose_validators.py tests/acceptance/test_viewers.py tests/unit/test_conformance.py
 
 .PHONY: bench
 bench: .venv/.installed-dev peers  ## the benchmarks, in a short form
@@ -57,6 +62,6 @@ soak: .venv/.installed-dev peers  ## the fault campaign for MINUTES, with memory
 
 .PHONY: clean
 clean:  ## remove .venv, build results and caches; data and training runs stay
-	rm -rf .venv build dist demo-output test-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers build dist demo-output test-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -rf ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

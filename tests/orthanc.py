@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Orthanc:
         modalities: name to (AE title, port) on loopback.
         route_all_to: the modality that gets everything Orthanc receives, whoever sent it.
         dicom_port: to reuse one; None takes a free one.
+        plugins: paths of plugins to load.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Orthanc:
         modalities: Mapping[str, tuple[str, int]] | None = None,
         route_all_to: str | None = None,
         dicom_port: int | None = None,
+        plugins: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.ae_title = "ORTHANC"
@@ -69,7 +71,7 @@ class Orthanc:
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "UnknownSopClassAccepted": True,
-            "Plugins": [],
+            "Plugins": list(plugins),
             "DicomModalities": {name: [ae_title, "127.0.0.1", port] for name, (ae_title, port) in (modalities or {}).items()},
         }
         if route_all_to is not None:
@@ -101,6 +103,20 @@ class Orthanc:
             found.append({**instance, "tags": tags})
         return found
 
+    def store(self, content: bytes) -> str:
+        """Hand it a DICOM file over HTTP; its own ID of the instance."""
+        return str(self._post("/instances", content)["ID"])
+
+    def file_of(self, sop_instance_uid: str) -> bytes:
+        """The instance with this UID as a DICOM file."""
+        [found] = self._post("/tools/lookup", sop_instance_uid.encode())
+        return self.file(found["ID"])
+
+    def delete(self, instance_id: str) -> None:
+        """Forget an instance."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}/instances/{instance_id}", method="DELETE")
+        urllib.request.urlopen(request, timeout=30).close()
+
     def count(self) -> int:
         """How many instances it holds."""
         return int(self.get("/statistics")["CountInstances"])
@@ -125,6 +141,11 @@ class Orthanc:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _post(self, path: str, body: bytes) -> Any:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", body, method="POST")
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
 
     def _answers(self) -> bool:
         assert self._process.poll() is None, f"Orthanc ended with {self._process.returncode}"

@@ -1,0 +1,98 @@
+"""What programs that nobody here wrote say of a DICOM file: a list of complaints, empty where they find none."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydicom.uid import Comprehensive3DSRStorage, GrayscaleSoftcopyPresentationStateStorage
+
+from cxr_node.records import ComposedObject
+from tests.conftest import find_peer
+
+_DCMPSCHK_ALONE = re.compile(r"Type DT .*\[\d{14}(\.\d{1,6})?[+-]\d{4}\]|Type PN .*[^\x00-\x7f]")
+"""dcmpschk 3.6.7 takes no offset from UTC in a DT, though PS3.5 table 6.2-1 has it, and no name beyond ASCII: see
+docs/conformance.md."""
+
+
+def dciodvfy(path: Path) -> list[str]:
+    """dicom3tools, against the modules of PS3.3. Its exit status says nothing."""
+    lines = output("dciodvfy", path).splitlines()
+    assert lines, "it said nothing at all, not even which object this is"
+    return [line for line in lines if line.startswith("Error")]
+
+
+def dcmdump(path: Path) -> list[str]:
+    """dcmtk, against the encoding of PS3.5."""
+    return _of_dcmtk("dcmdump", path)
+
+
+def dsrdump(path: Path) -> list[str]:
+    """dcmtk, against the content tree and the relationships of PS3.3 A.35. That it can't convert every character set is
+    its own affair.
+    """
+    return [line for line in _of_dcmtk("dsrdump", path) if "Character" not in line]
+
+
+def dcmpschk(path: Path) -> list[str]:
+    """dcmtk, against the attributes of a presentation state."""
+    said = output("dcmpschk", path)
+    if "Test passed" in said:
+        return []
+    complaints = " ".join(line.removeprefix("E:").strip() for line in said.splitlines()).split("Error: ")[1:]
+    return [complaint for complaint in complaints if not _DCMPSCHK_ALONE.search(complaint)]
+
+
+def pixelmed(path: Path) -> list[str]:
+    """PixelMed, against the modules of PS3.3 and the templates of PS3.16."""
+    lines = str(_pixelmed_validator().validate(str(path))).splitlines()
+    assert "IOD validation complete" in lines, lines
+    return [line for line in lines if line.startswith(("Error", "Warning"))]
+
+
+def verdicts(item: ComposedObject, folder: Path) -> dict[str, list[str]]:
+    """The complaints of every judge that knows this kind of object, by judge; empty if nobody complains."""
+    judges = [dciodvfy, dcmdump]
+    if item.sop_class_uid == Comprehensive3DSRStorage:
+        judges += [dsrdump, pixelmed]
+    if item.sop_class_uid == GrayscaleSoftcopyPresentationStateStorage:
+        judges.append(dcmpschk)
+    path = folder / f"{item.sop_instance_uid}.dcm"
+    path.write_bytes(item.content)
+    found = {judge.__name__: judge(path) for judge in judges}
+    return {name: complaints for name, complaints in found.items() if complaints}
+
+
+def output(program: str, path: Path) -> str:
+    """All that one of PEERS says of a file."""
+    done = _run(program, path)
+    return done.stdout + done.stderr
+
+
+def _run(program: str, path: Path) -> subprocess.CompletedProcess[str]:
+    command = [find_peer(program), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=120)
+
+
+def _of_dcmtk(program: str, path: Path) -> list[str]:
+    done = _run(program, path)
+    complaints = [line for line in done.stderr.splitlines() if line.startswith(("E:", "F:", "W:"))]
+    return complaints + [f"exit status {done.returncode}"] * bool(done.returncode)
+
+
+@cache
+def _pixelmed_validator() -> Any:
+    """In a Java machine of this process: reading the rules takes it seconds, and only once.
+
+    With Saxon, as PixelMed's own scripts have it: Java's built-in processor takes ten times as long.
+    """
+    import jpype
+
+    if not jpype.isJVMStarted():
+        processor = "-Djavax.xml.transform.TransformerFactory=net.sf.saxon.TransformerFactoryImpl"
+        jars = [find_peer("pixelmed.jar"), find_peer("Saxon-HE.jar")]
+        jpype.startJVM(processor, classpath=jars, convertStrings=False)
+    return jpype.JClass("com.pixelmed.validate.DicomSRValidator")()
