@@ -46,8 +46,8 @@ class Intake:
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings.receive
         self._engine = engine
-        self._together = Together(engine)
         self._folders = DataFolder(settings.node.data_dir)
+        self._together = Together(engine, self._folders.root / ".admission.lock")
         self._room = Room(settings.node.data_dir, settings.receive.min_free_mb)
         self._record_again_at: dict[str, float] = {}
         self._lock = threading.Lock()

@@ -164,6 +164,6 @@ def _start() -> _Receiver:
             [sys.executable, "-m", "cxr_node.receive", str(theirs.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=(theirs.fileno(),),
-            start_new_session=True,  # Ctrl-C in a terminal reaches the one that accepts alone, which stops in order
+            process_group=0,  # Ctrl-C in a terminal reaches the one that accepts alone, which stops in order
         )
     return _Receiver(process, ours)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
+import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxr_node.store.admissions import Admission, Arrival, admit_all
@@ -21,12 +25,18 @@ class _Entry:
 class Together:
     """Group commit: whoever comes while another commits waits, and the first of those enters what has gathered.
 
-    Nobody is held up for company: alone, an instance is entered at once. It also keeps the associations from competing
-    for SQLite's write lock, which is waited for by sleeping and asking again.
+    Nobody is held up for company: alone, an instance is entered at once. It also keeps associations, and processes, from
+    competing for SQLite's write lock, which is waited for by sleeping and asking again.
+
+    Args:
+        engine: the database.
+        lock: a file for the processes that receive to lock, one after the other; it is made.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, lock: Path) -> None:
         self._engine = engine
+        self._lock = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        weakref.finalize(self, os.close, self._lock)
         self._waiting: list[_Entry] = []
         self._gathering = threading.Lock()
         self._committing = threading.Lock()
@@ -40,7 +50,11 @@ class Together:
             if entry.outcome is None:
                 with self._gathering:
                     gathered, self._waiting = self._waiting, []
-                self._enter(gathered)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                try:
+                    self._enter(gathered)
+                finally:
+                    fcntl.flock(self._lock, fcntl.LOCK_UN)
         if isinstance(entry.outcome, Exception):
             raise entry.outcome
         assert entry.outcome is not None

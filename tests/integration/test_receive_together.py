@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import multiprocessing
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sqlalchemy import event, func, select
@@ -22,6 +25,10 @@ def engine(tmp_path):
     opened = open_database(Settings(node=NodeSettings(data_dir=tmp_path)))
     yield opened
     opened.dispose()
+
+
+def together_on(engine):
+    return Together(engine, Path(engine.url.database).with_name("lock"))
 
 
 def arrival(number, sha256=""):
@@ -72,14 +79,14 @@ def gathered(together, expected):
 
 
 def test_enters_one_alone_at_once(engine):
-    assert Together(engine).admit(arrival(1)) is Admission.QUEUED
+    assert together_on(engine).admit(arrival(1)) is Admission.QUEUED
     assert count(engine) == 1
 
 
 def test_those_who_waited_are_entered_in_one_transaction(engine):
     commits = []
     event.listen(engine, "commit", lambda _connection: commits.append(1))
-    together = Together(engine)
+    together = together_on(engine)
     outcomes = admit_at_once(together, engine, [arrival(number) for number in range(8)], gathered(together, 7))
     assert outcomes == [Admission.QUEUED] * 8
     assert count(engine) == 8
@@ -87,17 +94,54 @@ def test_those_who_waited_are_entered_in_one_transaction(engine):
 
 
 def test_the_same_instance_twice_in_one_transaction_is_one(engine):
-    together = Together(engine)
+    together = together_on(engine)
     outcomes = admit_at_once(together, engine, [arrival(1), arrival(2), arrival(2)], gathered(together, 2))
     assert sorted(outcomes) == [Admission.DUPLICATE, Admission.QUEUED, Admission.QUEUED]
     assert count(engine) == 2
 
 
 def test_one_that_fails_fails_alone(engine):
-    together = Together(engine)
+    together = together_on(engine)
     broken = arrival(3)
     broken = replace(broken, stored=replace(broken.stored, path=object()))
     outcomes = admit_at_once(together, engine, [arrival(1), arrival(2), broken, arrival(4)], gathered(together, 3))
     assert [outcomes[0], outcomes[1], outcomes[3]] == [Admission.QUEUED] * 3
     assert isinstance(outcomes[2], Exception)
     assert count(engine) == 3
+
+
+def _admit_many(folder, begin):
+    """In a process of its own: enter instances of that process, one after the other."""
+    opened = open_database(Settings(node=NodeSettings(data_dir=folder)))
+    together = together_on(opened)
+    for number in range(begin, begin + 20):
+        together.admit(arrival(number))
+    opened.dispose()
+
+
+def test_processes_enter_one_after_the_other_and_nothing_is_lost(engine, tmp_path):
+    processes = [multiprocessing.get_context("spawn").Process(target=_admit_many, args=(tmp_path, at)) for at in (100, 200)]
+    for process in processes:
+        process.start()
+    together = together_on(engine)
+    for number in range(20):
+        together.admit(arrival(number))
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert count(engine) == 60
+
+
+def test_waits_for_another_process_that_commits(engine):
+    together = together_on(engine)
+    entered = threading.Event()
+    with Path(engine.url.database).with_name("lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        thread = threading.Thread(target=lambda: (together.admit(arrival(1)), entered.set()))
+        thread.start()
+        assert not entered.wait(0.3)
+        assert count(engine) == 0
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert entered.wait(20)
+    thread.join(20)
+    assert count(engine) == 1
