@@ -202,6 +202,21 @@ class OverlaySettings(_Section):
         return _OVERLAY_SYNTAXES[self.compression]
 
 
+class NotAnalysedSettings(_Section):
+    """[not_analysed]"""
+
+    report: bool = False
+    """A structured report that tells why an image was rejected, to destinations that take reports."""
+    overlay: bool = False
+    """A picture that tells it, to destinations that take overlays."""
+
+    @property
+    def kinds(self) -> frozenset[ResultKind]:
+        """The kinds of object to make."""
+        wanted = {ResultKind.OVERLAY: self.overlay, ResultKind.REPORT: self.report}
+        return frozenset(kind for kind in wanted if wanted[kind])
+
+
 class RetentionSettings(_Section):
     """[retention]"""
 
@@ -232,6 +247,7 @@ class Settings(BaseSettings):
     routes: tuple[RouteSettings, ...] = ()
     inference: InferenceSettings = InferenceSettings()
     overlay: OverlaySettings = OverlaySettings()
+    not_analysed: NotAnalysedSettings = NotAnalysedSettings()
     retention: RetentionSettings = RetentionSettings()
     web: WebSettings = WebSettings()
 

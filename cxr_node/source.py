@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
 
 from cxr_node.prepare.decode import is_dicom, read_dataset, read_image_file
 from cxr_node.prepare.quality import check_header
@@ -52,6 +53,16 @@ def read_identity(path: Path) -> Dataset | None:
     except (OSError, InvalidDicomError):
         return None
     return ds if all(ds.get(keyword) for keyword in wanted) else None
+
+
+def read_header(path: Path) -> Dataset | None:
+    """The header of a DICOM file that couldn't be analysed; None if it doesn't even say which image of which study it is."""
+    try:
+        ds = dcmread(path, force=True, stop_before_pixels=True)
+        named = all(UID(str(ds.get(keyword, ""))).is_valid for keyword in ("StudyInstanceUID", "SOPClassUID", "SOPInstanceUID"))
+    except Exception:  # whatever broken bytes lead pydicom to
+        return None
+    return ds if named else None
 
 
 def read_any(path: Path) -> Source:

@@ -7,6 +7,7 @@ whole is tried image by image: an image that can't be analysed costs itself alon
 from __future__ import annotations
 
 import faulthandler
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,14 +22,14 @@ import structlog
 from cxr_node import faults, limits
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
-from cxr_node.compose import DEFAULT_KINDS, compose_results
+from cxr_node.compose import DEFAULT_KINDS, compose_not_analysed, compose_results
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.errors import Rejected
 from cxr_node.logs import explain
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
-from cxr_node.records import DataFolder, Findings, Geometry, Job, Radiograph, ResultKind
+from cxr_node.records import DataFolder, Findings, Geometry, Job, Radiograph, Result, ResultKind
 from cxr_node.settings import Settings
-from cxr_node.source import Source, read_dicom, read_identity
+from cxr_node.source import Source, read_dicom, read_header, read_identity
 from cxr_node.store import jobs, leases, predecessors
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import DatabaseTrouble, is_full, open_database
@@ -197,8 +198,35 @@ class Worker:
         return None if path is None else read_identity(self._folders.root / path)
 
     def _reject(self, job: Job, rejected: Rejected) -> None:
-        self._write_end(job, lambda: jobs.reject(self._engine, self._owner, job, rejected.reasons))
+        destinations = {d.name: d.send for d in self._settings.destinations_for(job.calling_ae_title)}
+        try:
+            made = self._make_notices(job, rejected, {kind for kinds in destinations.values() for kind in kinds})
+        except Exception as error:
+            if limits.is_trouble_here(error) or isinstance(error, DatabaseTrouble):
+                self.trouble = _in_words(error)
+                return
+            log.error("no notice of the rejection could be made", sop_instance_uid=job.sop_instance_uid, exc_info=error)
+            made = []
+        end = functools.partial(jobs.reject, self._engine, self._owner, job, rejected.reasons)
+        self._write_end(job, lambda: end(made=made, destinations=destinations))
         log.info("rejected", sop_instance_uid=job.sop_instance_uid, reasons=rejected.reasons)
+
+    def _make_notices(self, job: Job, rejected: Rejected, wanted: set[ResultKind]) -> list[Result]:
+        """What tells the reader why there is no result, where the settings ask for it."""
+        kinds = wanted.intersection(self._settings.not_analysed.kinds)
+        source = read_header(self._folders.root / job.path) if kinds else None
+        if source is None:
+            return []
+        composed = compose_not_analysed(
+            source,
+            rejected.reasons,
+            self._networks.model,
+            revision=job.revision,
+            kinds=kinds,
+            predecessor=self._predecessor(job),
+            now=datetime.now(UTC).astimezone(),
+        )
+        return [write_result(self._folders, job, item) for item in composed]
 
     def _fail(self, job: Job, doing: str, error: Exception) -> None:
         log.error("job failed", sop_instance_uid=job.sop_instance_uid, doing=doing, exc_info=error)

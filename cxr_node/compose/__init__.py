@@ -8,15 +8,17 @@ from datetime import datetime
 from pydicom import Dataset
 
 from cxr_node.compose.identity import identify, place, to_composed
+from cxr_node.compose.not_analysed import compose_not_analysed
+from cxr_node.compose.overlay import draw_overlay
 from cxr_node.compose.presentation import compose_presentation
 from cxr_node.compose.report import compose_report
-from cxr_node.compose.secondary_capture import compose_secondary_capture, draw_overlay
+from cxr_node.compose.secondary_capture import compose_secondary_capture
 from cxr_node.compose.segmentation import compose_heat_levels, compose_heat_values, compose_lungs
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.records import ComposedObject, Findings, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
 
-__all__ = ["DEFAULT_KINDS", "compose_results", "draw_overlay", "pixel_aspect"]
+__all__ = ["DEFAULT_KINDS", "compose_not_analysed", "compose_results", "draw_overlay", "pixel_aspect"]
 
 DEFAULT_KINDS = (ResultKind.OVERLAY, ResultKind.REPORT)
 """What every viewer and archive takes."""

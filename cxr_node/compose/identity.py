@@ -96,13 +96,14 @@ class Place:
         return derived_uid("tracking", self.analysis_uid, what)
 
 
-def place(source: Dataset, model: Model, kind: ResultKind, revision: int) -> Place:
+def place(source: Dataset, model: Model, kind: ResultKind, revision: int, variant: str = "") -> Place:
     """Where the result of a kind stands.
 
     One new series for each series of the source, kind and model, and one more for each later revision of an image:
-    what a revision corrects may be the patient, whom all instances of a series share.
+    what a revision corrects may be the patient, whom all instances of a series share. A variant, which tells something
+    else with the same kind of object, has a series of its own.
     """
-    made_by = (model.name, model.version, model.digest, str(kind), str(revision))
+    made_by = (model.name, model.version, model.digest, str(kind), str(revision), *([variant] if variant else ()))
     instance_number = value_of(source, "InstanceNumber")
     source_series = value_of(source, "SeriesNumber")
     number = int(source_series) if source_series not in (None, "") and 0 <= source_series < 1_000_000 else 0
@@ -167,7 +168,7 @@ def bare_reference(source: Dataset) -> Dataset:
     return bare
 
 
-def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: datetime) -> None:
+def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: datetime, variant: str = "") -> None:
     """Give an object its patient, study, equipment, dates and character set, in place.
 
     Args:
@@ -176,13 +177,14 @@ def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: 
         model: what made the findings.
         kind: of the object.
         now: when it was made; written in the source's time zone if it names one, otherwise in its own.
+        variant: see `place`.
     """
     for keyword in _COPIED:
         _copy(source, ds, keyword)
     ds.Manufacturer = ds.ManufacturerModelName = MODEL_NAME
     ds.SoftwareVersions = software_versions(model)
     ds.DeviceSerialNumber = serial_number(model)
-    ds.SeriesDescription = f"{NOT_FOR_DIAGNOSIS}: {kind}"
+    ds.SeriesDescription = f"{NOT_FOR_DIAGNOSIS}: {variant or kind}"
     made_at = _in_zone(now, ds.get("TimezoneOffsetFromUTC"))
     for keyword in ("InstanceCreationDate", "ContentDate", "SeriesDate", "DateOfSecondaryCapture", "PresentationCreationDate"):
         if keyword in ds or keyword == "SeriesDate":

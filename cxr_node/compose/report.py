@@ -65,17 +65,25 @@ def compose_report(
     image = bare_reference(source)
     groups = [_finding(image, maps, place, overlay)]
     groups += [group for side in SIDES if (group := _lung(image, maps, place, side, lungs)) is not None]
-    return _document(maps.findings.model, [image, overlay, lungs], groups, place, predecessor)
+    return document(maps.findings.model, [image, overlay, lungs], groups, place, predecessor)
 
 
-def _document(
+def document(
     model: Model,
     evidence: Sequence[Dataset | None],
     groups: Sequence[PlanarROIMeasurementsAndQualitativeEvaluations],
     place: Place,
     predecessor: Dataset | None,
 ) -> Dataset:
-    """TID 1500 around measurement groups."""
+    """A report around measurement groups (TID 1500), not yet identified.
+
+    Args:
+        model: what made the groups' content.
+        evidence: what they refer to.
+        groups: at least one.
+        place: the report's own UIDs and numbers.
+        predecessor: the report that this one replaces.
+    """
     report = MeasurementReport(
         observation_context=ObservationContext(_observer(model)),
         procedure_reported=code("procedure", "imaging"),
@@ -132,7 +140,7 @@ def _finding(
     measurements.append(_percent(code("measurement", "lung_area"), findings.lung_area_fraction))
     group = PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(FINDING), identifier=FINDING),
-        referenced_region=_region(image, lung_rectangle(findings.lungs, maps.geometry)),
+        referenced_region=region(image, lung_rectangle(findings.lungs, maps.geometry)),
         finding_type=code("finding", "indeterminate" if findings.indeterminate else findings.label),
         algorithm_id=_algorithm(findings),
         finding_sites=[FindingSite(code("site", "lung"))],
@@ -162,12 +170,10 @@ def _lung(
     if not outlines:
         return None
     findings = maps.findings
-    laterality = code("site", side)
     segment = None if lungs is None else (lungs, SIDES.index(side) + 1)
-    site = FindingSite(code("site", "lung"), laterality=laterality)
     measurements = [
-        _percent(code("measurement", "heat_by_lung"), findings.heat_by_lung[side], site, segment),
-        _percent(code("measurement", "lung_area"), float(maps.lung(side).mean()), site, segment),
+        _percent(code("measurement", "heat_by_lung"), findings.heat_by_lung[side], None, segment),
+        _percent(code("measurement", "lung_area"), float(maps.lung(side).mean()), None, segment),
     ]
     for zone in ZONES:
         zone_site = FindingSite(code("site", f"{zone}_zone"), laterality=code("site", side))
@@ -176,15 +182,16 @@ def _lung(
     name = f"{side.capitalize()} lung"
     return PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
-        referenced_region=_region(image, outlines[0]),
+        referenced_region=region(image, outlines[0]),
         finding_type=code("segment", "saliency"),
-        algorithm_id=_algorithm(findings),
+        algorithm_id=AlgorithmIdentification(findings.model.name, findings.model.version),
         finding_sites=[FindingSite(code("site", "lung"), laterality=code("site", side))],
         measurements=measurements,
     )
 
 
-def _region(image: Dataset, outline: NDArray[np.float64]) -> ImageRegion:
+def region(image: Dataset, outline: NDArray[np.float64]) -> ImageRegion:
+    """A closed polyline, float64 (N, 2): column and row, on the source."""
     return ImageRegion(GraphicTypeValues.POLYLINE, outline, SourceImageForRegion(image.SOPClassUID, image.SOPInstanceUID))
 
 

@@ -50,9 +50,9 @@ def compose_lungs(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
 
 def compose_heat_levels(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
     """The heat map as one segment for each of LEVELS, binary, for viewers; not yet identified."""
-    bounds = np.rint(np.array((*LEVELS, 1.0)) * 255).astype(np.uint8)
-    table = np.searchsorted(bounds[:-1], np.arange(256), side="right").astype(np.uint8)
-    levels = table[maps.heat]
+    levels = np.zeros(maps.heat.shape, np.uint8)
+    for low in LEVELS:
+        levels += maps.heat >= round(255 * low)
     segments = []
     for number, (low, colour) in enumerate(zip(LEVELS, _LEVEL_COLOURS, strict=True), start=1):
         label = f"Heat {low:.0%} to {LEVELS[number]:.0%}" if number < len(LEVELS) else f"Heat {low:.0%} and above"

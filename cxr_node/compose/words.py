@@ -12,6 +12,7 @@ TITLES = {
 }
 
 INDETERMINATE = "Indeterminate"
+NOT_ANALYSED = "Not analysed"
 
 
 def title(findings: Findings) -> str:

@@ -15,7 +15,14 @@ from cxr_node.analyse.networks import load_networks
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.phantom import chest_phantom
 from cxr_node.records import InstanceHeader, JobState, ResultKind, Sender
-from cxr_node.settings import DestinationSettings, InferenceSettings, NodeSettings, RouteSettings, Settings
+from cxr_node.settings import (
+    DestinationSettings,
+    InferenceSettings,
+    NodeSettings,
+    NotAnalysedSettings,
+    RouteSettings,
+    Settings,
+)
 from cxr_node.store import admissions, overview
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import keep_instance, make_folders
@@ -188,3 +195,25 @@ def test_the_report_of_a_corrected_image_names_its_predecessor(bench):
     assert study.ReferencedSeriesSequence[0].SeriesInstanceUID == reports[0].SeriesInstanceUID
     (reference,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
     assert reference.ReferencedSOPInstanceUID == reports[0].SOPInstanceUID != reports[1].SOPInstanceUID
+
+
+def test_a_rejected_image_yields_a_notice_where_the_settings_ask_for_one(tmp_path, networks):
+    bench = Bench(tmp_path / "var", networks)
+    bench.worker.close()
+    wanted = NotAnalysedSettings(report=True)
+    bench.worker = Worker(bench.settings.model_copy(update={"not_analysed": wanted}), bench.engine, networks)
+    by_pixels, _ = bench.add(noise(), sender="ER_7")
+    by_header, _ = bench.add(drawn(1), sender="ER_7", ViewPosition="LL")
+    lost, _ = bench.add(noise(), sender="ER_7", StudyInstanceUID="")
+    bench.step()
+    for uid in (by_pixels, by_header):
+        job = bench.job(uid)
+        assert job["state"] == JobState.REJECTED
+        assert [(delivery["destination"], delivery["kind"]) for delivery in job["deliveries"]] == [("ER", "report")]
+        (result,) = job["results"]
+        report = dcmread(bench.folders.root / result["path"])
+        assert report.SeriesDescription == "AI result, not for primary diagnosis: not analysed"
+        assert job["reasons"][0] in [element.value for element in report.iterall() if element.keyword == "TextValue"]
+    assert bench.job(lost)["state"] == JobState.REJECTED
+    assert bench.job(lost)["results"] == []
+    bench.worker.close()

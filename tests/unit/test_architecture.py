@@ -19,7 +19,7 @@ DOORS = {
     "apscheduler": ("housekeeping",),
     "torch": ("nets", "analyse"),
     "safetensors": ("nets",),
-    "cv2": ("prepare", "analyse", "compose.secondary_capture"),
+    "cv2": ("prepare", "analyse", "compose.overlay"),
     "pydantic": ("settings",),
     "pydantic_settings": ("settings",),
     "typer": ("cli", "commands"),
@@ -138,7 +138,7 @@ def test_finds_a_breach(module, source):
         ("analyse.pipeline", "from cxr_node.analyse import classify, enhance\nimport torch"),
         ("cli", "from cxr_node.records import JobState\nfrom cxr_node.store import jobs"),
         ("receive.scp", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sqlalchemy import Engine"),
-        ("compose.secondary_capture", "import cv2\nfrom cxr_node.compose import identity"),
+        ("compose.overlay", "import cv2\nfrom cxr_node.compose import identity"),
     ],
 )
 def test_lets_through_what_is_allowed(module, source):

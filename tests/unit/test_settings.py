@@ -24,6 +24,8 @@ _VALUES = {
     "max_side_px": "300",
     "compression": "jpeg-ls",
     "side_by_side": "True",
+    "report": "True",
+    "overlay": "True",
     "listen": "True",
     "certificate": "/node.pem",
     "key": "/node.key",

@@ -1,0 +1,78 @@
+"""What tells the reader that an image was not analysed, and why: silence must not look like health."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+import numpy as np
+from highdicom.sr import (
+    AlgorithmIdentification,
+    PlanarROIMeasurementsAndQualitativeEvaluations,
+    RelationshipTypeValues,
+    TextContentItem,
+    TrackingIdentifier,
+)
+from pydicom import Dataset
+
+from cxr_node.compose.codes import code
+from cxr_node.compose.identity import Place, bare_reference, identify, place, to_composed, value_of
+from cxr_node.compose.overlay import draw_not_analysed
+from cxr_node.compose.report import document, region
+from cxr_node.compose.secondary_capture import NOTICE, compose_secondary_capture
+from cxr_node.records import ComposedObject, Model, ResultKind
+
+_VARIANT = "not analysed"
+
+
+def compose_not_analysed(
+    source: Dataset,
+    reasons: Sequence[str],
+    model: Model,
+    *,
+    revision: int = 0,
+    kinds: Collection[ResultKind] = (ResultKind.REPORT,),
+    predecessor: Dataset | None = None,
+    now: datetime,
+) -> list[ComposedObject]:
+    """A notice of each kind that there is one of: a picture (overlay) and a structured report.
+
+    Args:
+        source: the image's header; it has to say study, class and instance.
+        reasons: sentences for a radiographer.
+        model: what would have analysed it.
+        revision: of the image.
+        kinds: others than overlay and report are passed over.
+        predecessor: the report of an earlier revision, which this one's replaces.
+        now: when the notices are made, with a time zone.
+    """
+    made: dict[ResultKind, Dataset] = {}
+    if ResultKind.OVERLAY in kinds:
+        where = place(source, model, ResultKind.OVERLAY, revision, _VARIANT)
+        made[ResultKind.OVERLAY] = compose_secondary_capture(source, draw_not_analysed(reasons), where, description=NOTICE)
+    if ResultKind.REPORT in kinds:
+        where = place(source, model, ResultKind.REPORT, revision, _VARIANT)
+        image = bare_reference(source)
+        made[ResultKind.REPORT] = document(model, [image], [_group(source, image, reasons, model, where)], where, predecessor)
+    composed = []
+    for kind, ds in made.items():
+        identify(ds, source, model, kind, now, _VARIANT)
+        composed.append(to_composed(ds, kind))
+    return composed
+
+
+def _group(
+    source: Dataset, image: Dataset, reasons: Sequence[str], model: Model, where: Place
+) -> PlanarROIMeasurementsAndQualitativeEvaluations:
+    """TID 1410 without a measurement. Its region is the whole image: viewers show nothing of a group without one."""
+    columns, rows = (float(value_of(source, keyword) or 1) for keyword in ("Columns", "Rows"))
+    corners = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows), (0, 0)], np.float64)
+    group = PlanarROIMeasurementsAndQualitativeEvaluations(
+        TrackingIdentifier(uid=where.tracking_uid(_VARIANT), identifier="AI chest radiograph: not analysed"),
+        referenced_region=region(image, corners),
+        finding_type=code("finding", "not_analysed"),
+        algorithm_id=AlgorithmIdentification(model.name, model.version),
+    )
+    for reason in reasons:
+        group[0].ContentSequence.append(TextContentItem(code("text", "reason"), reason, RelationshipTypeValues.CONTAINS))
+    return group
