@@ -30,6 +30,8 @@ MAXIMUM_PDU_SIZE = 131072
 """What senders are told; dcmtk sends no longer ones. Longer PDUs are read all the same."""
 IDLE_S = 0.1
 """How often a thread with nothing to do looks whether it should end."""
+_REST_S = 0.5
+"""Likewise for the association's own thread, which what concerns it wakes; it does nothing while data sets come in."""
 COMMAND, LAST = 0x01, 0x02
 """Bits of the message control header (PS3.8 section E.2)."""
 
@@ -63,7 +65,7 @@ class Messages(DIMSEServiceProvider):
         With `block` for the response to a request of ours, as long as that may take.
         """
         try:
-            return self.msg_queue.get(timeout=self.dimse_timeout if block else IDLE_S)
+            return self.msg_queue.get(timeout=self.dimse_timeout if block else _REST_S)
         except queue.Empty:
             return None, None
 
