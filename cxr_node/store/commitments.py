@@ -26,6 +26,7 @@ _LONGEST_WAIT_S = 86400.0
 _MOST_ASKS = 12
 """With waits that double from ten minutes up to a day: about five days."""
 _MOST_AT_ONCE = 500
+_MOST_RESENDS = 20
 _FIRST_RESEND_WAIT_S, _LONGEST_RESEND_WAIT_S = 5.0, 3600.0
 _NEVER_CONFIRMED = (
     "The destination stored it, and never reported that it will keep it, however often it was asked: does it know this node's "
@@ -117,7 +118,7 @@ def take_report(engine: Engine, read: Callable[[], Dataset]) -> int:
 def note_report(engine: Engine, transaction_uid: str, committed: Collection[str], failed: Mapping[str, int]) -> int:
     """Write down what a destination reported; how many deliveries it was about.
 
-    What it committed is sent. What it didn't keep is sent again, after a wait that grows with each time.
+    What it committed is sent. What it didn't keep is sent again, after a wait that grows with each time, and held in the end.
     """
     now = time.time()
     with write(engine) as connection:
@@ -142,11 +143,10 @@ def note_report(engine: Engine, transaction_uid: str, committed: Collection[str]
                 values = {"state": DeliveryState.SENT, "committed_at": now, "reason": ""}
             elif row.sop_instance_uid in failed:
                 code = failed[row.sop_instance_uid]
-                reason = (
-                    f"It stored the object and didn't keep it: {REASONS.get(code, 'failure')} (0x{code:04X}). It is sent again."
-                )
+                held = row.attempts >= _MOST_RESENDS
+                reason = f"It stored the object and didn't keep it: {REASONS.get(code, 'failure')} (0x{code:04X})."
                 values = {
-                    "state": DeliveryState.WAITING,
+                    "state": DeliveryState.HELD if held else DeliveryState.WAITING,
                     "asks": 0,
                     "reason": reason,
                     "not_before": now + backoff_s(row.attempts, _FIRST_RESEND_WAIT_S, _LONGEST_RESEND_WAIT_S),

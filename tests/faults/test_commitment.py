@@ -215,6 +215,15 @@ class TestAskingADestination:
         assert commitments.note_report(queue.engine, "2.25.2", list(made.values()), {}) == 0
         assert queue.states() == ["committing"] * 2
 
+    def test_what_is_never_kept_is_held_in_the_end_with_the_reason(self, queue_for):
+        queue = queue_for(1)
+        made = queue.analyse_one()
+        with queue.engine.connect() as connection:
+            connection.execute(text("UPDATE deliveries SET state = 'committing', transaction_uid = '2.25.1', attempts = 20"))
+        commitments.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made.values(), NO_SUCH_INSTANCE))
+        assert queue.states() == ["held"] * 2
+        assert "didn't keep it" in queue.rows()[0].reason
+
     def test_a_report_that_forgets_an_object_leaves_it_to_be_asked_for_again(self, queue_for):
         queue = queue_for(1)
         made = list(queue.analyse_one().values())

@@ -13,7 +13,7 @@ from tests.node import Node
 LIMITS = """
 [inference]
 max_attempts = 2
-job_timeout_s = 40
+job_timeout_s = 90
 job_memory_mb = 1500
 """
 
@@ -40,4 +40,4 @@ def test_a_poisonous_image_costs_its_own_job_alone(tmp_path, monkeypatch):
     assert "MemoryError" in reasons["allocate"]
     log = node.log.read_text()
     assert "Segmentation fault" in log
-    assert "Timeout (0:00:40)!" in log
+    assert "Timeout (0:01:30)!" in log
