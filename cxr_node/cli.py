@@ -65,6 +65,7 @@ def analyze(
     objects: Annotated[
         str, typer.Option("--objects", help="What to make: kinds with commas between, or all.")
     ] = "overlay,report",
+    deidentify: Annotated[bool, typer.Option("--deidentify", help="Objects without patient data.")] = False,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
@@ -78,7 +79,7 @@ def analyze(
     found = collect(files, out)
     if not found:
         raise CxrNodeError("No DICOM files or images were found there.")
-    rows = analyze_files(found, out, settings, kinds)
+    rows = analyze_files(found, out, settings, kinds, deidentify=deidentify)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:

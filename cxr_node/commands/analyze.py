@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cxr_node import logs
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse
 from cxr_node.compose import DEFAULT_KINDS, compose_results
+from cxr_node.deidentify import DUMMY_TIME, deidentified, shows_text
 from cxr_node.errors import CxrNodeError, Rejected, StoreError
 from cxr_node.prepare.decode import is_dicom
 from cxr_node.records import Findings, ResultKind
@@ -28,6 +30,18 @@ from cxr_node.source import Source, read_any
 from cxr_node.work import as_json
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"}
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for, and with what it is done; `names` are those of the results of each file."""
+
+    networks: Networks
+    out: Path
+    names: dict[Path, str]
+    settings: Settings
+    kinds: Collection[ResultKind]
+    deidentify: bool
 
 
 def kinds_named(text: str) -> tuple[ResultKind, ...]:
@@ -64,7 +78,12 @@ def collect(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
 
 
 def analyze_files(
-    files: Sequence[Path], out: Path, settings: Settings, kinds: Collection[ResultKind] = DEFAULT_KINDS
+    files: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    kinds: Collection[ResultKind] = DEFAULT_KINDS,
+    *,
+    deidentify: bool = False,
 ) -> list[dict[str, Any]]:
     """Analyse files, write their results below `out`, and OUT/results.json; a progress bar where there are many.
 
@@ -73,6 +92,7 @@ def analyze_files(
         out: folder, made if missing.
         settings: `inference` and `overlay` are used.
         kinds: of object to be made.
+        deidentify: make them without patient data, and number them instead of naming them like their files.
 
     Returns:
         the content of results.json: one object a file, in their order.
@@ -86,19 +106,30 @@ def analyze_files(
     except OSError as error:
         raise StoreError(f"--out {out}: can't be written ({error.strerror}); name a folder that you may write.") from error
     use_all_cores()
-    networks = load_networks(settings.inference)
-    names = _names(files)
+    names = {path: f"image-{number:04d}" for number, path in enumerate(files, start=1)} if deidentify else _names(files)
+    order = _Order(load_networks(settings.inference), out, names, settings, kinds, deidentify)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     rows: list[dict[str, Any]] = []
     with Progress(*columns, console=Console(stderr=True), disable=len(files) < 2) as progress:
         task = progress.add_task("Analysing", total=len(files))
-        for batch in _read_ahead(files, settings.inference.max_batch):
-            made = _analyze_batch(batch, networks, out, names, settings, kinds)
+        for read in _read_ahead(files, settings.inference.max_batch):
+            batch = [(path, _without_patient(source)) for path, source in read] if deidentify else read
+            made = _analyze_batch(batch, order)
             for path, row in zip([path for path, _ in batch], made, strict=True):
-                rows.append({"source": str(path), **row})
+                rows.append({"source": names[path] if deidentify else str(path), **row})
+                if deidentify and row["status"] != "done":
+                    rows[-1]["sop_instance_uid"] = ""  # still the source's own
                 progress.advance(task)
     (out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
     return rows
+
+
+def _without_patient(source: Source | Exception) -> Source | Exception:
+    if not isinstance(source, Source):
+        return source
+    if shows_text(source.ds):
+        return Rejected("Text is burned into the picture, as its header says, and it may name the patient.")
+    return replace(source, ds=deidentified(source.ds))
 
 
 def _names(files: Sequence[Path]) -> dict[Path, str]:
@@ -131,14 +162,8 @@ def _read_ahead(files: Sequence[Path], batch_size: int) -> Iterator[list[tuple[P
             pending = following
 
 
-def _analyze_batch(
-    batch: Sequence[tuple[Path, Source | Exception]],
-    networks: Networks,
-    out: Path,
-    names: dict[Path, str],
-    settings: Settings,
-    kinds: Collection[ResultKind],
-) -> Iterator[dict[str, Any]]:
+def _analyze_batch(batch: Sequence[tuple[Path, Source | Exception]], order: _Order) -> Iterator[dict[str, Any]]:
+    networks = order.networks
     readable = [source for _, source in batch if isinstance(source, Source)]
     outcomes = iter(analyse([source.radiograph.network_image for source in readable], networks))
     for path, source in batch:
@@ -153,34 +178,27 @@ def _analyze_batch(
                 yield _row(uid, "rejected", outcome.reasons, networks)
             else:
                 try:
-                    yield _write_results(names[path], source, outcome, out, settings, networks, kinds)
+                    yield _write_results(order.names[path], source, outcome, order)
                 except Exception as error:
                     yield _row(uid, "failed", (f"The results couldn't be made: {logs.explain(error)}",), networks)
 
 
-def _write_results(
-    name: str,
-    source: Source,
-    findings: Findings,
-    out: Path,
-    settings: Settings,
-    networks: Networks,
-    kinds: Collection[ResultKind],
-) -> dict[str, Any]:
+def _write_results(name: str, source: Source, findings: Findings, order: _Order) -> dict[str, Any]:
     started = time.perf_counter()
     files: dict[str, str] = {}
-    now = datetime.now(UTC).astimezone()
-    for item in compose_results(source.ds, source.radiograph, findings, kinds=kinds, overlay=settings.overlay, now=now):
-        target = out / f"{name}.{item.kind}.dcm"
+    now = DUMMY_TIME if order.deidentify else datetime.now(UTC).astimezone()
+    overlay = order.settings.overlay
+    for item in compose_results(source.ds, source.radiograph, findings, kinds=order.kinds, overlay=overlay, now=now):
+        target = order.out / f"{name}.{item.kind}.dcm"
         target.write_bytes(item.content)
         files[item.kind] = str(target)
         if item.kind == ResultKind.OVERLAY:
-            picture = out / f"{name}.overlay.png"
+            picture = order.out / f"{name}.overlay.png"
             Image.fromarray(pydicom.dcmread(target).pixel_array).save(picture, compress_level=1)
             files["overlay_png"] = str(picture)
     seconds = {"decode": source.decode_s, **findings.seconds, "compose": time.perf_counter() - started}
     seconds["total"] = sum(seconds.values())
-    row = _row(str(source.ds.SOPInstanceUID), "done", (), networks)
+    row = _row(str(source.ds.SOPInstanceUID), "done", (), order.networks)
     return {**row, **as_json(findings, seconds), "files": files}
 
 
