@@ -83,6 +83,12 @@ class ReceiveSettings(_Section):
     """[receive]"""
 
     max_associations: int = Field(64, ge=1)
+    max_associations_per_sender: int = Field(32, ge=1)
+    """From one address."""
+    max_instances_per_minute: int = Field(0, ge=0)
+    """Of one sender; more are refused with A700 for the moment. 0: no limit. Counted in each of `processes`."""
+    max_instance_mb: int = Field(1024, ge=1)
+    """A larger data set is refused with A700."""
     processes: int = Field(0, ge=0, le=64)
     """How many share the associations; 0: as many as there are processors, at most four."""
     accept_unknown_senders: bool = True

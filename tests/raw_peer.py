@@ -28,7 +28,7 @@ class RawPeer:
     def request_association(self, maximum_length=16384, calling="RAW"):
         request = association_request(maximum_length=maximum_length, calling=calling)
         self.connection.sendall(A_ASSOCIATE_RQ(request).encode())
-        pdu_type, _ = self.read_pdu()
+        pdu_type, self.last = self.read_pdu()
         assert pdu_type == 0x02, "not accepted"
 
     def send_pdu(self, *pdvs, context=CONTEXT):

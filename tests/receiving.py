@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from sqlalchemy import select
@@ -127,12 +127,22 @@ def associated(
     for sop_class in sop_classes or (uid.DigitalXRayImageStorageForPresentation,):
         ae.add_requested_context(sop_class, list(transfer_syntaxes))
     ae.add_requested_context("1.2.840.10008.1.1")
-    assoc = ae.associate("127.0.0.1", receiver.port, ae_title=called, tls_args=(tls, "127.0.0.1") if tls else None)
+    connections: list[Any] = []
+    assoc = ae.associate(
+        "127.0.0.1",
+        receiver.port,
+        ae_title=called,
+        tls_args=(tls, "127.0.0.1") if tls else None,
+        evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: connections.append(event.assoc.dul.socket.socket))],
+    )
     try:
         yield assoc
     finally:
         if assoc.is_established:
             assoc.release()
+        assoc.dul.join(10)
+        for connection in connections:  # pynetdicom leaves it open where the peer was the first to go
+            connection.close()
 
 
 def store(assoc: Association, content: bytes, sop_instance_uid: str, sop_class_uid: str = "") -> Dataset:

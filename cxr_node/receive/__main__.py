@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from cxr_node import logs
 from cxr_node.errors import CxrNodeError
-from cxr_node.receive.processes import ENDED, READY, REFUSE
+from cxr_node.receive.processes import ENDED, LONGEST_MESSAGE, READY, REFUSE
 from cxr_node.receive.reception import Reception
 
 
@@ -25,22 +25,23 @@ def main() -> None:
     settings, address = pickle.loads(told)  # noqa: S301 - from the process that started this one
     logs.set_up(settings.node.log_level, "receive")
 
-    def ended() -> None:
+    def ended(host: str) -> None:
         with suppress(OSError):  # nobody counts any more
-            control.send(ENDED)
+            control.send(ENDED + host.encode())
 
     reception = Reception(settings, address, ended)
     try:
         with suppress(OSError):
             control.send(READY)
         while True:
-            order, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+            order, descriptors, _, _ = socket.recv_fds(control, LONGEST_MESSAGE, 1)
             if not order:
                 break
+            host = order[1:].decode()
             if not descriptors:  # this process may open no more files
-                ended()
+                ended(host)
                 continue
-            reception.take(socket.socket(fileno=descriptors[0]), is_beyond_limit=order == REFUSE)
+            reception.take(socket.socket(fileno=descriptors[0]), host, is_beyond_limit=order[:1] == REFUSE)
     finally:
         reception.end()
 

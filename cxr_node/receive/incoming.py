@@ -51,6 +51,7 @@ class IncomingDataSet:
         sop_class_uid: str,
         sop_instance_uid: str,
         transfer_syntax_uid: str,
+        most_bytes: int,
         refusal: Answer | None = None,
     ) -> None:
         self.sender = sender
@@ -63,6 +64,8 @@ class IncomingDataSet:
         self.size_bytes = 0
         self.sha256 = ""
         self._room = room
+        self._most_bytes = most_bytes
+        self._came_bytes = 0
         self._look_at = _BETWEEN_LOOKS_AT_ROOM
         self._digest = hashlib.sha256()
         self._gathered = _take_buffer()
@@ -81,8 +84,16 @@ class IncomingDataSet:
             except OSError:
                 self._refuse(_CANNOT_WRITE)
 
+    @property
+    def is_endless(self) -> bool:
+        """Whether it is too large even to be waited for to its end: nobody would read its refusal."""
+        return self._came_bytes > 4 * self._most_bytes
+
     def write(self, fragment: memoryview) -> None:
         """Take the next bytes of the data set."""
+        self._came_bytes += len(fragment)
+        if self._came_bytes > self._most_bytes and self.refusal is None:
+            self._refuse(Answer(OUT_OF_RESOURCES, f"Larger than {self._most_bytes // 2**20} MiB, the most that is taken here"))
         while fragment and self.refusal is None:
             taken = fragment[: _GATHERED_BYTES - self._filled]
             self._gathered[self._filled : self._filled + len(taken)] = taken

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,6 +20,7 @@ from cxr_node.receive.admission import (
     Room,
 )
 from cxr_node.receive.command import StoreRequest
+from cxr_node.receive.guard import Rate, Seldom
 from cxr_node.receive.header import read_header
 from cxr_node.receive.incoming import IncomingDataSet
 from cxr_node.receive.together import Together
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _BETWEEN_RECORDS_S = 60.0
-"""How often the audit log is told that a sender finds no room; the log lines tell of every instance."""
+"""How often the audit log is told that a sender finds no room, for the same reason; the log lines tell of each."""
 
 
 class Intake:
@@ -49,8 +48,8 @@ class Intake:
         self._folders = DataFolder(settings.node.data_dir)
         self._together = Together(engine, self._folders.root / ".admission.lock")
         self._room = Room(settings.node.data_dir, settings.receive.min_free_mb)
-        self._record_again_at: dict[str, float] = {}
-        self._lock = threading.Lock()
+        self._rate = Rate(settings.receive.max_instances_per_minute)
+        self._seldom = Seldom(_BETWEEN_RECORDS_S)
 
     def begin(self, sender: Sender, request: StoreRequest, transfer_syntax_uid: str) -> IncomingDataSet:
         """A data set whose C-STORE command has arrived; refused at once if the command alone is reason enough."""
@@ -61,6 +60,8 @@ class Intake:
             refusal = Answer(CLASS_NOT_SUPPORTED, "The SOP class UID is no UID")
         elif not request.has_data_set:
             refusal = Answer(CANNOT_UNDERSTAND, "The request has no data set")
+        elif not self._rate.allows(sender):
+            refusal = Answer(OUT_OF_RESOURCES, "Too many instances in a minute; send it again later")
         return IncomingDataSet(
             self._folders.incoming,
             self._room,
@@ -68,6 +69,7 @@ class Intake:
             sop_instance_uid=request.sop_instance_uid,
             transfer_syntax_uid=transfer_syntax_uid,
             sender=sender,
+            most_bytes=self._settings.max_instance_mb * 2**20,
             refusal=refusal,
         )
 
@@ -128,22 +130,13 @@ class Intake:
     def _record_refusal(self, incoming: IncomingDataSet, answer: Answer, cause: str = "") -> Answer:
         reason = f"{answer.comment} ({cause})" if cause else answer.comment
         log.warning("instance refused", sop_instance_uid=incoming.sop_instance_uid, status=f"{answer.status:04X}", reason=reason)
-        if answer.status == OUT_OF_RESOURCES and not self._is_due(incoming.sender):
-            return answer
+        if answer.status == OUT_OF_RESOURCES and not self._seldom.is_due((incoming.sender.calling_ae_title, answer.comment)):
+            return answer  # senders try again and again
         try:
             self._record(incoming, "instance-refused", f"{answer.status:04X}: {reason}")
         except Exception:  # a full disk refuses the audit event as it does the instance
             log.exception("refusal not recorded", sop_instance_uid=incoming.sop_instance_uid)
         return answer
-
-    def _is_due(self, sender: Sender) -> bool:
-        """Whether another lack of room is to be recorded: senders try again and again, on a disk that is full."""
-        now = time.monotonic()
-        with self._lock:
-            is_due = now >= self._record_again_at.get(sender.calling_ae_title, 0)
-            if is_due:
-                self._record_again_at[sender.calling_ae_title] = now + _BETWEEN_RECORDS_S
-        return is_due
 
     def _record(self, incoming: IncomingDataSet, event: str, detail: str) -> None:
         uid = incoming.sop_instance_uid

@@ -59,6 +59,11 @@ class Messages(DIMSEServiceProvider):
         """Whether fragments of a data set are still to come."""
         return self._incoming is not None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no message has begun that is yet to end."""
+        return self._incoming is None and self.message is None and not self._command
+
     def get_msg(self, block: bool = False) -> Any:
         """What the association's thread polls for: waits until there is something, or for a moment.
 
@@ -95,6 +100,8 @@ class Messages(DIMSEServiceProvider):
                 self._begin(context_id, command)
         elif self._incoming is not None:
             self._incoming.write(piece)
+            if self._incoming.is_endless:
+                raise Malformed("an endless data set")
             if control & LAST:
                 self._end(context_id)
         else:

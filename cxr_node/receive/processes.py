@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,9 +28,11 @@ from cxr_node.settings import Settings
 log = structlog.get_logger()
 
 READY, ENDED = b"r", b"e"
-"""What a receiver process says: it can take connections; one of them is over."""
+"""What a receiver process says: it can take connections; one of them is over, of the address that follows."""
 TAKE, REFUSE = b"t", b"x"
-"""What it is told with a connection; REFUSE: there are too many already."""
+"""What it is told with a connection and its address; REFUSE: there are too many already."""
+LONGEST_MESSAGE = 256
+"""An address of IPv6 has at most 45 characters, and a scope."""
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 40.0
 """Longer than `Reception.end` takes."""
@@ -38,11 +41,11 @@ _PAUSE_AFTER_DEATH_S = 0.5
 
 @dataclass(eq=False)
 class _Receiver:
-    """A process, our end of its socket pair, and how many connections it has."""
+    """A process, our end of its socket pair, and the addresses of the connections that it has."""
 
     process: subprocess.Popen[bytes]
     control: socket.socket
-    connections: int = 0
+    connections: Counter[str] = field(default_factory=Counter)
     said: threading.Event = field(default_factory=threading.Event)  # that it is ready, or nothing before its end
     is_ready: bool = False
 
@@ -52,10 +55,10 @@ class Processes:
 
     Args:
         count: how many.
-        ended: called once for each connection that was taken, when it is over; from any thread.
+        ended: called with its address, once for each connection that was taken, when it is over; from any thread.
     """
 
-    def __init__(self, count: int, ended: Callable[[], None]) -> None:
+    def __init__(self, count: int, ended: Callable[[str], None]) -> None:
         self._ended = ended
         self._lock = threading.Lock()
         self._is_ending = False
@@ -82,18 +85,19 @@ class Processes:
             if not receiver.is_ready:
                 raise StoreError("A receiver process did not start; its own log lines say why.")
 
-    def take(self, connection: socket.socket, *, is_beyond_limit: bool) -> None:
+    def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool) -> None:
         """Hand a connection to the process that has the fewest."""
         with connection, self._lock:
-            for receiver in sorted(self._receivers, key=lambda one: one.connections):
+            for receiver in sorted(self._receivers, key=lambda one: one.connections.total()):
+                order = (REFUSE if is_beyond_limit else TAKE) + host.encode()
                 try:
-                    socket.send_fds(receiver.control, [REFUSE if is_beyond_limit else TAKE], [connection.fileno()])
+                    socket.send_fds(receiver.control, [order], [connection.fileno()])
                 except OSError:  # it has just died, or is too busy to look: the next one
                     continue
-                receiver.connections += 1
+                receiver.connections[host] += 1
                 return
         log.error("no receiver process takes a connection")
-        self._ended()
+        self._ended(host)
 
     def end(self) -> None:
         """Let the processes end their associations and themselves."""
@@ -123,23 +127,24 @@ class Processes:
         with suppress(OSError), receiver.process.stdin as instructions:  # type: ignore[union-attr] # it is a pipe
             instructions.write(self._told)
         with suppress(OSError):
-            while said := receiver.control.recv(1):
+            while said := receiver.control.recv(LONGEST_MESSAGE):
                 if said == READY:
                     receiver.is_ready = True
                     receiver.said.set()
                 else:
+                    host = said[1:].decode()
                     with self._lock:
-                        receiver.connections -= 1
-                    self._ended()
+                        receiver.connections[host] -= 1
+                    self._ended(host)
         receiver.said.set()
         status = receiver.process.wait()
         with self._lock:
-            left, receiver.connections = receiver.connections, 0
+            left, receiver.connections = list(receiver.connections.elements()), Counter()
             self._receivers.remove(receiver)
-        for _ in range(left):
-            self._ended()
+        for host in left:
+            self._ended(host)
         if receiver.is_ready and not self._is_ending:
-            log.error("a receiver process died and is replaced", exit_status=status, associations=left)
+            log.error("a receiver process died and is replaced", exit_status=status, associations=len(left))
             receiver.control.close()
             self._replace()
 

@@ -16,6 +16,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.receive import commitment
 from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, refusal_of
+from cxr_node.receive.guard import Seldom
 from cxr_node.receive.intake import Intake
 from cxr_node.receive.messages import MAXIMUM_PDU_SIZE, sender_of
 from cxr_node.receive.wire import Server, is_beyond_limit
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_LONGEST_KNOCK_S = 30.0
+"""How long a peer that has connected may take for the TLS handshake, and again until it asks for an association."""
+_BETWEEN_RECORDS_S = 60.0
 _GRACE_S = 5.0
 """How long associations may go on after the stop."""
 _BY_USER, _BY_PRESENTATION = 0x01, 0x03
@@ -44,26 +48,35 @@ class Reception:
     Args:
         settings: the settings tree.
         address: where the node listens, host and port.
-        ended: called once for each connection that was taken, when it is over; from any thread.
+        ended: called with its address, once for each connection that was taken, when it is over; from any thread.
 
     Raises:
         StoreError: the database can't be used.
         SettingsError: a file that [tls] names is missing or unfit.
     """
 
-    def __init__(self, settings: Settings, address: tuple[str, int], ended: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, address: tuple[str, int], ended: Callable[[str], None]) -> None:
         self._ae = _application_entity(settings)
         tls = Listener(settings.tls) if settings.tls.listen else None
         self._engine = open_database(settings)
+        refused = Refused(self._engine)
         handlers: list[evt.EventHandlerType] = [
-            (evt.EVT_REQUESTED, _on_requested, [settings, self._engine]),
+            (evt.EVT_REQUESTED, _on_requested, [settings, refused]),
             *commitment.Commitment(settings, self._engine).handlers(),
         ]
-        self._server = Server(self._ae, address, handlers, intake=Intake(settings, self._engine), ended=ended, tls=tls)
+        self._server = Server(
+            self._ae,
+            address,
+            handlers,
+            intake=Intake(settings, self._engine),
+            ended=ended,
+            on_refused=lambda host, reason: refused.record(Sender("", "", host), reason),
+            tls=tls,
+        )
 
-    def take(self, connection: socket.socket, *, is_beyond_limit: bool) -> None:
+    def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool) -> None:
         """Begin an association, or refuse it because there are too many."""
-        self._server.take(connection, is_beyond_limit=is_beyond_limit)
+        self._server.take(connection, host, is_beyond_limit=is_beyond_limit)
 
     def end(self) -> None:
         """Let associations end by themselves for a while, then abort them, then cut the connections of those that don't."""
@@ -91,6 +104,7 @@ def _application_entity(settings: Settings) -> AE:
     ae.maximum_pdu_size = MAXIMUM_PDU_SIZE
     ae.maximum_associations = sys.maxsize  # whoever accepts the connections counts them
     ae.network_timeout = settings.receive.network_timeout_s
+    ae.acse_timeout = min(_LONGEST_KNOCK_S, settings.receive.network_timeout_s)
     ae.implementation_version_name = "CXR_NODE"
     ae.add_supported_context(Verification)
     commitment.support(ae)
@@ -107,30 +121,43 @@ def _storage_classes(settings: Settings) -> set[str]:
     return classes
 
 
-def _on_requested(event: evt.Event, settings: Settings, engine: Engine) -> None:
+def _on_requested(event: evt.Event, settings: Settings, refused: Refused) -> None:
     """Refuse an association whose sender isn't welcome, or that is one too many, before anything is negotiated."""
     assoc = event.assoc
     sender = sender_of(assoc)
     try:
         refusal = refusal_of(settings, sender)
     except Exception as error:  # such as a host in the settings that is none: who can't be checked doesn't come in
-        _refuse(assoc, engine, sender, f"the [[senders]] can't be checked: {error}", (_PERMANENT, _BY_USER, _NO_REASON))
+        _refuse(assoc, refused, sender, f"the [[senders]] can't be checked: {error}", (_PERMANENT, _BY_USER, _NO_REASON))
         return
     if refusal is not None:
-        _refuse(assoc, engine, sender, refusal.reason, (_PERMANENT, _BY_USER, refusal.diagnostic))
+        _refuse(assoc, refused, sender, refusal.reason, (_PERMANENT, _BY_USER, refusal.diagnostic))
     elif is_beyond_limit(assoc):
-        _refuse(assoc, engine, sender, "too many associations at the same time", (_TRANSIENT, _BY_PRESENTATION, _LOCAL_LIMIT))
+        _refuse(assoc, refused, sender, "too many associations at the same time", (_TRANSIENT, _BY_PRESENTATION, _LOCAL_LIMIT))
 
 
-def _refuse(assoc: Association, engine: Engine, sender: Sender, reason: str, answer: tuple[int, int, int]) -> None:
-    log.warning("association refused", calling_ae_title=sender.calling_ae_title, host=sender.host, reason=reason)
-    try:
-        audit.record(
-            engine,
-            AuditEvent("association-refused", outcome="failure", user=sender.calling_ae_title, host=sender.host, detail=reason),
-        )
-    except Exception:
-        log.exception("refusal not recorded")
+class Refused:
+    """Writes down who was turned away: in the log each time, in the audit log once a minute for the same reason."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._seldom = Seldom(_BETWEEN_RECORDS_S)
+
+    def record(self, sender: Sender, reason: str) -> None:
+        """Write it down; `sender` has no AE titles yet if it came no further than its connection."""
+        title = sender.calling_ae_title
+        log.warning("association refused", calling_ae_title=title, host=sender.host, reason=reason)
+        if not self._seldom.is_due((title, sender.host, reason)):
+            return
+        event = AuditEvent("association-refused", outcome="failure", user=title, host=sender.host, detail=reason)
+        try:
+            audit.record(self._engine, event)
+        except Exception:
+            log.exception("refusal not recorded")
+
+
+def _refuse(assoc: Association, refused: Refused, sender: Sender, reason: str, answer: tuple[int, int, int]) -> None:
+    refused.record(sender, reason)
     assoc.acse.send_reject(*answer)
     assoc.is_rejected = True
     assoc.kill()

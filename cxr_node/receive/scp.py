@@ -11,6 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from cxr_node.errors import SettingsError
+from cxr_node.receive.guard import Place, Places
 from cxr_node.receive.incoming import remove_leftovers
 from cxr_node.receive.processes import Processes
 from cxr_node.receive.reception import Reception
@@ -43,7 +44,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int], N
         StoreError: the data folder or the database can't be used.
         SettingsError: the node can't listen where the settings say, or a file that [tls] names is unfit.
     """
-    places = _Places(settings.receive.max_associations)
+    places = Places(settings.receive)
     count = settings.receive.processes or min(_MOST_PROCESSES, os.cpu_count() or 1)
     takers: Processes | Reception | None = Processes(count, places.leave) if count > 1 else None
     try:
@@ -61,32 +62,18 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int], N
                 takers = Reception(settings, address, places.leave)
             ready(settings.node.host, address[1])
             while not stop.is_set():
-                connection = _accept(listening)
-                if connection is not None:
-                    takers.take(connection, is_beyond_limit=not places.enter())
+                connection, host = _accept(listening)
+                if connection is None:
+                    continue
+                place = places.enter(host)
+                if place is Place.NONE:
+                    log.warning("connection closed: there are too many", host=host)
+                    connection.close()
+                else:
+                    takers.take(connection, host, is_beyond_limit=place is Place.TO_BE_REFUSED)
     finally:
         if takers is not None:
             takers.end()
-
-
-class _Places:
-    """How many associations there may be at the same time, and how many there are."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._taken = 0
-        self._lock = threading.Lock()
-
-    def enter(self) -> bool:
-        """Count one more; whether there was a place for it."""
-        with self._lock:
-            self._taken += 1
-            return self._taken <= self._limit
-
-    def leave(self) -> None:
-        """Count one less."""
-        with self._lock:
-            self._taken -= 1
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -110,12 +97,14 @@ def _listen(settings: Settings) -> socket.socket:
     return listening
 
 
-def _accept(listening: socket.socket) -> socket.socket | None:
+def _accept(listening: socket.socket) -> tuple[socket.socket | None, str]:
+    """A connection and the address that it comes from, if there is one."""
     try:
-        return listening.accept()[0]
+        connection, address = listening.accept()
     except TimeoutError:
-        return None
+        return None, ""
     except OSError as error:  # no file handle is left, or the peer has gone again
         log.error("connection not accepted", reason=str(error))
         time.sleep(_PAUSE_WITHOUT_HANDLES_S)
-        return None
+        return None, ""
+    return connection, str(address[0])

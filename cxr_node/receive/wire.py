@@ -15,11 +15,10 @@ incoming PDUs and messages (EVT_PDU_RECV, EVT_DIMSE_RECV) don't fire for what is
 from __future__ import annotations
 
 import queue
-import select
 import socket
 import struct
 from collections.abc import Callable
-from ssl import SSLSocket
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -30,17 +29,19 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
+from cxr_node.logs import explain as explain_error
+from cxr_node.receive.guard import Pace
 from cxr_node.receive.intake import Intake
 from cxr_node.receive.messages import IDLE_S, LAST, Malformed, Messages
+from cxr_node.receive.reader import LONGEST_PORTION, Exactly, Reader
 from cxr_node.tls import Identity, Listener, explain, identity_of
 
 log = structlog.get_logger()
 
-_BUFFER_BYTES = 1024 * 1024
-_LONGEST_PORTION = 262144
-"""Bytes of a fragment that are handed on at once; longer than any PDU that keeps to what was negotiated."""
-_LONGEST_OTHER_BYTES = 65536
-"""Release and abort PDUs have 4 bytes."""
+_LONGEST_OTHER_BYTES = 262144
+"""Release and abort PDUs have 4 bytes, association requests some thousand."""
+_PDU_TYPES = range(0x01, 0x08)
+_LONGEST_SILENCE_S = 60.0
 _P_DATA_TF = 0x04
 _DATA_TRANSFER, _CONNECTION_CLOSED, _INVALID_PDU = "Sta6", "Evt17", "Evt19"
 
@@ -53,7 +54,8 @@ class Server(ThreadedAssociationServer):
         address: where the node listens, as associations tell of it.
         evt_handlers: pynetdicom's events and what they call.
         intake: where data sets go.
-        ended: called once for each connection that was taken, when it is over; from any thread.
+        ended: called with its address, once for each connection that was taken, when it is over; from any thread.
+        on_refused: hears of the address and the reason of one that came to no association.
         tls: for connections over TLS.
     """
 
@@ -66,28 +68,34 @@ class Server(ThreadedAssociationServer):
         evt_handlers: list[evt.EventHandlerType],
         *,
         intake: Intake,
-        ended: Callable[[], None],
+        ended: Callable[[str], None],
+        on_refused: Callable[[str, str], None],
         tls: Listener | None = None,
     ) -> None:
         self.intake = intake
-        self.ended = ended
+        self.on_refused = on_refused
+        self._ended = ended
+        self._there: dict[object, str] = {}
         self.tls = tls
         self.beyond_limit: set[object] = set()
         super().__init__(ae, address, ae.ae_title, _Shared(ae.supported_contexts), None, evt_handlers, request_handler=_Handler)
         cast("socket.socket", self.socket).close()  # TCPServer makes one for listening
 
-    def take(self, connection: socket.socket, *, is_beyond_limit: bool = False) -> None:
+    def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool = False) -> None:
         """Begin an association on a connection that was accepted.
 
         Args:
             connection: it is closed when the association ends.
+            host: the address that it comes from.
             is_beyond_limit: there are too many already: the association will be refused, with that reason.
         """
         try:
             address = connection.getpeername()
         except OSError:  # the peer has gone again
             self.shutdown_request(connection)
+            self._ended(host)
             return
+        self._there[address] = host
         if is_beyond_limit:
             self.beyond_limit.add(address)
         self.process_request(connection, address)
@@ -98,10 +106,16 @@ class Server(ThreadedAssociationServer):
     def server_activate(self) -> None:
         """Nothing: it doesn't listen."""
 
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection that has come to no association."""
-        super().shutdown_request(request)
-        self.ended()
+    def is_over(self, address: object) -> None:
+        """A connection is over; said twice, it counts once."""
+        host = self._there.pop(address, None)
+        if host is not None:
+            self._ended(host)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """No association could be begun on a connection, such as for want of threads."""
+        log.exception("connection dropped", host=client_address[0])
+        self.is_over(client_address)
 
 
 class _Shared(list[PresentationContext]):
@@ -114,28 +128,30 @@ class _Shared(list[PresentationContext]):
 class _Handler(RequestHandler):
     def handle(self) -> None:
         """Begin an association; with TLS, after its handshake, which takes place here, in the connection's own thread."""
-        tls = cast("Server", self.server).tls
-        if tls is not None:
+        server = cast("Server", self.server)
+        if server.tls is not None:
             try:
                 self.request.settimeout(self.ae.acse_timeout)  # for the handshake as a whole
-                self.request = tls.context.wrap_socket(self.request, server_side=True)
+                self.request = server.tls.context.wrap_socket(self.request, server_side=True)
             except OSError as error:
-                log.warning("TLS refused", host=self.client_address[0], reason=explain(error))
-                self.server.shutdown_request(self.request)
+                server.on_refused(self.client_address[0], f"TLS: {explain(error)}")
+                server.shutdown_request(self.request)
+                server.is_over(self.client_address)
                 return
         super().handle()
 
     def _create_association(self) -> Association:
         connection = cast("socket.socket", self.request)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # a peer that stops in the middle of a PDU would hold its thread for ever
+        # a peer that reads no response would hold its thread for ever
         connection.settimeout(self.ae.network_timeout)
         assoc = super()._create_association()
         server = cast("Server", self.server)
-        loop = _UpperLayer(assoc, server.ended)
+        loop = _UpperLayer(assoc, partial(server.is_over, self.client_address))
         loop.socket = assoc.dul.socket
         loop.is_beyond_limit = self.client_address in server.beyond_limit
         server.beyond_limit.discard(self.client_address)
+        loop.connection = connection
         loop.identity = identity_of(connection)
         loop.event_queue = assoc.dul.event_queue  # the transport connection's indication waits in it
         assoc.dul = loop
@@ -162,20 +178,28 @@ class _UpperLayer(DULServiceProvider):
 
     def __init__(self, assoc: Association, ended: Callable[[], None]) -> None:
         super().__init__(assoc)
+        self.connection: socket.socket | None = None
         self.identity = Identity()
         self.is_beyond_limit = False
         self.to_user_queue = _ToUser(assoc)
         self._ended = ended
-        self._reader: _Reader | None = None
+        self._pace = Pace(assoc.network_timeout or _LONGEST_SILENCE_S)
+        self._reader: Reader | None = None
 
     def run_reactor(self) -> None:
         """Run until the association ends, and remove what it leaves unfinished."""
         try:
             super().run_reactor()
+        except Exception as error:  # pynetdicom's state machine, over a PDU with values that it doesn't know
+            log.warning("association out of step", reason=explain_error(error), host=self.assoc.requestor.address)
+            self.assoc.is_aborted, self.assoc.is_established = True, False
+            self.assoc._kill = True
         finally:
             cast("Messages", self.assoc.dimse).discard()
             # the association's thread may still wait for a request, for a peer that only knocked: half a minute otherwise
             self.to_user_queue.put(None)
+            if self.connection is not None:  # pynetdicom leaves one open whose peer was the first to go
+                self.connection.close()
             self._reader = None  # its buffer needn't wait for the garbage collector
             self._ended()
 
@@ -184,10 +208,12 @@ class _UpperLayer(DULServiceProvider):
         if self.state_machine.current_state != _DATA_TRANSFER or connection is None:
             return super()._is_transport_event()
         if self._reader is None:
-            self._reader = _Reader(connection)
+            self._reader = Reader(connection, self._pace)
         if not self._reader.is_ready(IDLE_S):
             return False
         messages = cast("Messages", self.assoc.dimse)
+        if messages.is_idle:
+            self._pace.begin()
         while True:  # to the end of a data set, since pynetdicom's loop sleeps after each turn
             self._read_pdu(self._reader, messages)
             self._idle_timer.restart()
@@ -196,14 +222,21 @@ class _UpperLayer(DULServiceProvider):
         self._process_recv_primitive()  # the response, or our abort
         return True
 
-    def _read_pdu(self, reader: _Reader, messages: Messages) -> None:
+    def _read_pdu_data(self) -> None:
+        """Read a PDU outside of data transfer: pynetdicom's own takes any length, at any pace."""
+        connection = self.socket.socket if self.socket else None
+        if connection is not None:
+            self._pace.begin()
+            self._read_pdu(Exactly(connection, self._pace), None)
+
+    def _read_pdu(self, reader: Exactly, messages: Messages | None) -> None:
         """Read one PDU; what isn't P-DATA-TF becomes an event of the state machine (PS3.8 table 9-10)."""
         try:
             head = bytes(reader.read(6))
             pdu_type, length = struct.unpack(">BxL", head)
-            if pdu_type == _P_DATA_TF:
+            if pdu_type == _P_DATA_TF and messages is not None:
                 self._read_p_data(reader, messages, length)
-            elif length <= _LONGEST_OTHER_BYTES:
+            elif pdu_type in _PDU_TYPES and length <= _LONGEST_OTHER_BYTES:
                 pdu, event = self._decode_pdu(bytearray(head + reader.read(length)))
                 self.event_queue.put(event)
                 self._recv_pdu.put(pdu)
@@ -216,7 +249,7 @@ class _UpperLayer(DULServiceProvider):
             log.warning("invalid PDU or message", reason=repr(error), host=self.assoc.requestor.address)
             self.event_queue.put(_INVALID_PDU)
 
-    def _read_p_data(self, reader: _Reader, messages: Messages, length: int) -> None:
+    def _read_p_data(self, reader: Exactly, messages: Messages, length: int) -> None:
         """Hand on the PDVs of a P-DATA-TF PDU (PS3.8 section 9.3.5), in portions."""
         while length:
             if length < 6:
@@ -226,57 +259,12 @@ class _UpperLayer(DULServiceProvider):
             remaining = item_length - 2
             if remaining < 0 or length < 0:
                 raise Malformed("a PDV item that doesn't fit its PDU")
-            while remaining > _LONGEST_PORTION:
-                remaining -= _LONGEST_PORTION
-                messages.receive(context_id, control & ~LAST, reader.read(_LONGEST_PORTION))
+            while remaining > LONGEST_PORTION:
+                remaining -= LONGEST_PORTION
+                messages.receive(context_id, control & ~LAST, reader.read(LONGEST_PORTION))
             messages.receive(context_id, control, reader.read(remaining))
 
 
 def is_beyond_limit(assoc: Association) -> bool:
     """Whether an association is one too many; see `Server.take`."""
     return cast("_UpperLayer", assoc.dul).is_beyond_limit
-
-
-class _Reader:
-    """Reads a connection through a buffer of several PDUs.
-
-    Each call of the system gives up the interpreter lock, and with several associations it is long before it comes back:
-    what has arrived is taken at once.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
-        self._begin = self._end = 0
-        self._poll = select.poll()
-        self._poll.register(connection, select.POLLIN)
-
-    def is_ready(self, timeout_s: float) -> bool:
-        """Whether there is something to read, or the connection has ended, within the time."""
-        if self._begin < self._end:
-            return True
-        # what TLS has read and decrypted beyond what was asked for, the kernel knows nothing of
-        if isinstance(self._connection, SSLSocket) and self._connection.pending() > 0:
-            return True
-        return bool(self._poll.poll(timeout_s * 1000))
-
-    def read(self, size: int) -> memoryview:
-        """The next `size` bytes, at most _LONGEST_PORTION; valid until the next call.
-
-        Raises:
-            EOFError, OSError: the connection has ended, or nothing came for the network's time-out.
-        """
-        if self._begin + size > len(self._buffer):
-            rest = self._end - self._begin
-            self._buffer[:rest] = bytes(self._buffer[self._begin : self._end])
-            self._begin, self._end = 0, rest
-        while self._end - self._begin < size:
-            received = self._connection.recv_into(self._buffer[self._end :])
-            if not received:
-                raise EOFError("closed by the peer")
-            self._end += received
-        portion = self._buffer[self._begin : self._begin + size]
-        self._begin += size
-        if self._begin == self._end:
-            self._begin = self._end = 0
-        return portion

@@ -22,7 +22,7 @@ MOST_MEMORY = 3 * 2**30
 _SYNTAXES = (uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless)
 
 _CHILD = """
-import resource, sys, warnings
+import resource, sys, traceback, warnings
 from pathlib import Path
 from cxr_node.errors import Rejected
 from cxr_node.source import read_dicom
@@ -36,8 +36,8 @@ for line in sys.stdin:
     except Rejected as rejected:
         assert "Fuzz" not in str(rejected)
         print("rejected", flush=True)
-    except (MemoryError, OSError) as error:
-        print(type(error).__name__, flush=True)
+    except Exception as error:
+        print("failed", type(error).__name__, traceback.extract_tb(error.__traceback__)[-1], flush=True)
 """
 
 
@@ -56,7 +56,7 @@ def seeds() -> list[bytes]:
 
 
 def run(count: int, seed: int) -> Counter[str]:
-    """Feed `count` files; how often each outcome was: "died" is a decoder that ended its process, -9 for one that hung.
+    """Feed `count` files; how often each outcome was: "failed" is a job that would be held, "died" is a decoder that ended its process, -9 for one that hung.
 
     The files that did it are left in the working directory.
     """

@@ -18,14 +18,15 @@ from tests.receiving import encoded, radiograph
 SENDER = Sender("MODALITY1", "NODE", "127.0.0.1")
 
 
-def incoming(folder, min_free_mb=0, ds=None):
+def incoming(folder, min_free_mb=0, ds=None, room=None):
     return IncomingDataSet(
         folder,
-        Room(folder, min_free_mb),
+        room or Room(folder, min_free_mb),
         sender=SENDER,
         sop_class_uid=uid.DigitalXRayImageStorageForPresentation,
         sop_instance_uid=ds.SOPInstanceUID if ds else "1.2.3",
         transfer_syntax_uid=uid.ExplicitVRLittleEndian,
+        most_bytes=2**40,
     )
 
 
@@ -80,9 +81,7 @@ def test_stops_an_endless_data_set_where_room_ends(tmp_path):
             return self.looks < 2
 
     room = Shrinking(tmp_path, 0)
-    arriving = IncomingDataSet(
-        tmp_path, room, sender=SENDER, sop_class_uid="1.2", sop_instance_uid="1.2.3", transfer_syntax_uid="1.2.840.10008.1.2.1"
-    )
+    arriving = incoming(tmp_path, room=room)
     for _ in range(40):
         arriving.write(memoryview(bytes(2**20)))
     assert arriving.refusal.status == 0xA700
