@@ -7,13 +7,14 @@ import mimetypes
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Response
+from playwright.sync_api import Browser, ConsoleMessage, FloatRect, Response
 
 from tests.conftest import REPOSITORY
 
@@ -32,7 +33,7 @@ _PATIENCE_MS = 240_000
 _LEAST_CONTRAST = 8.0
 _LEAST_COLOUR = 40
 _EDGE_PX = 80
-_WIDTH, _HEIGHT = 1200, 800
+_WIDTH, _HEIGHT = 1600, 1000
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length"})
 
 
@@ -148,11 +149,13 @@ class Reader:
         return [text.split("\n")[1] for text in self.page.locator(_THUMBNAILS).all_inner_texts()]
 
     def show(self, series_description: str) -> None:
-        """Double-click a series, and nudge the window: OHIF doesn't always draw what lies over an image at once."""
+        """Double-click a series."""
         thumbnails = self.page.locator(_THUMBNAILS)
         thumbnails.first.wait_for()
         thumbnails.nth(self.series().index(series_description)).dblclick()
-        self.page.locator("[data-cy='series-description-label'], [data-cy='viewport-overlay-top-left']").first.wait_for()
+
+    def nudge(self) -> None:
+        """Resize the window by a pixel: OHIF doesn't always draw at once what lies over an image."""
         self._height ^= 1
         self.page.set_viewport_size({"width": _WIDTH, "height": self._height})
 
@@ -161,23 +164,27 @@ class Reader:
         self.page.locator("[data-cy='yes-hydrate-btn']").click()
         self.page.locator("[data-cy='viewport-notification']").wait_for(state="detached")
 
+    def lists_segment(self, label: str) -> bool:
+        """Whether the panel of segmentations comes to have this segment."""
+        if not self.page.get_by_text(label).first.is_visible():
+            self.page.locator("[data-cy='panelSegmentation-btn']").click()
+        self.page.get_by_text(label).first.wait_for()
+        return True
+
     def texts(self) -> list[str]:
         """What is written over the image, line by line."""
         lines = self.page.locator(f"{_VIEWPORT} svg text tspan").all_text_contents()
         return [line.strip() for line in lines if line.strip()]
 
-    def texts_cut_off(self) -> list[str]:
-        """Those of the texts that reach beyond the viewport."""
+    def unreadable(self) -> list[str]:
+        """Those of the texts over the image that reach beyond the viewport or lie on one another."""
         frame = self.page.locator(_VIEWPORT).first.bounding_box()
         assert frame is not None
-        cut = []
-        for text in self.page.locator(f"{_VIEWPORT} svg text").all():
-            box = text.bounding_box()
-            if box is not None and not (
-                frame["x"] <= box["x"] and box["x"] + box["width"] <= frame["x"] + frame["width"] and frame["y"] <= box["y"]
-            ):
-                cut.append(text.text_content() or "")
-        return cut
+        boxes = [(text.text_content() or "", text.bounding_box()) for text in self.page.locator(f"{_VIEWPORT} svg text").all()]
+        placed = [(text, box) for text, box in boxes if box is not None]
+        cut_off = [text for text, box in placed if not _is_within(box, frame)]
+        covered = [f"{one} | {other}" for (one, a), (other, b) in combinations(placed, 2) if _overlap(a, b)]
+        return cut_off + covered
 
     def outlines(self) -> int:
         """How many lines are drawn over the image."""
@@ -206,6 +213,24 @@ class Reader:
     def _see(self, response: Response) -> None:
         if response.status >= 400:
             self.complaints.append(f"{response.status} for {response.url}")
+
+
+def _is_within(box: FloatRect, frame: FloatRect) -> bool:
+    return (
+        frame["x"] <= box["x"]
+        and frame["y"] <= box["y"]
+        and box["x"] + box["width"] <= frame["x"] + frame["width"]
+        and box["y"] + box["height"] <= frame["y"] + frame["height"]
+    )
+
+
+def _overlap(a: FloatRect, b: FloatRect) -> bool:
+    return (
+        a["x"] < b["x"] + b["width"]
+        and b["x"] < a["x"] + a["width"]
+        and a["y"] < b["y"] + b["height"]
+        and b["y"] < a["y"] + a["height"]
+    )
 
 
 def is_blank(picture: NDArray[np.uint8]) -> bool:

@@ -22,7 +22,6 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 from cxr_node.compose.codes import code
 from cxr_node.compose.identity import Place, bare_reference, derived_uid, value_of
 from cxr_node.compose.source_pixels import SourceMaps, patient_orientation, pixel_aspect, pixel_spacing_mm
-from cxr_node.prepare.geometry import orientation
 from cxr_node.records import MODEL_NAME, SIDES, Findings
 
 LEVELS = (0.25, 0.5, 0.75)
@@ -32,8 +31,8 @@ _LUNG_COLOURS = ((120, 190, 255), (150, 235, 190))
 _LEVEL_COLOURS = ((161, 27, 155), (222, 95, 101), (253, 172, 51))
 """RGB: the middles of the levels on the colour map of the overlay."""
 
-_AXES = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
-"""Directions of the patient's body (PS3.3 C.7.6.2.1.1)."""
+_IN_THE_IMAGE_S_OWN_PLANE = [1, 0, 0, 0, 1, 0]
+"""Image Orientation (Patient) that viewers assume for an image without one, as a radiograph is."""
 
 
 def compose_lungs(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
@@ -124,7 +123,7 @@ def _compose(
         index.DimensionOrganizationUID = organization
     ds.PatientOrientation = patient_orientation(source)
     ds.BodyPartExamined = "CHEST"  # without it Laterality is required (PS3.3 C.7.3.1)
-    ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence = [_plane_orientation(source)]
+    ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence = [_plane_orientation()]
     return ds
 
 
@@ -135,17 +134,14 @@ def _pixel_measures(source: Dataset) -> PixelMeasuresSequence:
     return PixelMeasuresSequence(pixel_spacing_mm(source) or (pixel_aspect(source), 1.0), 1.0)
 
 
-def _plane_orientation(source: Dataset) -> Dataset:
-    """Where rows and columns of the projection point in the patient: PatientOrientation once more, as vectors.
+def _plane_orientation() -> Dataset:
+    """Rows to the right, columns down, whatever the source's Patient Orientation says.
 
-    OHIF waits for ever for a segmentation without it. It is a convention: a projection has no plane in the patient, and
-    so no position is given. A source that doesn't say lies as `prepare` takes it to lie: patient's left on the right.
+    OHIF waits for ever for a segmentation without it, and takes one with another orientation for orthogonal to its source. It
+    is a convention: a projection has no plane in the patient, and so no position is given.
     """
-    row, column = (_AXES[end] for end in orientation(source) or ("L", "F"))
-    if any(along_row and along_column for along_row, along_column in zip(row, column, strict=True)):
-        row, column = _AXES["L"], _AXES["F"]  # nonsense: both run the same way
     item = Dataset()
-    item.ImageOrientationPatient = [*row, *column]
+    item.ImageOrientationPatient = _IN_THE_IMAGE_S_OWN_PLANE
     return item
 
 
