@@ -54,6 +54,8 @@ def deidentified(source: Dataset) -> Dataset:
     twin.file_meta.TransferSyntaxUID = getattr(source, "file_meta", {}).get("TransferSyntaxUID") or ExplicitVRLittleEndian
     anonymize_dataset(twin, base_rules_gen=lambda: initialize_actions("dicomfields_2026c"))
     twin.PatientID = f"DEIDENTIFIED-{twin.StudyInstanceUID[-12:]}"  # an archive must not take all of them for one patient
+    twin.PatientBirthDate = ""
+    twin.StudyDate, twin.StudyTime = f"{DUMMY_TIME:%Y%m%d}", f"{DUMMY_TIME:%H%M%S}"  # the library's year 1 is no valid date
     twin.PatientIdentityRemoved = "YES"
     twin.DeidentificationMethod = "PS3.15 Basic Application Confidentiality Profile"
     profile = Dataset()

@@ -72,6 +72,7 @@ def test_the_objects_of_one_study_still_belong_together():
     assert len({ds.PatientID for ds in read}) == 1
     for ds in read:
         assert ds.PatientIdentityRemoved == "YES"
+        assert (ds.StudyDate, ds.StudyTime, ds.PatientBirthDate) == ("20000101", "000000", "")
         assert ds.DeidentificationMethodCodeSequence[0].CodeValue == "113100"
         assert ds.ContentDate == "20000101" if "ContentDate" in ds else ds.PresentationCreationDate == "20000101"
 
