@@ -63,8 +63,8 @@ def compose_report(
         predecessor: the report that this one replaces, or its UIDs alone.
     """
     image = bare_reference(source)
-    groups = [_finding(image, maps, place, overlay)]
-    groups += [group for side in SIDES if (group := _lung(image, maps, place, side, lungs)) is not None]
+    groups = [_finding(image, maps, place, overlay, lungs)]
+    groups += [group for side in SIDES if (group := _lung(image, maps, place, side)) is not None]
     return document(maps.findings.model, [image, overlay, lungs], groups, place, predecessor)
 
 
@@ -130,14 +130,16 @@ def lung_rectangle(lungs: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.f
 
 
 def _finding(
-    image: Dataset, maps: SourceMaps, place: Place, overlay: Dataset | None
+    image: Dataset, maps: SourceMaps, place: Place, overlay: Dataset | None, lungs: Dataset | None
 ) -> PlanarROIMeasurementsAndQualitativeEvaluations:
-    """TID 1410: what was found in the lungs as a whole, by what, with which numbers."""
+    """TID 1410: what was found, by what, with all its numbers: those that viewers write beside the region come first."""
     findings = maps.findings
     measurements = [_percent(code("probability", label), findings.probabilities[label]) for label in LABELS]
     measurements.append(_percent(code("measurement", "threshold"), max(findings.indeterminate_below, 1 / len(LABELS))))
     measurements.append(_percent(code("measurement", "heat_in_lungs"), findings.heat_in_lungs))
     measurements.append(_percent(code("measurement", "lung_area"), findings.lung_area_fraction))
+    for side in SIDES:
+        measurements += _of_lung(maps, side, lungs)
     group = PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(FINDING), identifier=FINDING),
         referenced_region=region(image, lung_rectangle(findings.lungs, maps.geometry)),
@@ -158,35 +160,43 @@ def _finding(
     return group
 
 
-def _lung(
-    image: Dataset, maps: SourceMaps, place: Place, side: str, lungs: Dataset | None
-) -> PlanarROIMeasurementsAndQualitativeEvaluations | None:
-    """TID 1410: one lung, its outline, and its share and its zones' shares of the heat; None where it wasn't found.
+def _of_lung(maps: SourceMaps, side: str, lungs: Dataset | None) -> list[Measurement]:
+    """One lung's area and its and its zones' shares of the heat; none where it wasn't found.
 
-    The region is the outline, since viewers show nothing of a group without coordinates, and a group has one region alone
-    (TID 1410). So it is the measurements that refer to the segmentation, as what they were taken from (TID 320).
+    They refer to the segmentation, if one was made, as what they were taken from (TID 320).
+    """
+    if not maps.lung(side).any():
+        return []
+    findings = maps.findings
+    segment = None if lungs is None else (lungs, SIDES.index(side) + 1)
+    laterality = code("site", side)
+    lung = FindingSite(code("site", "lung"), laterality=laterality)
+    measurements = [
+        _percent(code("measurement", "heat_by_lung"), findings.heat_by_lung[side], lung, segment),
+        _percent(code("measurement", "lung_area"), float(maps.lung(side).mean()), lung, segment),
+    ]
+    for zone in ZONES:
+        zone_site = FindingSite(code("site", f"{zone}_zone"), laterality=laterality)
+        share = findings.heat_by_zone[side, zone]
+        measurements.append(_percent(code("measurement", "heat_by_zone"), share, zone_site, segment))
+    return measurements
+
+
+def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarROIMeasurementsAndQualitativeEvaluations | None:
+    """TID 1410: the outline of one lung; None where it wasn't found.
+
+    Without numbers and sites: viewers write them at the outline's right edge, where the finding's numbers stand.
     """
     outlines = outlines_in_source(maps.lung(side), maps.geometry)
     if not outlines:
         return None
-    findings = maps.findings
-    segment = None if lungs is None else (lungs, SIDES.index(side) + 1)
-    measurements = [
-        _percent(code("measurement", "heat_by_lung"), findings.heat_by_lung[side], None, segment),
-        _percent(code("measurement", "lung_area"), float(maps.lung(side).mean()), None, segment),
-    ]
-    for zone in ZONES:
-        zone_site = FindingSite(code("site", f"{zone}_zone"), laterality=code("site", side))
-        share = findings.heat_by_zone[side, zone]
-        measurements.append(_percent(code("measurement", "heat_by_zone"), share, zone_site, segment))
+    model = maps.findings.model
     name = f"{side.capitalize()} lung"
     return PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
         referenced_region=region(image, outlines[0]),
         finding_type=code("segment", "saliency"),
-        algorithm_id=AlgorithmIdentification(findings.model.name, findings.model.version),
-        finding_sites=[FindingSite(code("site", "lung"), laterality=code("site", side))],
-        measurements=measurements,
+        algorithm_id=AlgorithmIdentification(model.name, model.version),
     )
 
 

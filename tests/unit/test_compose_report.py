@@ -11,7 +11,6 @@ import numpy as np
 import pydicom
 import pytest
 from highdicom.sr import Comprehensive3DSR
-from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
 from cxr_node.compose import compose_results
@@ -147,12 +146,19 @@ def test_a_class_that_is_too_improbable_is_reported_as_indeterminate(below, find
 
 
 def test_the_share_of_heat_is_given_for_each_lung():
-    _, right, left = groups()
-    for lung, side, share in ((right, "Right", 90), (left, "Left", 10)):
-        assert lung.finding_sites[0].laterality.meaning == side
-        code = CODES["measurement"]["heat_by_lung"]
-        (found,) = lung.get_measurements(name=Code(code["value"], code["scheme"], code["meaning"]))
-        assert found.value == share
+    shares = {}
+    for value, site in measured(("measurement", "heat_by_lung")):
+        assert site.ConceptCodeSequence[0].CodeMeaning == "Lung"
+        shares[next(items(site)).ConceptCodeSequence[0].CodeMeaning] = value
+    assert shares == {"Right": 90, "Left": 10}
+
+
+def test_only_the_finding_has_numbers_and_a_site_since_viewers_would_write_others_over_them():
+    finding, *lungs = groups()
+    assert len(finding.get_measurements()) == 17
+    for lung in lungs:
+        assert lung.get_measurements() == []
+        assert lung.finding_sites == []
 
 
 def test_the_share_of_heat_is_given_for_six_zones():
@@ -278,7 +284,7 @@ def test_private_codes_are_declared():
 
 
 def test_the_code_table_covers_every_class():
-    assert set(CODES["finding"]) - {"indeterminate"} == set(CODES["probability"]) == set(LABELS)
+    assert set(CODES["finding"]) - {"indeterminate", "not_analysed"} == set(CODES["probability"]) == set(LABELS)
 
 
 @pytest.mark.parametrize("table", [name for name in CODES if name != "scheme"])
