@@ -281,5 +281,5 @@ def _train_stage(
             accuracy = float((logits.argmax(1) == splits[1].targets).mean())
             print(name, step + 1, {"val_accuracy": round(accuracy, 4)}, flush=True)
             Log(out).write(step + 1, {"val_accuracy": accuracy, "seconds": time.monotonic() - started})
-    if first_step < steps:
+    if first_step < steps or "average" in state:
         network.load_state_dict(average.module.state_dict())
