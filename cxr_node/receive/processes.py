@@ -86,9 +86,9 @@ class Processes:
                 raise StoreError("A receiver process did not start; its own log lines say why.")
 
     def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool) -> None:
-        """Hand a connection to the process that has the fewest."""
+        """Hand a connection to the process that has the fewest, of those that have started if there are any."""
         with connection, self._lock:
-            for receiver in sorted(self._receivers, key=lambda one: one.connections.total()):
+            for receiver in sorted(self._receivers, key=lambda one: (not one.is_ready, one.connections.total())):
                 order = (REFUSE if is_beyond_limit else TAKE) + host.encode()
                 try:
                     socket.send_fds(receiver.control, [order], [connection.fileno()])

@@ -33,10 +33,13 @@ class Exactly:
         return content
 
     def _receive(self, into: memoryview) -> int:
-        timeout_s = self._connection.gettimeout()
-        self._connection.settimeout(self._pace.left_s())
+        timeout_s, left_s = self._connection.gettimeout(), self._pace.left_s()
+        is_short = timeout_s is None or left_s < timeout_s
+        if is_short:  # seldom: setting it is a call of the system
+            self._connection.settimeout(left_s)
         received = self._connection.recv_into(into)
-        self._connection.settimeout(timeout_s)
+        if is_short:
+            self._connection.settimeout(timeout_s)
         if not received:
             raise EOFError("closed by the peer")
         self._pace.has_sent(received)

@@ -79,7 +79,7 @@ def test_the_death_of_one_process_costs_only_what_was_not_acknowledged(tmp_path)
             assert send(other, third) == 0x0000
             wait_until(lambda: len(receiver_processes()) == 2, 60, "another process in its place")
             assert receiver.files("incoming") == []
-            with associated(receiver) as again:  # its place is free again, and the new process takes it
+            with associated(receiver) as again:  # its place is free again
                 assert send(again, second) == 0x0000
         stored = {row["sop_instance_uid"] for row in receiver.rows("instances")}
         assert stored == {first.SOPInstanceUID, second.SOPInstanceUID, third.SOPInstanceUID}
