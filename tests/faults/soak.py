@@ -158,9 +158,9 @@ def main() -> int:
     pool = _pool(out / "pool", options.images)
     (out / "sending").mkdir()
     program = next(path for path in PEERS["Orthanc"][0] if Path(path).exists() or path == "Orthanc")
-    began = time.monotonic()
-    half, end = began + options.minutes * 30, began + options.minutes * 60
     with theatre(out, program) as (node, orthanc, bad):
+        began = time.monotonic()
+        half, end = began + options.minutes * 30, began + options.minutes * 60
         watch = Watch(node)
         watch.start()
         senders = [keep_sending(node, pool, out / "sending", rng, end, f"SENDER{n}") for n in range(options.senders)]

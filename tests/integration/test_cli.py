@@ -272,6 +272,7 @@ def test_audit_search_works_for_a_user_without_a_name(tmp_path, config, monkeypa
     def nameless():
         raise KeyError("getpwuid(): uid not found")
 
+    Store(tmp_path / "var")
     monkeypatch.setattr(getpass, "getuser", nameless)
     assert run("audit", "search", "--config", config).exit_code == 0
     assert "uid " in run("audit", "search", "--config", config).stdout
