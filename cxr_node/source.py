@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
+from cxr_node.errors import Rejected
 from cxr_node.prepare.decode import is_dicom, read_dataset, read_image_file
 from cxr_node.prepare.quality import check_header
 from cxr_node.prepare.radiograph import prepare_dataset, prepare_pixels
@@ -37,12 +39,25 @@ def read_dicom(path: Path) -> Source:
         Rejected: it can't be read or decoded, or its header or pixels say that it is no frontal chest radiograph.
     """
     started = time.perf_counter()
-    ds = read_dataset(path)
-    check_header(ds)
-    radiograph = prepare_dataset(ds)
+    try:
+        ds = read_dataset(path)
+        check_header(ds)
+        radiograph = prepare_dataset(ds)
+    except (Rejected, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # pydicom reads a value when it is asked for, and raises whatever a broken one leads it to
+        if _comes_from_pydicom(error):
+            raise Rejected("The header is damaged: a value in it is missing or can't be read.") from error
+        raise
     if "PixelData" in ds:
         del ds.PixelData  # rendered: what follows needs the header alone
     return Source(ds, radiograph, time.perf_counter() - started)
+
+
+def _comes_from_pydicom(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and "pydicom" in Path(frames[-1].filename).parts
 
 
 def read_identity(path: Path) -> Dataset | None:

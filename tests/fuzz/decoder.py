@@ -56,7 +56,9 @@ def seeds() -> list[bytes]:
 
 
 def run(count: int, seed: int) -> Counter[str]:
-    """Feed `count` files; how often each outcome was: "failed" is a job that would be held, "died" is a decoder that ended its process, -9 for one that hung.
+    """Feed `count` files; how often each outcome was.
+
+    "failed" is a job that would be held; "died" is a decoder that ended its process, -9 for one that hung.
 
     The files that did it are left in the working directory.
     """
