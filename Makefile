@@ -60,6 +60,10 @@ soak: .venv/.installed-dev peers  ## the fault campaign for MINUTES, with memory
 	rm -rf test-output/soak
 	.venv/bin/python -m tests.faults.soak --minutes $(MINUTES) --out test-output/soak
 
+.PHONY: fuzz
+fuzz: .venv/.installed-dev  ## break a million inputs for the parsers, pictures for the decoders, 100,000 PDUs for the listener
+	.venv/bin/python -m tests.fuzz
+
 .PHONY: clean
 clean:  ## remove .venv, build results and caches; data and training runs stay
 	rm -rf .venv .peers build dist demo-output test-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
