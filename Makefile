@@ -60,12 +60,28 @@ soak: .venv/.installed-dev peers  ## the fault campaign for MINUTES, with memory
 	rm -rf test-output/soak
 	.venv/bin/python -m tests.faults.soak --minutes $(MINUTES) --out test-output/soak
 
+# The tools of a release live apart: what they need is none of the program's business.
+.tools/.installed: Makefile
+	$(or $(PYTHON),python3) -m venv --clear .tools
+	.tools/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) uv==0.13.8 cyclonedx-bom==7.5.0
+	touch $@
+
+.PHONY: lock
+lock: .tools/.installed  ## pin what a release installs, with hashes, in requirements.lock (pip install --require-hashes -r)
+	.tools/bin/uv pip compile setup.cfg --extra web --extra scale -c constraints.txt --generate-hashes --python-version 3.11 \
+		--quiet --custom-compile-command 'make lock' --output-file requirements.lock
+
+.PHONY: sbom
+sbom: .tools/.installed  ## the software bill of materials of what requirements.lock pins, in CycloneDX: dist/sbom.json
+	mkdir -p dist
+	.tools/bin/cyclonedx-py requirements requirements.lock --output-file dist/sbom.json
+
 .PHONY: fuzz
 fuzz: .venv/.installed-dev  ## break a million inputs for the parsers, pictures for the decoders, 100,000 PDUs for the listener
 	.venv/bin/python -m tests.fuzz
 
 .PHONY: clean
 clean:  ## remove .venv, build results and caches; data and training runs stay
-	rm -rf .venv .peers build dist demo-output test-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .tools .peers build dist demo-output test-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -rf ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -38,6 +38,16 @@ def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
     return found
 
 
+def test_a_release_is_locked_to_the_same_versions_with_hashes():
+    entries = re.split(r"(?m)^(?=[a-z0-9])", (REPOSITORY / "requirements.lock").read_text())[1:]
+    locked = {normalised(entry.partition("==")[0]): entry for entry in entries}
+    assert needed("cxr-node", ("web", "scale"), set()) - set(locked) == set()
+    without_hash = [name for name, entry in locked.items() if "--hash=sha256:" not in entry]
+    assert without_hash == []
+    versions = {name: re.split(r"[\s;]", entry.partition("==")[2])[0] for name, entry in locked.items()}
+    assert {name: pin for name, pin in versions.items() if pins().get(name, pin) != pin} == {}
+
+
 def test_pins_everything_needed():
     assert needed("cxr-node", EXTRAS, set()) - set(pins()) == set()
 
