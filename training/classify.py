@@ -29,6 +29,7 @@ from cxr_node.analyse.enhance import cut_out_lungs
 from cxr_node.analyse.segment import clean_mask
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.nets.unet import UNet
+from cxr_node.records import LABELS
 from training import augment
 from training.dataset import Radiograph, load_images, manifest_digest, read_manifest
 from training.place import Place, take_place
@@ -116,6 +117,18 @@ def augmented_lungs(
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * int(rng.integers(1, 4)) + 1,) * 2)
         lungs = (cv2.dilate if kind == 0 else cv2.erode)(lungs.astype(np.uint8), kernel).astype(bool)
     return cut_out_lungs(image, lungs, size_px).image
+
+
+def bias_of_draws(rows: list[Radiograph], recipe: dict[str, Any]) -> NDArray[np.float64]:
+    """How much more often each class is there than it is drawn, as a logarithm, float64 (C,).
+
+    Added to the head's bias, it turns answers for balanced draws into answers for the classes' frequencies in `rows`.
+    """
+    classes = np.array([row.class_index for row in rows])
+    there = np.bincount(classes, minlength=len(LABELS)) / len(rows)
+    drawn = np.bincount(classes, group_weights(rows, recipe["balance"]), minlength=len(LABELS)) * (1 - recipe["emptied"])
+    drawn[HEALTHY] += recipe["emptied"]
+    return np.log(np.maximum(there, 1e-6) / np.maximum(drawn, 1e-6))
 
 
 def blanked(crop: NDArray[np.uint8], share: float, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -212,6 +225,8 @@ def train(recipe_path: Path, data: Path, segment: Path | None, imagenet: Path | 
     for number, name in enumerate(STAGES):
         if name in recipe and number >= state["stage"]:
             _train_stage(network, recipe, name, number, (splits[0], splits[1]), out, place, state)
+    with torch.no_grad():
+        network.fc.bias += torch.from_numpy(bias_of_draws(splits[0].rows, recipe)).to(network.fc.bias)
     if place.first:
         save_checkpoint(
             out / "last.pt",

@@ -13,7 +13,7 @@ import torch
 
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.records import LABELS
-from training.classify import Split, blanked, train, training_input
+from training.classify import Split, bias_of_draws, blanked, train, training_input
 from training.dataset import Radiograph
 from training.stages import HEALTHY, DecoderStage, EncoderStage
 
@@ -123,6 +123,15 @@ def manifest(tmp_path: Path) -> Path:
     (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "recipe.toml").write_text(RECIPE)
     return tmp_path
+
+
+def test_the_bias_undoes_the_balance_of_the_draws() -> None:
+    """Three of class 1 and one of class 2, drawn alike, and a tenth emptied: by hand."""
+    rows = [Radiograph(f"{i}.png", "", LABELS[1 if i < 3 else 2], "adult", "here", str(i), "train") for i in range(4)]
+    bias = bias_of_draws(rows, {"balance": 0.0, "emptied": 0.1})
+    assert bias[1] == pytest.approx(np.log(0.75 / 0.45))
+    assert bias[2] == pytest.approx(np.log(0.25 / 0.45))
+    assert bias_of_draws(rows, {"balance": 1.0, "emptied": 0.0})[1:3] == pytest.approx([0, 0])
 
 
 def test_a_source_that_is_not_there_cannot_be_left_out(manifest: Path) -> None:
