@@ -64,9 +64,11 @@ def draw_overlay(
         picture[box] = _blend(picture[box], heat[box] * lungs[box])
     outlines, _ = cv2.findContours(lungs, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, outlines, -1, _OUTLINE, max(1, round(width / 700)), cv2.LINE_AA)
-    header, panel = _header(radiograph.geometry, width), _panel(findings, width)
+    header, panel = _header(radiograph.geometry, width, NOT_FOR_DIAGNOSIS), _panel(findings, width)
     drawn = np.vstack((header, picture, panel))
-    return np.hstack((np.vstack((header, plain, np.zeros_like(panel))), drawn)) if side_by_side else drawn
+    if not side_by_side:
+        return drawn
+    return np.hstack((np.vstack((_header(radiograph.geometry, width), plain, np.zeros_like(panel))), drawn))
 
 
 def draw_not_analysed(reasons: Sequence[str], width: int = 1024) -> Picture:
@@ -121,7 +123,7 @@ def _blend(picture: Picture, heat: NDArray[np.float32]) -> Picture:
     return np.asarray(cv2.blendLinear(colours, picture, opacity, 1 - opacity), np.uint8)
 
 
-def _header(geometry: Geometry, width: int) -> Picture:
+def _header(geometry: Geometry, width: int, text: str = "") -> Picture:
     """The patient's sides where they lie, and what this is; above the picture, so that no marker of the film is hidden."""
     header = np.zeros((round(_HEADER * width), width, 3), np.uint8)
     baseline, size = round(0.034 * width), max(8, round(0.034 * width))
@@ -132,7 +134,7 @@ def _header(geometry: Geometry, width: int) -> Picture:
         names = (f"{names[0]} top", f"{names[1]} bottom")
     _text(header, names[0], (round(0.025 * width), baseline), size, _WHITE, _BOLD)
     _text(header, names[1], (round(0.975 * width), baseline), size, _WHITE, _BOLD, "right")
-    _text(header, NOT_FOR_DIAGNOSIS, (width // 2, round(0.031 * width)), max(6, round(0.026 * width)), _AMBER, _BOLD, "centre")
+    _text(header, text, (width // 2, round(0.031 * width)), max(6, round(0.026 * width)), _AMBER, _BOLD, "centre")
     return header
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -15,7 +16,7 @@ from cxr_node.errors import Rejected, SettingsError
 from cxr_node.phantom import chest_phantom
 from cxr_node.prepare.geometry import to_source
 from cxr_node.prepare.radiograph import prepare_dataset
-from cxr_node.records import LABELS, Findings
+from cxr_node.records import LABELS, ZONES, Findings
 from cxr_node.settings import InferenceSettings
 
 
@@ -56,6 +57,13 @@ def test_findings_are_whole(networks):
     assert 0 <= findings.heatmap.min() <= findings.heatmap.max() <= 1
     assert (findings.heatmap[~findings.lungs] == 0).all()
     assert sum(findings.heat_by_lung.values()) == pytest.approx(1)
+    assert sum(findings.heat_by_zone.values()) == pytest.approx(1)
+    assert not (findings.right_lung & ~findings.lungs).any()
+    for side, share in findings.heat_by_lung.items():
+        assert share == pytest.approx(sum(findings.heat_by_zone[side, zone] for zone in ZONES))
+        assert 0 < findings.zone_rows[side][0] < findings.zone_rows[side][1] < 224
+    assert not findings.indeterminate
+    assert dataclasses.replace(findings, indeterminate_below=1.0).indeterminate
     assert heat.shape == drawn(None).shape
 
 

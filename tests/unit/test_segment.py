@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left
+from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left, zone_rows
 from cxr_node.errors import Rejected
 
 
@@ -59,3 +59,9 @@ def test_no_lungs_are_turned_away(rows, columns):
     mask[rows, columns] = True
     with pytest.raises(Rejected, match="No lungs"):
         check_lungs(mask)
+
+
+def test_zones_are_thirds_of_a_lung_s_height():
+    right, left = right_and_left(two_lungs())
+    assert zone_rows(right) == zone_rows(left) == (93, 137)  # rows 50 to 180
+    assert zone_rows(np.zeros((224, 224), bool)) == (0, 0)

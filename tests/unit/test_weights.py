@@ -70,3 +70,16 @@ def test_shipped_weights_are_whole_and_small():
     sizes = [path.stat().st_size for path in folder.iterdir()]
     assert max(sizes) < 50e6
     assert sum(sizes) < 80e6
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, 0.0), ({"indeterminate_below": 0.4}, 0.4), ({"indeterminate_below": 1}, 1.0)]
+)
+def test_says_below_what_a_result_is_indeterminate(given, expected):
+    assert weights.indeterminate_below({"name": "CXRNet", **given}) == expected
+
+
+@pytest.mark.parametrize("given", [-0.1, 1.1, "0.4", True, None])
+def test_refuses_what_is_no_probability(given):
+    with pytest.raises(WeightsError, match="indeterminate_below"):
+        weights.indeterminate_below({"name": "CXRNet", "indeterminate_below": given})
