@@ -68,15 +68,6 @@ def zone_rows(lung: NDArray[np.bool_]) -> tuple[int, int]:
     return top + round(height / 3), top + round(2 * height / 3)
 
 
-def zone_rows(lung: NDArray[np.bool_]) -> tuple[int, int]:
-    """Rows at which the middle and the lower zone of one lung, bool (H, W), begin: thirds of its height."""
-    rows = np.flatnonzero(lung.any(axis=1))
-    if rows.size == 0:
-        return 0, 0
-    top, height = int(rows[0]), int(rows[-1]) + 1 - int(rows[0])
-    return top + round(height / 3), top + round(2 * height / 3)
-
-
 def check_lungs(lungs: NDArray[np.bool_]) -> None:
     """Turn away an image whose lungs can't be those of a frontal chest radiograph.
 
