@@ -81,6 +81,26 @@ def test_analyze_makes_the_objects_that_are_named(tmp_path, phantom_png):
     assert {path.name for path in (tmp_path / "some").glob("*.dcm")} == {"phantom.lungs.dcm", "phantom.presentation.dcm"}
 
 
+def test_analyze_without_patient_data_names_neither_patient_nor_file(tmp_path):
+    source = radiograph_from_image(chest_phantom(seed=1), patient_name="Secretname^Given", patient_id="SECRETID")
+    marked = radiograph_from_image(chest_phantom(seed=1))
+    marked.BurnedInAnnotation = "YES"
+    for name, ds in (("Secretname.dcm", source), ("Secretmarked.dcm", marked)):
+        ds.save_as(tmp_path / name, enforce_file_format=True)
+    out = tmp_path / "out"
+    result = run("analyze", tmp_path / "Secretname.dcm", tmp_path / "Secretmarked.dcm", "--out", out, "--deidentify", "--json")
+    done, refused = json.loads(result.stdout)
+    assert (done["status"], refused["status"]) == ("done", "rejected")
+    assert "burned into" in refused["reasons"][0]
+    assert {path.name for path in out.iterdir()} == {
+        *("image-0001.overlay.dcm", "image-0001.overlay.png", "image-0001.report.dcm", "results.json")
+    }
+    for path in out.iterdir():
+        content = path.read_bytes()
+        for secret in (b"Secret", b"SECRET", source.SOPInstanceUID.encode(), marked.SOPInstanceUID.encode()):
+            assert secret not in content
+
+
 def test_analyze_says_which_objects_there_are(tmp_path, phantom_png):
     result = run("analyze", phantom_png, "--out", tmp_path / "none", "--objects", "overlay,drawing")
     assert isinstance(result.exception, CxrNodeError)
