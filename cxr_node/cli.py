@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ app.command()(mend.restore)
 
 def main() -> None:
     """Run the command line; errors that are meant for a person are one message and exit status 2."""
+    os.umask(0o077)  # what the node writes is for its own user, whatever the file
     try:
         app()
     except CxrNodeError as error:
