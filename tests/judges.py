@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydicom.uid import Comprehensive3DSRStorage, GrayscaleSoftcopyPresentationStateStorage
+from pydicom.uid import Comprehensive3DSRStorage
 
 from cxr_node.records import ComposedObject
 from tests.conftest import find_peer
-
-_DCMPSCHK_ALONE = re.compile(r"Type DT .*\[\d{14}(\.\d{1,6})?[+-]\d{4}\]|Type PN .*[^\x00-\x7f]")
-"""dcmpschk 3.6.7 takes no offset from UTC in a DT, though PS3.5 table 6.2-1 has it, and no name beyond ASCII: see
-docs/conformance.md."""
 
 
 def dciodvfy(path: Path) -> list[str]:
@@ -37,15 +32,6 @@ def dsrdump(path: Path) -> list[str]:
     return [line for line in _of_dcmtk("dsrdump", path) if "Character" not in line]
 
 
-def dcmpschk(path: Path) -> list[str]:
-    """dcmtk, against the attributes of a presentation state."""
-    said = output("dcmpschk", path)
-    if "Test passed" in said:
-        return []
-    complaints = " ".join(line.removeprefix("E:").strip() for line in said.splitlines()).split("Error: ")[1:]
-    return [complaint for complaint in complaints if not _DCMPSCHK_ALONE.search(complaint)]
-
-
 def pixelmed(path: Path) -> list[str]:
     """PixelMed, against the modules of PS3.3 and the templates of PS3.16."""
     lines = str(_pixelmed_validator().validate(str(path))).splitlines()
@@ -58,8 +44,6 @@ def verdicts(item: ComposedObject, folder: Path) -> dict[str, list[str]]:
     judges = [dciodvfy, dcmdump]
     if item.sop_class_uid == Comprehensive3DSRStorage:
         judges += [dsrdump, pixelmed]
-    if item.sop_class_uid == GrayscaleSoftcopyPresentationStateStorage:
-        judges.append(dcmpschk)
     path = folder / f"{item.sop_instance_uid}.dcm"
     path.write_bytes(item.content)
     found = {judge.__name__: judge(path) for judge in judges}
