@@ -15,6 +15,7 @@ both peers: without it they stall some 40 ms an instance on Nagle's algorithm, w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -167,7 +168,11 @@ def serving(receiver: Receiver, folder: Path) -> Iterator[tuple[int, psutil.Proc
 
 def processor_seconds(process: psutil.Process) -> float:
     """What a receiver has used so far: its own, of children that have ended, and of those that live."""
-    return sum(process.cpu_times()[:4]) + sum(sum(child.cpu_times()[:2]) for child in process.children(recursive=True))
+    used = sum(process.cpu_times()[:4])
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended since, and is in its parent's sum or lost to it
+            used += sum(child.cpu_times()[:2])
+    return float(used)
 
 
 def _free_ports() -> int:
