@@ -17,6 +17,8 @@ from training.report_pictures import SHORT, draw_accuracies, draw_confusions, dr
 from training.report_text import DASH, budget, figure_or_note, missing, number, table
 from training.stored_runs import IMAGE_FORM, LEFT_OUT_PREFIX, PRETRAINED, SEGMENTATION, SHIPPED, Run, experiment, read_run
 
+_ABSENT = " (`report` draws it; the repository does not hold it, for it shows radiographs)"
+
 GOALS: tuple[tuple[str, float | None, str, float, tuple[str, ...]], ...] = (
     ("IoU of the lungs", paper.IOU, "≥", 0.94, ("segmentation", "iou")),
     ("accuracy", paper.ACCURACY["segmented"], "≥", 0.915, ("accuracy",)),
@@ -160,7 +162,9 @@ def _segmentation(shipped: Run, segmentation: Run, figures: Path) -> str:
             "## Figure 8: lungs",
             table(["", "paper", "ours"], rows),
             f"Over {number(count, 0)} radiographs of `test` whose lungs people outlined (V7). {trained}",
-            figure_or_note(path, "Found lungs in colour, outlined by people in yellow", "`explain` was not run: no figure 8."),
+            figure_or_note(
+                path, f"Found lungs in colour, outlined by people in yellow{_ABSENT}", "`explain` was not run: no figure 8."
+            ),
         ]
     )
 
@@ -237,7 +241,7 @@ def _explanations(shipped: Run, figures: Path) -> str:
             "AOPPC (eq. 12) over images of COVID-19. How the curve is read from the paper is said in `training/perturbation.py`.",
             table(["explanation", "paper", "ours"], rows),
             *([note] if (note := _explained_on(shipped)) else []),
-            figure_or_note(examples, "The first COVID-19 images that are called so", f"{none} figure 12."),
+            figure_or_note(examples, f"The first COVID-19 images that are called so{_ABSENT}", f"{none} figure 12."),
             figure_or_note(curves, "Probability perturbation curves", f"{none} figure 13."),
             figure_or_note(shares, "Deletion (lower is better) and insertion (higher is better)", f"{none} further curves."),
         ]
