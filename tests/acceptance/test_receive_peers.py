@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pydicom
 import pytest
 from pydicom import uid
@@ -114,7 +115,7 @@ def test_killed_under_load_it_has_everything_that_dcmtk_was_told_it_has(peer, tm
         for _ in range(3)
     ]
     receiver = Receiver(tmp_path / "data")
-    child = subprocess.Popen([sys.executable, "-c", _CHILD, str(receiver.folder)], stdout=subprocess.PIPE, start_new_session=True)
+    child = subprocess.Popen([sys.executable, "-c", _CHILD, str(receiver.folder)], stdout=subprocess.PIPE)
     senders = []
     try:
         receiver.port = int(child.stdout.readline())
@@ -128,7 +129,8 @@ def test_killed_under_load_it_has_everything_that_dcmtk_was_told_it_has(peer, tm
             for batch in batches
         ]
         wait_until(lambda: len(receiver.files("instances")) >= 10, 60, "ten instances stored")
-        os.killpg(child.pid, signal.SIGKILL)  # all its processes at once
+        for process in (child, *psutil.Process(child.pid).children(recursive=True)):  # it accepts, they receive
+            process.send_signal(signal.SIGKILL)
         outputs = [sender.communicate(timeout=60)[0] for sender in senders]
     finally:
         for process in (child, *senders):
