@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -44,9 +45,13 @@ class Filler:
 
     def leave(self, size_bytes: int) -> None:
         self.path.unlink(missing_ok=True)
-        with self.path.open("wb") as file:
-            left = shutil.disk_usage(self.path.parent).free - size_bytes
-            os.posix_fallocate(file.fileno(), 0, left)
+        with self.path.open("wb", buffering=0) as file:
+            try:
+                while (left := shutil.disk_usage(self.path.parent).free - size_bytes) > 0:
+                    file.write(bytes(min(left, 1 << 20)))
+            except OSError as error:  # the node writes too
+                if error.errno != errno.ENOSPC:
+                    raise
 
     def go(self) -> None:
         self.path.unlink()

