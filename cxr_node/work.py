@@ -2,6 +2,8 @@
 
 While a batch is analysed, the next one is decoded in threads, so that the device doesn't wait. A batch that fails as a
 whole is tried image by image: an image that can't be analysed costs itself alone.
+
+Over 300 lines: the ways a job can end stand side by side, so that none is forgotten.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def network_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_split(data: Path, split: str, unet: UNet | None, cache: Path) -> Split:
-    """Prepare a split; lungs as serving finds them, kept beside the run's folder `cache` for every run with this U-Net.
+def load_split(data: Path, split: str, unet: UNet | None, run: Path) -> Split:
+    """Prepare a split; lungs as serving finds them, kept beside the folder `run` for every run with this U-Net.
 
     Without a U-Net, everything is lung.
     """
@@ -82,7 +82,7 @@ def load_split(data: Path, split: str, unet: UNet | None, cache: Path) -> Split:
     images = load_images(data, rows)
     if unet is None:
         return Split(rows, images, np.ones(images.shape, np.bool_))
-    file = cache.parent / "lungs" / f"{split}-{manifest_digest(data)[:12]}-{network_digest(unet)[:12]}.npy"
+    file = run.parent / "lungs" / f"{split}-{manifest_digest(data)[:12]}-{network_digest(unet)[:12]}.npy"
     if file.exists():
         lungs = np.unpackbits(np.load(file), axis=-1).astype(bool)
     else:

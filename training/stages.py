@@ -88,10 +88,11 @@ class DecoderStage(Stage):
             "doubt": doubt,
             "agreement": _agreement(second, first.argmax(1)),
         }
-        if plan["removal"] or plan["certainty"]:
+        loss = loss + plan["certainty"] * doubt
+        if plan["removal"]:
             left = network.classify(network.encode(image * (1 - relevance))[-1])
             removal = functional.cross_entropy(left, torch.full_like(target, HEALTHY))
-            loss = loss + plan["removal"] * removal + plan["certainty"] * doubt
+            loss = loss + plan["removal"] * removal
             figures["removal"] = removal
         return loss, figures
 

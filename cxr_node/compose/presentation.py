@@ -25,7 +25,7 @@ from cxr_node.compose.identity import NOT_FOR_DIAGNOSIS, Place, bare_reference, 
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.compose.words import headline
 from cxr_node.prepare.geometry import outlines_in_source, points_to_source
-from cxr_node.records import MODEL_NAME, SIDES, ZONES
+from cxr_node.records import SIDES, ZONES
 
 _PIXEL, _DISPLAY = AnnotationUnitsValues.PIXEL, AnnotationUnitsValues.DISPLAY
 _POLYLINE = PresentationGraphicTypeValues.POLYLINE
@@ -46,14 +46,7 @@ def compose_presentation(source: Dataset, maps: SourceMaps, place: Place) -> Dat
     result = GraphicLayer("RESULT", 3, NOT_FOR_DIAGNOSIS, CIELabColor.from_rgb(255, 190, 70))
     ds = GrayscaleSoftcopyPresentationState(
         [image],
-        series_instance_uid=place.series_instance_uid,
-        series_number=place.series_number,
-        sop_instance_uid=place.sop_instance_uid,
-        instance_number=place.instance_number,
-        manufacturer=MODEL_NAME,
-        manufacturer_model_name=MODEL_NAME,
-        software_versions="0",  # `identity` says which
-        device_serial_number="0",
+        **place.for_highdicom,
         content_label="AI RESULT",
         content_description=NOT_FOR_DIAGNOSIS,
         graphic_layers=[lungs, zones, result],

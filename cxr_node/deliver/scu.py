@@ -1,6 +1,8 @@
 """The service class user: C-ECHO and C-STORE over an association. The only door to pynetdicom on the sending side.
 
 Files go out as they lie on disk, undecoded. What to send and when to try again is for others to decide.
+
+Over 300 lines: one door to pynetdicom keeps its quirks in one file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Associations with real peers on loopback, good ones and bad ones."""
+"""Associations with real peers on loopback, good ones and bad ones.
+
+Over 300 lines: every peer, good and bad, meets the same sender.
+"""
 
 from __future__ import annotations
 

@@ -13,24 +13,9 @@ from cxr_node.deliver.request import StoreRequest, peer_of
 from cxr_node.deliver.send import store_files
 from cxr_node.errors import SettingsError
 from cxr_node.settings import DestinationSettings, NodeSettings, Settings, TlsSettings, load_settings
-from tests.certificates import Authority, server
+from tests.certificates import server
 from tests.orthanc import free_port, wait_until
 from tests.scps import storage_scp, write_instance
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("stranger"), "Another authority")
-
-
-@pytest.fixture(scope="module")
-def node(authority):
-    return authority.issue("node.example")
 
 
 @pytest.fixture(scope="module")

@@ -20,21 +20,6 @@ from tests.receiving import Receiver, associated, encoded, radiograph, send
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("stranger"), "Another authority")
-
-
-@pytest.fixture(scope="module")
-def node(authority):
-    return authority.issue("node.example")
-
-
-@pytest.fixture(scope="module")
 def modality(authority):
     return authority.issue("modality1.example")
 

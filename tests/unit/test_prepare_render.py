@@ -1,4 +1,7 @@
-"""Bit depth × photometric interpretation × LUT × transfer syntax, with values worked out by hand."""
+"""Bit depth × photometric interpretation × LUT × transfer syntax, with values worked out by hand.
+
+Over 300 lines: the table of forms is long.
+"""
 
 from __future__ import annotations
 
