@@ -13,6 +13,7 @@ app = typer.Typer(help="Train, evaluate and explain CXRNet.", no_args_is_help=Tr
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder that holds manifest.csv.", exists=True, file_okay=False)]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for checkpoints, logs and results.")]
 Recipe = Annotated[Path, typer.Option("--recipe", help="Recipe file (TOML).", exists=True, dir_okay=False)]
+LungUNet = Annotated[Path, typer.Option("--segment", help="Lung U-Net: best.pt of `segment`, or a folder of weights.")]
 
 
 @app.callback()
@@ -66,7 +67,7 @@ def classify(
     data: DataFolder,
     out: OutFolder = Path("runs/classify"),
     recipe: Recipe = Path("conf/classify.toml"),
-    segment: Annotated[Path, typer.Option(help="Lung U-Net (best.pt of `segment`).")] = Path("runs/segment/best.pt"),
+    segment: LungUNet = Path("runs/segment/best.pt"),
     imagenet: Annotated[Path | None, typer.Option(help="ImageNet weights of the encoder (safetensors).")] = None,
     without: Annotated[str, typer.Option(help="A source to leave out, so as to be measured on it.")] = "",
     settings: Annotated[
@@ -89,7 +90,7 @@ def classify(
 def gate(
     data: DataFolder,
     out: OutFolder = Path("runs/gate"),
-    segment: Annotated[Path, typer.Option(help="Lung U-Net (best.pt of `segment`).")] = Path("runs/segment/best.pt"),
+    segment: LungUNet = Path("runs/segment/best.pt"),
 ) -> None:
     """Fit the gate that turns away what is no frontal chest radiograph."""
     from training.gate import fit
@@ -101,7 +102,7 @@ def gate(
 def head(
     data: DataFolder,
     out: Annotated[Path, typer.Option("--out", help="The checkpoint to write.")] = Path("runs/classify/refit.pt"),
-    segment: Annotated[Path, typer.Option(help="best.pt of `segment`.")] = Path("runs/segment/best.pt"),
+    segment: LungUNet = Path("runs/segment/best.pt"),
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
 ) -> None:
     """Fit the classifier's head anew, without augmentation."""
@@ -115,7 +116,7 @@ def export(
     data: DataFolder,
     version: Annotated[str, typer.Option(help="Version of the model.")],
     out: OutFolder = Path("runs/weights"),
-    segment: Annotated[Path, typer.Option(help="best.pt of `segment`.")] = Path("runs/segment/best.pt"),
+    segment: LungUNet = Path("runs/segment/best.pt"),
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
     gate: Annotated[Path, typer.Option(help="gate.json of `gate`; not there: no gate.")] = Path("runs/gate/gate.json"),
 ) -> None:
@@ -160,10 +161,7 @@ def experiments(
     data: DataFolder,
     recipe: Recipe = Path("conf/experiments-cpu.toml"),
     runs: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
-    segment: Annotated[Path, typer.Option(help="Lung U-Net (best.pt of `segment`).", exists=True)] = Path("runs/segment/best.pt"),
-    gate: Annotated[Path, typer.Option(help="gate.json of `gate`; not there: the runs have no gate.")] = Path(
-        "runs/gate/gate.json"
-    ),
+    segment: LungUNet = Path("cxr_node/nets/weights"),
     imagenet: Annotated[
         Path | None, typer.Option(help="ImageNet weights of ResNet-50; default: weights/resnet50_imagenet.safetensors in DATA.")
     ] = None,
@@ -175,8 +173,10 @@ def experiments(
     from training.experiments import Paths, run
     from training.report import write_report
 
+    if not segment.exists():
+        raise typer.BadParameter(f"--segment: {segment} is not there.")
     imagenet = imagenet or data / "weights" / "resnet50_imagenet.safetensors"
-    paths = Paths(str(data), str(runs), str(recipe), str(imagenet), str(segment), str(gate), explained)
+    paths = Paths(str(data), str(runs), str(recipe), str(imagenet), str(segment), explained)
     try:
         problems = run(paths, only or ())
     except ValueError as error:

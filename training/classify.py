@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from cxr_node.analyse.enhance import cut_out_lungs
 from cxr_node.analyse.segment import clean_mask
+from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.nets.unet import UNet
 from cxr_node.records import LABELS
@@ -58,7 +59,10 @@ class Split:
 
 
 def load_unet(path: Path) -> UNet:
-    """A U-Net from a training checkpoint (best.pt of `segment`)."""
+    """A U-Net from a training checkpoint (best.pt of `segment`), or from a folder of weights such as the shipped ones."""
+    if path.is_dir():
+        shipped = weights.load_unet(path).network
+        return shipped.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
     state = torch.load(path, map_location="cpu", weights_only=True)
     network = UNet(tuple(state["widths"]), state["patch"])
     network.load_state_dict(state["network"])
@@ -197,7 +201,7 @@ def train(recipe_path: Path, data: Path, segment: Path | None, imagenet: Path | 
     Args:
         recipe_path: TOML, see conf/classify.toml.
         data: folder of the manifest.
-        segment: best.pt of `segment`; not used where the recipe isn't `segmented`.
+        segment: best.pt of `segment`, or a folder of weights; not used where the recipe isn't `segmented`.
         imagenet: safetensors that the encoder starts from; None: from random weights.
         out: folder of checkpoints and logs.
         without: a source that is left out of everything, to be evaluated on afterwards.

@@ -57,8 +57,8 @@ class Paths:
     runs: str = "runs"
     recipe: str = f"conf/{RECIPE.name}"
     imagenet: str = "DIR/weights/resnet50_imagenet.safetensors"
-    segment: str = "runs/segment/best.pt"
-    gate: str = "runs/gate/gate.json"
+    segment: str = f"cxr_node/nets/{shipped_folder().name}"
+    """The lungs: a folder of weights, or best.pt of `segment`."""
     explained: int = 25
     """Explanations are measured on at most so many images of each class; 0: on all."""
 
@@ -112,7 +112,7 @@ def steps(which: Experiment, recipe: dict[str, Any], paths: Paths) -> list[Step]
     classify += ["--imagenet", paths.imagenet] if which.imagenet else []
     classify += ["--without", which.without] if which.without else []
     checkpoint, described = Path(run, "last.pt"), Path(run, "weights", "cxrnet.json")
-    export = ["export", "--data", paths.data, "--version", which.name, "--segment", paths.segment, "--gate", paths.gate]
+    export = ["export", "--data", paths.data, "--version", which.name, "--segment", paths.segment]
     export += ["--classify", str(checkpoint), "--out", f"{run}/weights"]
     rows = ("--split", "all", "--source", which.without) if which.without else on_test
     return [

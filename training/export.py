@@ -10,6 +10,7 @@ import torch
 
 from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import DECODER_CHANNELS, CXRNet
+from cxr_node.nets.unet import UNet
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import LABELS
 from training.classify import load_split, load_unet, network_digest, predict_logits
@@ -22,9 +23,9 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
     """Calibrate on `val` and write unet and cxrnet, safetensors and JSON, to OUT.
 
     Args:
-        segment: best.pt of `segment`.
+        segment: best.pt of `segment`, or a folder of weights, whose gate is kept.
         classify: last.pt of `classify`.
-        gate: gate.json of `gate`, or None for no gate.
+        gate: gate.json of `gate` for a U-Net from best.pt, or None for no gate.
         data: the manifest's folder, for calibration.
         version: of the model.
         out: folder; the node reads it by inference.weights_dir.
@@ -32,21 +33,8 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
     Raises:
         ValueError: the gate is of another U-Net.
     """
-    unet_state = torch.load(segment, map_location="cpu", weights_only=True)
     unet = load_unet(segment)
-    description: dict[str, Any] = {
-        "name": "lung-unet",
-        "version": version,
-        "architecture": {"widths": unet_state["widths"], "patch": unet_state["patch"]},
-        "preprocessing": {"network_size_px": NETWORK_SIZE_PX},
-        "metrics": {"val_iou": unet_state["val_iou"]},
-        "licence": _LICENCE,
-    }
-    if gate is not None:
-        description["gate"] = json.loads(gate.read_text())
-        if description["gate"].get("unet") != network_digest(unet):
-            raise ValueError(f"{gate} was fitted over another U-Net than {segment}: run `python -m training gate` again.")
-    weights.save(out, "unet", unet, description)
+    weights.save(out, "unet", unet, {**_of_unet(segment, unet, gate), "version": version})
 
     state = torch.load(classify, map_location="cpu", weights_only=True)
     recipe = state["recipe"]
@@ -81,3 +69,22 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
             "licence": _LICENCE,
         },
     )
+
+
+def _of_unet(segment: Path, unet: UNet, gate: Path | None) -> dict[str, Any]:
+    """The JSON of the U-Net but for its version and files."""
+    if segment.is_dir():
+        return weights.describe(segment, "unet")
+    state = torch.load(segment, map_location="cpu", weights_only=True)
+    description: dict[str, Any] = {
+        "name": "lung-unet",
+        "architecture": {"widths": state["widths"], "patch": state["patch"]},
+        "preprocessing": {"network_size_px": NETWORK_SIZE_PX},
+        "metrics": {"val_iou": state["val_iou"]},
+        "licence": _LICENCE,
+    }
+    if gate is not None:
+        description["gate"] = json.loads(gate.read_text())
+        if description["gate"].get("unet") != network_digest(unet):
+            raise ValueError(f"{gate} was fitted over another U-Net than {segment}: run `python -m training gate` again.")
+    return description

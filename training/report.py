@@ -15,7 +15,17 @@ from training.report_beyond import beyond
 from training.report_commands import all_commands, commands_of, missing_runs, reported
 from training.report_pictures import SHORT, draw_accuracies, draw_confusions, draw_losses
 from training.report_text import DASH, budget, figure_or_note, missing, number, table
-from training.stored_runs import IMAGE_FORM, LEFT_OUT_PREFIX, PRETRAINED, SEGMENTATION, SHIPPED, Run, experiment, read_run
+from training.stored_runs import (
+    IMAGE_FORM,
+    LEFT_OUT_PREFIX,
+    PRETRAINED,
+    SEGMENTATION,
+    SHIPPED,
+    Run,
+    experiment,
+    keep_run,
+    read_run,
+)
 
 _ABSENT = " (`report` draws it; the repository does not hold it, for it shows radiographs)"
 
@@ -48,13 +58,16 @@ GOALS: tuple[tuple[str, float | None, str, float, tuple[str, ...]], ...] = (
 
 
 def write_report(runs: Path, out: Path) -> Path:
-    """Write the page OUT and its figures in results/ beside it.
+    """Write the page OUT, with its figures in results/ beside it, and what it read of the runs in results/stored.
 
     Raises:
         FileNotFoundError: no run below RUNS has figures, and so there is nothing to report.
     """
-    which = reported(runs)
-    stored = {one.name: read_run(runs, one.name) for one in which}
+    figures = out.parent / "results"
+    kept = figures / "stored"
+    which = reported(runs, kept)
+    stored = {one.name: read_run(runs, one.name, kept) for one in which}
+    segmentation = read_run(runs, SEGMENTATION, kept)
     everything, shipped = list(stored.values()), stored[SHIPPED]
     if not any(run.metrics for run in everything):
         raise FileNotFoundError(
@@ -64,13 +77,12 @@ def write_report(runs: Path, out: Path) -> Path:
     segmented = {name: stored[experiment(name, True)] for name in ("resnet34", "resnet50")}
     pretrained = stored[experiment(PRETRAINED, False)], stored[experiment(PRETRAINED, True)]
     unseen = [run for run in everything if run.name.startswith(LEFT_OUT_PREFIX)]
-    figures = out.parent / "results"
     figures.mkdir(parents=True, exist_ok=True)
     parts = [
         _introduction(shipped),
         _goals(shipped),
         _table_1(shipped, *pretrained, figures),
-        _segmentation(shipped, read_run(runs, SEGMENTATION), figures),
+        _segmentation(shipped, segmentation, figures),
         _encoders(originals, figures),
         _depth(originals, segmented, figures),
         _explanations(shipped, figures),
@@ -79,6 +91,8 @@ def write_report(runs: Path, out: Path) -> Path:
         all_commands(which, everything),
     ]
     out.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    for run in (*everything, segmentation):
+        keep_run(run, kept)
     return out
 
 

@@ -11,9 +11,10 @@ from training.run import read_recipe
 from training.stored_runs import LEFT_OUT_PREFIX, Run
 
 
-def reported(runs: Path) -> list[Experiment]:
+def reported(runs: Path, kept: Path) -> list[Experiment]:
     """All experiments, and those that leave out sources of one's own."""
-    others = {path.name.removeprefix(LEFT_OUT_PREFIX) for path in runs.glob(f"{LEFT_OUT_PREFIX}*") if path.is_dir()}
+    folders = [path for parent in (runs, kept) for path in parent.glob(f"{LEFT_OUT_PREFIX}*") if path.is_dir()]
+    others = {path.name.removeprefix(LEFT_OUT_PREFIX) for path in folders}
     return [*experiments(), *(without(source) for source in sorted(others - set(LEFT_OUT)))]
 
 

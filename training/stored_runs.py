@@ -3,12 +3,16 @@
 RUNS/NAME is what `segment` or `classify` wrote, RUNS/NAME/weights what `export` made of it, and RUNS/NAME/test what
 `evaluate` and `explain` measured with it on the split `test`. RUNS/shipped/test is measured with the weights that come
 with the program. RUNS/without-SOURCE/unseen is measured on all radiographs of the source that the training left out.
+
+`report` keeps what it read of each run in results/stored beside its page, without networks and pictures: the page can be
+written again where the runs themselves are gone.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,17 +77,33 @@ def measured_folder(name: str) -> str:
     return "unseen" if name.startswith(LEFT_OUT_PREFIX) else "test"
 
 
-def read_run(runs: Path, name: str) -> Run:
-    """A run by its name, whether it is there or not.
+def read_run(runs: Path, name: str, kept: Path | None = None) -> Run:
+    """A run by its name, whether it is there or not; where RUNS doesn't have it, as it was kept.
 
     Raises:
         ValueError: it was measured on other radiographs than its name says.
     """
-    path = runs / name / measured_folder(name) / "metrics.json"
+    folder = runs / name
+    if kept is not None and not folder.exists():
+        folder = kept / name
+    path = folder / measured_folder(name) / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else None
     source = name.removeprefix(LEFT_OUT_PREFIX) if name.startswith(LEFT_OUT_PREFIX) else ""
     meant = ("all" if source else "test", source)
     if metrics is not None and (metrics.get("split"), metrics.get("source", "")) != meant:
         found = f"of the split {metrics.get('split')!r} and the source {metrics.get('source', '')!r}"
         raise ValueError(f"{path} is {found}, not of the split {meant[0]!r} and the source {meant[1]!r}")
-    return Run(name, runs / name, metrics)
+    return Run(name, folder, metrics)
+
+
+def keep_run(run: Run, kept: Path) -> None:
+    """Copy what a report reads of a run to KEPT/NAME, but for pictures: they show radiographs."""
+    target = kept / run.name
+    if run.folder == target or not run.folder.exists():
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    for pattern in ("log.csv", "*_stage/log.csv", "weights/cxrnet.json", "*/metrics.json", "*/curves.csv"):
+        for path in run.folder.glob(pattern):
+            copy = target / path.relative_to(run.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cxr_node.nets.weights import describe, shipped_folder
 from tests.small_training import everything_is_lung, write_set
 from training import experiments
 from training.classify import train
@@ -67,6 +68,16 @@ def test_each_encoder_goes_from_training_to_figures(few, unet, tmp_path, encoder
     assert sum(map(sum, figures["confusion"])) == 4
     assert figures["indeterminate"]["below"] == described["indeterminate_below"]
     assert json.loads((out / "test" / "metrics.json").read_text()) == figures
+
+
+def test_the_lungs_may_be_those_of_a_folder_of_weights(few, tmp_path):
+    recipe = keep_recipe(RECIPES / "experiments-cpu.toml", (*SMALL, "encoder=resnet34", "decoder_stage.images=0"), tmp_path)
+    train(recipe, few, shipped_folder(), None, tmp_path)
+    export(shipped_folder(), tmp_path / "last.pt", None, few, "small", tmp_path / "weights")
+    ours, theirs = describe(tmp_path / "weights", "unet"), describe(shipped_folder(), "unet")
+    assert ours.pop("version") == "small"
+    theirs.pop("version")
+    assert ours == theirs, "the same network with the same gate"
 
 
 def test_a_gate_of_another_unet_is_refused(few, unet, tmp_path):

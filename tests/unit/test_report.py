@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -148,6 +149,22 @@ def test_a_figure_whose_run_is_gone_goes_too(tmp_path):
     page = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
     assert not (tmp_path / "results" / "figure-12.png").exists()
     assert "figure-12.png" not in page
+
+
+def test_the_page_can_be_written_again_without_the_runs(tmp_path):
+    store(tmp_path / "runs", "shipped")
+    for name in ("original-resnet50", "segmented-resnet50"):
+        folder = store(tmp_path / "runs", name).parent
+        (folder / "encoder_stage").mkdir()
+        (folder / "encoder_stage" / "log.csv").write_text("step,loss,accuracy\n50,1.2,0.5\n100,0.8,0.6\n")
+        (folder / "last.pt").write_bytes(b"a network")
+    store(tmp_path / "runs", "without-elsewhere")
+    first = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "results" / "figure-10b.png").unlink()
+    assert write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text() == first
+    assert (tmp_path / "results" / "figure-10b.png").exists()
+    assert not list((tmp_path / "results" / "stored").rglob("*.pt"))
 
 
 def test_every_figure_that_the_page_shows_is_there(tmp_path):
