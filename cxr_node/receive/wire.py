@@ -40,6 +40,8 @@ log = structlog.get_logger()
 
 _LONGEST_OTHER_BYTES = 262144
 """Release and abort PDUs have 4 bytes, association requests some thousand."""
+_MOST_DISCARDED_BYTES = 16 * 1024 * 1024
+"""What is taken in from a peer that goes on sending after an invalid PDU; then its connection is closed."""
 _PDU_TYPES = range(0x01, 0x08)
 _LONGEST_SILENCE_S = 60.0
 _P_DATA_TF = 0x04
@@ -185,6 +187,8 @@ class _UpperLayer(DULServiceProvider):
         self._ended = ended
         self._pace = Pace(assoc.network_timeout or _LONGEST_SILENCE_S)
         self._reader: Reader | None = None
+        self._is_out_of_step = False
+        self._discarded_bytes = 0
 
     def run_reactor(self) -> None:
         """Run until the association ends, and remove what it leaves unfinished."""
@@ -225,7 +229,9 @@ class _UpperLayer(DULServiceProvider):
     def _read_pdu_data(self) -> None:
         """Read a PDU outside of data transfer: pynetdicom's own takes any length, at any pace."""
         connection = self.socket.socket if self.socket else None
-        if connection is not None:
+        if connection is not None and self._is_out_of_step:
+            self._discard(connection)
+        elif connection is not None:
             self._pace.begin()
             self._read_pdu(Exactly(connection, self._pace), None)
 
@@ -247,7 +253,22 @@ class _UpperLayer(DULServiceProvider):
             self.event_queue.put(_CONNECTION_CLOSED)
         except Exception as error:
             log.warning("invalid PDU or message", reason=repr(error), host=self.assoc.requestor.address)
+            self._is_out_of_step = True
             self.event_queue.put(_INVALID_PDU)
+
+    def _discard(self, connection: socket.socket) -> None:
+        """Take in what comes after an invalid PDU: nobody knows any more where in it a PDU begins.
+
+        It was answered with an abort, and the peer has the time of the ARTIM timer to close (PS3.8 section 9.2). Were it not
+        taken in, closing would reset the connection, and the peer might never read the abort.
+        """
+        try:
+            discarded = len(connection.recv(LONGEST_PORTION))
+        except OSError:
+            discarded = 0
+        self._discarded_bytes += discarded
+        if discarded == 0 or self._discarded_bytes > _MOST_DISCARDED_BYTES:
+            self.event_queue.put(_CONNECTION_CLOSED)
 
     def _read_p_data(self, reader: Exactly, messages: Messages, length: int) -> None:
         """Hand on the PDVs of a P-DATA-TF PDU (PS3.8 section 9.3.5), in portions."""

@@ -201,3 +201,12 @@ def test_a_data_set_without_end_is_broken_off(tmp_path):
         with pytest.raises((ConnectionError, TimeoutError)):
             peer.connection.sendall(without_end)
         assert receiver.files("incoming") == []
+
+
+def test_what_follows_an_invalid_pdu_is_not_taken_for_more_of_them(tmp_path, capfd):
+    with Receiver(tmp_path) as receiver, raw_peer(receiver) as peer:
+        peer.connection.sendall(bytes(2**20))
+        assert peer.connection.recv(1) == b"\x07", "an A-ABORT"
+        peer.connection.shutdown(socket.SHUT_WR)
+        assert len(b"".join(iter(lambda: peer.connection.recv(4096), b""))) == 9, "one of them, and then the end"
+    assert capfd.readouterr().out.count("invalid PDU or message") == 1
