@@ -43,11 +43,11 @@ _PREFIX = "CXR_NODE__"
 AETitle = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
 """PS3.5 section 6.2: at most 16 characters of the default repertoire, no backslash, not only spaces."""
 Port = Annotated[int, Field(ge=0, le=65535)]
+UserName = Annotated[str, StringConstraints(strip_whitespace=True, max_length=255)]
 Fingerprint = Annotated[
     str, BeforeValidator(lambda text: str(text).replace(":", "").lower()), StringConstraints(pattern=r"^[0-9a-f]{64}$")
 ]
 """SHA-256 of a certificate in hexadecimal digits, with or without colons."""
-
 
 _OVERLAY_SYNTAXES = {
     "raw": "1.2.840.10008.1.2.1",
@@ -135,6 +135,10 @@ class SenderSettings(_Section):
     """It has to show one of these certificates; empty: any that tls.ca vouches for."""
     certificate_names: tuple[str, ...] = ()
     """Its certificate has to bear one of these names (subject alternative name or common name); empty: any."""
+    user: UserName = ""
+    """It has to give this user name (PS3.7 annex D.3.3.7); empty: none is asked for."""
+    passcode_file: Path | None = None
+    """Holds the passcode that it has to give with the name; absent: the name alone will do."""
 
     @field_validator("hosts")
     @classmethod
@@ -169,6 +173,10 @@ class DestinationSettings(_Section):
     """The name in its certificate; empty: `host`."""
     tls_check_name: bool = True
     """False: any certificate that `tls_ca` vouches for will do, whatever its name."""
+    user: UserName = ""
+    """The user name to give there (PS3.7 annex D.3.3.7); empty: none."""
+    passcode_file: Path | None = None
+    """Holds the passcode to give with the name; absent: the name alone is given."""
 
 
 class RouteSettings(_Section):
@@ -295,6 +303,14 @@ class Settings(BaseSettings):
                 raise ValueError(f"senders: a certificate of {sender.ae_title!r} can be seen only with tls.listen and tls.ca")
         return self
 
+    @model_validator(mode="after")
+    def _check_users(self) -> Settings:
+        names = [f"senders: {one.ae_title!r}" for one in self.senders if one.passcode_file and not one.user]
+        names += [f"destinations: {one.name!r}" for one in self.destinations if one.passcode_file and not one.user]
+        for name in names:
+            raise ValueError(f"{name} has a passcode_file and needs a user")
+        return self
+
     @property
     def database_url(self) -> str:
         """The URL to connect to, SQLite in the data folder by default."""
@@ -362,6 +378,8 @@ def _explain(item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"]) or "settings"
     if item["type"] == "extra_forbidden":
         return f"{place}: no such key; see conf/cxr-node.example.toml for those there are"
-    secret = place.startswith(("database", "tls"))  # a URL with a password, a passphrase
-    found = "" if secret else f" (found: {item.get('input')!r})"
-    return f"{place}: {item['msg'].removeprefix('Value error, ')}{found}"
+    found = item.get("input")
+    # a URL with a password, a passphrase; or a whole table, with these in it
+    is_secret = place.startswith(("database", "tls")) or isinstance(found, dict | list | tuple | BaseModel)
+    shown = "" if is_secret else f" (found: {found!r})"
+    return f"{place}: {item['msg'].removeprefix('Value error, ')}{shown}"

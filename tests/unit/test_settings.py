@@ -122,3 +122,13 @@ def test_no_message_shows_the_database_s_password(monkeypatch, tmp_path):
     with pytest.raises(SettingsError) as told:
         load_settings(None)
     assert "hunter2" not in str(told.value)
+
+
+def test_a_message_about_the_whole_file_shows_no_value_of_it(tmp_path):
+    path = tmp_path / "node.toml"
+    destination = '[[destinations]]\nname = "twice"\nae_title = "A"\nhost = "h"\nport = 1\n'
+    secrets = '[database]\nurl = "postgresql://user:hunter2@host/name"\n[tls]\nkey_passphrase = "hunter2"\n'
+    path.write_text(secrets + 2 * destination)
+    with pytest.raises(SettingsError, match="'twice' is used twice") as told:
+        load_settings(path)
+    assert "hunter2" not in str(told.value)
