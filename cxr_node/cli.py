@@ -123,20 +123,20 @@ def check_config(
     file: Annotated[Path | None, typer.Argument(metavar="F", help="Settings file.")] = None, config: Config = None
 ) -> None:
     """Validate the settings and C-ECHO every destination; exit status 1 if something is wrong."""
-    from cxr_node import tls
+    from cxr_node import passcode, tls
     from cxr_node.deliver.check import check_destinations
 
     settings = load_settings(file or config)
     print("The settings are valid.")
-    certificates = tls.problems(settings)
-    for severity, text in certificates:
+    secrets = tls.problems(settings) + passcode.problems(settings)
+    for severity, text in secrets:
         print(f"{severity:<8} {text}")
     findings = check_destinations(settings)
     for finding in findings:
         print(f"{finding.severity:<8} {finding.destination}: {finding.text}")
     if not settings.destinations:
         print("warning  no [[destinations]]: results will be kept on disk and sent nowhere")
-    if "error" in [finding.severity for finding in findings] + [severity for severity, _ in certificates]:
+    if "error" in [finding.severity for finding in findings] + [severity for severity, _ in secrets]:
         raise typer.Exit(1)
 
 

@@ -1,15 +1,17 @@
-"""Presentation contexts for what is to be sent: which transfer syntaxes are proposed, and which can stand in for another."""
+"""What an association request proposes: presentation contexts, with what can stand in for another, roles, and our user."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
-from pynetdicom import build_context
+from pynetdicom import build_context, build_role
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation, UserIdentityNegotiation
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from cxr_node.deliver.request import Offer
+from cxr_node.deliver.request import Offer, Peer
+from cxr_node.passcode import read_passcode
 
 MOST_OFFERS = 60
 """An association has room for 128 presentation contexts (PS3.8 9.3.2.2); an offer takes up to two."""
@@ -35,3 +37,23 @@ def convertible(transfer_syntax_uid: str) -> bool:
     """Whether it can be encoded anew without a loss."""
     syntax = UID(transfer_syntax_uid)
     return syntax in LOSSLESS or (syntax.is_transfer_syntax and not syntax.is_compressed and syntax.is_little_endian)
+
+
+def extended_negotiation(
+    peer: Peer, as_scp_of: Iterable[str]
+) -> list[SCP_SCU_RoleSelectionNegotiation | UserIdentityNegotiation]:
+    """The SOP classes of which we are the provider (PS3.7 D.3.3.4), and who our user is, if the peer is to be told (D.3.3.7).
+
+    Raises:
+        SettingsError: the file with the passcode can't be read.
+    """
+    items: list[SCP_SCU_RoleSelectionNegotiation | UserIdentityNegotiation] = []
+    items += [build_role(sop_class, scp_role=True) for sop_class in as_scp_of]
+    if peer.user:
+        identity = UserIdentityNegotiation()
+        identity.user_identity_type = 1 if peer.passcode_file is None else 2
+        identity.primary_field = peer.user.encode()
+        if peer.passcode_file is not None:
+            identity.secondary_field = read_passcode(peer.passcode_file)
+        items.append(identity)
+    return items

@@ -52,6 +52,16 @@ def rejected(peer: Peer, source: int, diagnostic: int) -> str:
             return f"{peer} rejects the association: it doesn't speak the DICOM application context. Is it a DICOM service?"
         case 3, (1 | 2):
             return f"{peer} rejects the association for now: it is busy or has too many associations open."
+        case 2, 1 if peer.user:
+            return (
+                f"{peer} rejects the association: most often it doesn't accept the user name {peer.user!r} with the passcode "
+                "that it was given. Correct `user` and what `passcode_file` holds."
+            )
+        case 2, 1:
+            return (
+                f"{peer} rejects the association and gives no reason: it may ask for a user name and a passcode. Set `user` "
+                "and `passcode_file`."
+            )
         case 2, _:
             return f"{peer} rejects the association: its DICOM protocol version differs. Is it a DICOM service?"
         case _:

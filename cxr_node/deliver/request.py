@@ -69,6 +69,10 @@ class Peer:
     timeout_s: float = 30.0
     """Longest wait for an answer; connecting and transferring have their own bounds (see `scu`)."""
     tls: ClientTls | None = None
+    user: str = ""
+    """The user name to give (PS3.7 annex D.3.3.7); empty: none."""
+    passcode_file: Path | None = None
+    """Holds the passcode to give with it."""
 
     def __str__(self) -> str:
         return f"{self.called_ae_title} at {self.host}:{self.port}"
@@ -79,7 +83,16 @@ def peer_of(settings: Settings, destination: DestinationSettings) -> Peer:
     tls = None
     if destination.tls:
         tls = ClientTls(partial(calling_context, settings, destination), destination.tls_name or destination.host)
-    return Peer(destination.host, destination.port, destination.ae_title, settings.node.ae_title, destination.timeout_s, tls)
+    return Peer(
+        destination.host,
+        destination.port,
+        destination.ae_title,
+        settings.node.ae_title,
+        destination.timeout_s,
+        tls,
+        destination.user,
+        destination.passcode_file,
+    )
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pynetdicom import AE, _config, build_role, evt
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association as PynetdicomAssociation
 from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.deliver import reasons
-from cxr_node.deliver.contexts import LITTLE_ENDIAN, LOSSLESS, convertible, presentation_contexts
+from cxr_node.deliver.contexts import LITTLE_ENDIAN, LOSSLESS, convertible, extended_negotiation, presentation_contexts
 from cxr_node.deliver.request import STORED, Offer, Outcome, Peer, StoreRequest, unusable
 from cxr_node.errors import AssociationLost, DeliveryError, SettingsError
 
@@ -78,6 +78,7 @@ class Association:
             handlers.append((evt.EVT_N_EVENT_REPORT, lambda event: (on_event_report(event), None)))  # type: ignore[arg-type]
         try:
             tls_args = (peer.tls.context(), peer.tls.name) if peer.tls else None
+            ext_neg = extended_negotiation(peer, as_scp_of)
         except SettingsError as error:
             raise DeliveryError(str(error)) from error
         started = time.monotonic()
@@ -88,7 +89,7 @@ class Association:
                 presentation_contexts(self._offers),
                 ae_title=peer.called_ae_title,
                 max_pdu=_MAXIMUM_PDU,
-                ext_neg=[build_role(sop_class, scp_role=True) for sop_class in as_scp_of],
+                ext_neg=ext_neg,  # type: ignore[arg-type]  # likewise
                 evt_handlers=handlers,  # type: ignore[arg-type]  # narrower than pynetdicom's own alias
                 tls_args=tls_args,
             )

@@ -86,6 +86,17 @@ class Refusal:
     reason: str
 
 
+def entries_of(settings: Settings, sender: Sender) -> list[SenderSettings]:
+    """The [[senders]] entries that hold for a sender: with its AE title, address and certificate."""
+    return [
+        entry
+        for entry in settings.senders
+        if entry.ae_title == sender.calling_ae_title
+        and (not entry.hosts or _is_among(sender.host, entry.hosts))
+        and _bears(sender, entry)
+    ]
+
+
 def refusal_of(settings: Settings, sender: Sender) -> Refusal | None:
     """Why an association of this sender is refused; None if it is welcome."""
     if settings.receive.require_called_ae_title and sender.called_ae_title != settings.node.ae_title:

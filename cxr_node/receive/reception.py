@@ -15,8 +15,9 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.receive import commitment
-from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, refusal_of
+from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, entries_of, refusal_of
 from cxr_node.receive.guard import Seldom
+from cxr_node.receive.identity import confirm, identity_of, refusal_of_user
 from cxr_node.receive.intake import Intake
 from cxr_node.receive.messages import MAXIMUM_PDU_SIZE, sender_of
 from cxr_node.receive.wire import Server, is_beyond_limit
@@ -36,7 +37,7 @@ _LONGEST_KNOCK_S = 30.0
 _BETWEEN_RECORDS_S = 60.0
 _GRACE_S = 5.0
 """How long associations may go on after the stop."""
-_BY_USER, _BY_PRESENTATION = 0x01, 0x03
+_BY_USER, _BY_ACSE, _BY_PRESENTATION = 0x01, 0x02, 0x03
 _PERMANENT, _TRANSIENT = 0x01, 0x02
 _NO_REASON, _LOCAL_LIMIT = 0x01, 0x02
 """Source, result and reason of A-ASSOCIATE-RJ (PS3.8 table 9-21)."""
@@ -125,15 +126,23 @@ def _on_requested(event: evt.Event, settings: Settings, refused: Refused) -> Non
     """Refuse an association whose sender isn't welcome, or that is one too many, before anything is negotiated."""
     assoc = event.assoc
     sender = sender_of(assoc)
+    identity = identity_of(assoc)
     try:
         refusal = refusal_of(settings, sender)
+        entries = entries_of(settings, sender)
+        asks_for_user = bool(entries) and all(entry.user for entry in entries)
+        wrong_user = refusal_of_user(entries, identity) if asks_for_user else ""
     except Exception as error:  # such as a host in the settings that is none: who can't be checked doesn't come in
         _refuse(assoc, refused, sender, f"the [[senders]] can't be checked: {error}", (_PERMANENT, _BY_USER, _NO_REASON))
         return
     if refusal is not None:
         _refuse(assoc, refused, sender, refusal.reason, (_PERMANENT, _BY_USER, refusal.diagnostic))
+    elif wrong_user:
+        _refuse(assoc, refused, sender, wrong_user, (_PERMANENT, _BY_ACSE, _NO_REASON))
     elif is_beyond_limit(assoc):
         _refuse(assoc, refused, sender, "too many associations at the same time", (_TRANSIENT, _BY_PRESENTATION, _LOCAL_LIMIT))
+    elif asks_for_user:
+        confirm(assoc, identity)
 
 
 class Refused:

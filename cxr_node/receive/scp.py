@@ -11,6 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from cxr_node.errors import SettingsError
+from cxr_node.passcode import check_senders
 from cxr_node.receive.guard import Place, Places
 from cxr_node.receive.incoming import remove_leftovers
 from cxr_node.receive.processes import Processes
@@ -42,7 +43,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int], N
 
     Raises:
         StoreError: the data folder or the database can't be used.
-        SettingsError: the node can't listen where the settings say, or a file that [tls] names is unfit.
+        SettingsError: the node can't listen where the settings say, or a file that [tls] or [[senders]] names is unfit.
     """
     places = Places(settings.receive)
     count = settings.receive.processes or min(_MOST_PROCESSES, os.cpu_count() or 1)
@@ -54,6 +55,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int], N
             log.warning("half-received files of an earlier run removed", count=removed)
         if settings.tls.listen:
             listening_context(settings.tls)  # what is wrong with its files is said here, once
+        check_senders(settings)
         with _listen(settings) as listening:
             address = listening.getsockname()
             if isinstance(takers, Processes):

@@ -31,7 +31,7 @@ DOORS = {
 FLOORS = (
     ("records", "errors", "faults"),
     ("settings", "logs", "limits"),
-    ("prepare", "nets", "tls"),
+    ("prepare", "nets", "tls", "passcode"),
     ("emulate", "phantom", "deidentify"),
     ("commitment",),
     ("source", "store", "analyse", "compose"),

@@ -40,6 +40,7 @@ def test_a_failed_connection_is_told_by_its_cause(error, word):
         (1, 2, "application context"),
         (1, 1, "no reason"),
         (2, 2, "protocol version"),
+        (2, 1, "`passcode_file`"),
         (3, 1, "busy"),
         (3, 2, "busy"),
         (0, 0, "no reason"),
