@@ -36,6 +36,8 @@ import psutil
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
+from benchmarks.instances import file_with_serial, uids_with_serial
+
 SIZES = {"2.1 MB": (1050, 1000), "15.5 MB": (3056, 2544)}
 """Name: rows, columns, at 16 bits allocated."""
 ASSOCIATIONS = (1, 4, 8)
@@ -55,32 +57,27 @@ class Instances:
     """
 
     def __init__(self, rows: int, columns: int, count: int, folder: Path) -> None:
-        template, offsets = _template(rows, columns)
-        self.size_bytes = len(template)
-        self._offsets = offsets
+        content, self._serial_number = file_with_serial(_instance(rows, columns))
+        self.size_bytes = len(content)
         self._serial = 0
         self.paths = [folder / f"{number:04d}.dcm" for number in range(count)]
         for path in self.paths:
-            path.write_bytes(template)
+            path.write_bytes(content)
 
     def renew(self) -> None:
         """Give every file a SOP Instance UID that no receiver has seen."""
         for path in self.paths:
             self._serial += 1
-            with path.open("r+b") as file:
-                for offset in self._offsets:
-                    file.seek(offset)
-                    file.write(b"%012d" % self._serial)
+            self._serial_number.set(path, self._serial)
 
 
-def _template(rows: int, columns: int) -> tuple[bytes, list[int]]:
-    """A DX instance as a file, and where the serial number of its SOP Instance UID stands in it."""
-    serial = "999999999999"
+def _instance(rows: int, columns: int) -> Dataset:
+    """A DX instance."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.SOPClassUID = DigitalXRayImageStorageForPresentation
-    ds.SOPInstanceUID = f"{generate_uid()[:40].rstrip('.')}.{serial}"
+    (ds.SOPInstanceUID,) = uids_with_serial(1)
     ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
     ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Bench^Mark", "BENCHMARK", "", ""
     ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber, ds.ReferringPhysicianName = "", "", "1", "1", ""
@@ -88,12 +85,7 @@ def _template(rows: int, columns: int) -> tuple[bytes, list[int]]:
     ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
     ds.PixelData = np.random.default_rng(0).integers(0, 4096, (rows, columns), np.uint16).tobytes()
-    with tempfile.TemporaryFile() as file:
-        ds.save_as(file, enforce_file_format=True)
-        file.seek(0)
-        content = file.read()
-    header = content[:4096]
-    return content, [at for at in range(len(header)) if header.startswith(serial.encode(), at)]
+    return ds
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,14 @@ class Node:
         found: psutil.Process = wait_until(find, 60, f"a process for {role}")
         return found
 
+    def family(self, role: str) -> list[psutil.Process]:
+        """The process that runs a role now, or with "serve" the supervisor alone, and those that it has started for it."""
+        if role == "serve":
+            assert self._process is not None
+            return [psutil.Process(self._process.pid)]
+        leader = self.role_process(role)
+        return [leader, *leader.children(recursive=True)]
+
     def jobs(self) -> list[dict[str, Any]]:
         """All jobs with results and deliveries."""
         engine = open_database(self.settings)

@@ -52,14 +52,13 @@ class Watch(threading.Thread):
         while not self._over.wait(_EVERY_S):
             for role in ROLES:
                 try:
-                    leader = self._node.role_process(role)
-                    family = [leader, *leader.children(recursive=True)]
-                    with leader.oneshot():
+                    family = self._node.family(role)
+                    with family[0].oneshot():
                         self.rows.append(
                             (
                                 time.monotonic() - self._began,
                                 role,
-                                leader.create_time(),
+                                family[0].create_time(),
                                 sum(process.memory_info().rss for process in family) / 2**20,
                                 sum(process.num_fds() for process in family),
                                 sum(process.num_threads() for process in family),
