@@ -139,6 +139,14 @@ class SenderSettings(_Section):
     """It has to give this user name (PS3.7 annex D.3.3.7); empty: none is asked for."""
     passcode_file: Path | None = None
     """Holds the passcode that it has to give with the name; absent: the name alone will do."""
+    tls: bool = False
+    """Reports go to `port` over TLS; what it sends comes over TLS if tls.listen says so."""
+    tls_ca: Path | None = None
+    """PEM: who vouches for its certificate at `port`; absent: tls.ca."""
+    tls_name: str = ""
+    """The name in that certificate; empty: the address that its request came from."""
+    tls_check_name: bool = True
+    """False: any certificate that `tls_ca` vouches for will do, whatever its name."""
 
     @field_validator("hosts")
     @classmethod
@@ -298,6 +306,10 @@ class Settings(BaseSettings):
             if destination.tls and (destination.tls_ca or self.tls.ca) is None:
                 raise ValueError(f"destinations: {destination.name!r} has tls = true and needs tls_ca, or tls.ca for all")
         for sender in self.senders:
+            if sender.tls and sender.port is None:
+                raise ValueError(f"senders: {sender.ae_title!r} has tls = true and needs a port, to which reports go")
+            if sender.tls and (sender.tls_ca or self.tls.ca) is None:
+                raise ValueError(f"senders: {sender.ae_title!r} has tls = true and needs tls_ca, or tls.ca for all")
             asks = sender.certificate_sha256 or sender.certificate_names
             if asks and not (self.tls.listen and self.tls.ca):
                 raise ValueError(f"senders: a certificate of {sender.ae_title!r} can be seen only with tls.listen and tls.ca")

@@ -21,7 +21,7 @@ import structlog
 from cryptography import x509
 
 from cxr_node.errors import CxrNodeError, SettingsError
-from cxr_node.settings import DestinationSettings, Settings, TlsSettings
+from cxr_node.settings import DestinationSettings, SenderSettings, Settings, TlsSettings
 
 log = structlog.get_logger()
 
@@ -117,17 +117,17 @@ def listening_context(settings: TlsSettings) -> ssl.SSLContext:
     return context
 
 
-def calling_context(settings: Settings, destination: DestinationSettings) -> ssl.SSLContext:
-    """For connecting to a destination.
+def calling_context(settings: Settings, peer: DestinationSettings | SenderSettings) -> ssl.SSLContext:
+    """For connecting to a destination, or to the port where a sender takes reports.
 
     Raises:
         SettingsError: a file is missing or unfit; says which and why.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, settings.tls)
-    context.check_hostname = destination.tls_check_name
-    ca, key = (destination.tls_ca, f"tls_ca of {destination.name!r}") if destination.tls_ca else (settings.tls.ca, "tls.ca")
+    context.check_hostname = peer.tls_check_name
+    ca, key = (peer.tls_ca, f"tls_ca of {_name(peer)}") if peer.tls_ca else (settings.tls.ca, "tls.ca")
     if ca is None:
-        raise SettingsError(f"destinations: {destination.name!r} has tls = true and needs tls_ca, or tls.ca for all.")
+        raise SettingsError(f"{_name(peer)} has tls = true and needs tls_ca, or tls.ca for all.")
     _trust(context, ca, key)
     return context
 
@@ -254,9 +254,14 @@ def _files(settings: Settings) -> Iterator[tuple[Path, str]]:
         yield tls.certificate, "tls.certificate"
     if tls.ca is not None:
         yield tls.ca, "tls.ca"
-    for destination in settings.destinations:
-        if destination.tls and destination.tls_ca is not None:
-            yield destination.tls_ca, f"tls_ca of {destination.name}"
+    peers: list[DestinationSettings | SenderSettings] = [*settings.destinations, *settings.senders]
+    for peer in peers:
+        if peer.tls and peer.tls_ca is not None:
+            yield peer.tls_ca, f"tls_ca of {_name(peer)}"
+
+
+def _name(peer: DestinationSettings | SenderSettings) -> str:
+    return peer.name if isinstance(peer, DestinationSettings) else peer.ae_title
 
 
 def _context(protocol: int, settings: TlsSettings) -> ssl.SSLContext:

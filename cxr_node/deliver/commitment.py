@@ -24,7 +24,7 @@ from cxr_node.commitment import (
     build_request,
 )
 from cxr_node.deliver import reasons
-from cxr_node.deliver.request import COMMITMENT, Peer
+from cxr_node.deliver.request import COMMITMENT, Peer, reporting_peer
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
 from cxr_node.settings import DestinationSettings, Settings
@@ -123,7 +123,7 @@ class Reporter:
         self._settings = settings
         self._engine = engine
         self._association: Association | None = None
-        self._ports = {sender.ae_title: sender.port for sender in settings.senders if sender.port}
+        self._listening = {sender.ae_title: sender for sender in settings.senders if sender.port}
 
     def run(self, stop: threading.Event) -> None:
         """Report until `stop` is set."""
@@ -131,7 +131,7 @@ class Reporter:
         while not stop.is_set():
             try:
                 if first:
-                    reports.retry_held_reports(self._engine, self._ports)
+                    reports.retry_held_reports(self._engine, self._listening)
                     first = False
                 self.report_due(stop)
             except Exception:
@@ -143,12 +143,12 @@ class Reporter:
         for report in reports.reports_due(self._engine):
             if stop.is_set():
                 return
-            port = self._ports.get(report.ae_title)
-            if port is None:
+            sender = self._listening.get(report.ae_title)
+            if sender is None:
                 reports.report_failed(self._engine, report, _NO_PORT, hold=True)
                 continue
             try:
-                self._send(report, Peer(report.host, port, report.ae_title, self._settings.node.ae_title))
+                self._send(report, reporting_peer(self._settings, sender, report.host))
             except DeliveryError as error:
                 reports.report_failed(self._engine, report, str(error))
                 log.warning("report of storage commitment not sent", ae_title=report.ae_title, reason=str(error))

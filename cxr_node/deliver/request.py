@@ -21,7 +21,7 @@ from pydicom.uid import (
 
 from cxr_node.commitment import PUSH_MODEL
 from cxr_node.records import ResultKind
-from cxr_node.settings import DestinationSettings, Settings
+from cxr_node.settings import DestinationSettings, SenderSettings, Settings
 from cxr_node.tls import calling_context
 
 STORED = (0x0000, 0xB000, 0xB006, 0xB007)
@@ -80,19 +80,33 @@ class Peer:
 
 def peer_of(settings: Settings, destination: DestinationSettings) -> Peer:
     """A destination of the settings as a peer."""
-    tls = None
-    if destination.tls:
-        tls = ClientTls(partial(calling_context, settings, destination), destination.tls_name or destination.host)
     return Peer(
         destination.host,
         destination.port,
         destination.ae_title,
         settings.node.ae_title,
         destination.timeout_s,
-        tls,
+        _tls_to(settings, destination, destination.host),
         destination.user,
         destination.passcode_file,
     )
+
+
+def reporting_peer(settings: Settings, sender: SenderSettings, host: str) -> Peer:
+    """A sender of the settings, with a port, as the peer to which reports of storage commitment go.
+
+    Args:
+        settings: the settings tree.
+        sender: of the settings.
+        host: the address that its request came from.
+    """
+    assert sender.port is not None
+    tls = _tls_to(settings, sender, host)
+    return Peer(host, sender.port, sender.ae_title, settings.node.ae_title, tls=tls)
+
+
+def _tls_to(settings: Settings, peer: DestinationSettings | SenderSettings, host: str) -> ClientTls | None:
+    return ClientTls(partial(calling_context, settings, peer), peer.tls_name or host) if peer.tls else None
 
 
 @dataclass(frozen=True)

@@ -1,81 +1,28 @@
-"""Storage commitment, asked of a PACS and given to a modality, each against a peer that nobody here wrote the rules of.
+"""Storage commitment, asked of a PACS and given to a modality.
 
-Over 300 lines: both roles share their peers.
+Over 300 lines: both roles.
 """
 
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
 
 import pytest
 from pydicom import Dataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, build_role, evt
+from pydicom.uid import ComputedRadiographyImageStorage
+from pynetdicom import AE, build_role
 from sqlalchemy import text
 
-from cxr_node.commitment import NO_SUCH_INSTANCE, PUSH_MODEL, PUSH_MODEL_INSTANCE, build_report, read_report, read_request
+from cxr_node.commitment import NO_SUCH_INSTANCE, PUSH_MODEL, PUSH_MODEL_INSTANCE
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, ReceiveSettings, SenderSettings, Settings
 from cxr_node.store import commitments, overview, reports
 from cxr_node.store.database import open_database
+from tests.committing import UNCOMPRESSED, Committing, Modality, everything
 from tests.delivering import NEVER, Queue, courier_for, running, settings_for, until
 from tests.orthanc import Orthanc, free_port, wait_until
 from tests.receiving import Receiver, associated, radiograph, send
-from tests.scps import STORAGE, storage_scp
-
-UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-
-
-class Committing:
-    """A storage SCP that also takes requests of storage commitment.
-
-    Args:
-        judge: the report on a request: what is committed, and what isn't with its reason; None reports nothing.
-        status: of the N-ACTION response.
-    """
-
-    def __init__(self, judge, status=0x0000):
-        self.judge, self.status = judge, status
-        self.requests = []
-        self.received = []
-        self.answers = []
-
-    @contextmanager
-    def listening(self):
-        ae = AE("PACS")
-        for abstract_syntax, transfer_syntaxes in STORAGE:
-            ae.add_supported_context(abstract_syntax, list(transfer_syntaxes))
-        ae.add_supported_context(PUSH_MODEL, UNCOMPRESSED)
-        handlers = [(evt.EVT_C_STORE, self._on_store), (evt.EVT_N_ACTION, self._on_action), (evt.EVT_DIMSE_SENT, self._on_sent)]
-        server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-
-    def _on_store(self, event):
-        self.received.append(event.request.AffectedSOPInstanceUID)
-        return 0x0000
-
-    def _on_action(self, event):
-        self.requests.append(read_request(event.action_information))
-        return self.status, None
-
-    def _on_sent(self, event):
-        if type(event.message).__name__ == "N_ACTION_RSP" and self.status == 0 and self.judge:
-            transaction_uid, references = self.requests[-1]
-            report = self.judge(references)
-            if report is not None:
-                threading.Thread(target=self._report, args=(event.assoc, build_report(transaction_uid, *report))).start()
-
-    def _report(self, assoc, ds):
-        status, _ = assoc.send_n_event_report(ds, 2 if "FailedSOPSequence" in ds else 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
-        self.answers.append(status.get("Status"))
-
-
-def everything(references):
-    return references, {}
+from tests.scps import storage_scp
 
 
 def events(queue):
@@ -271,37 +218,6 @@ def test_orthanc_reports_over_an_association_of_its_own(tmp_path, peer):
         queue.engine.dispose()
 
 
-class Modality:
-    """A pynetdicom SCU that asks for commitment, and takes the report on the same association or on a port of its own."""
-
-    def __init__(self):
-        self.reports = []
-        self.reported = threading.Event()
-
-    def on_report(self, event):
-        self.reports.append(read_report(event.event_information))
-        self.reported.set()
-        return 0x0000, None
-
-    def ask(self, port, references, *, stay):
-        ae = AE("MODALITY1")
-        ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
-        assoc = ae.associate("127.0.0.1", port, ae_title="NODE", evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.on_report)])
-        assert assoc.is_established
-        ds = Dataset()
-        ds.TransactionUID = transaction_uid = generate_uid()
-        ds.ReferencedSOPSequence = []
-        for class_uid, uid in references:
-            item = Dataset()
-            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = class_uid, uid
-            ds.ReferencedSOPSequence.append(item)
-        status, _ = assoc.send_n_action(ds, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
-        if stay:
-            assert self.reported.wait(20)
-        assoc.release()
-        return status.Status, transaction_uid
-
-
 class TestCommittingForAModality:
     def test_over_the_association_of_the_request(self, tmp_path):
         modality = Modality()
@@ -334,11 +250,8 @@ class TestCommittingForAModality:
 
     def test_over_an_association_of_ours_where_the_settings_say_it_listens(self, tmp_path):
         modality = Modality()
-        ae = AE("MODALITY1")
-        ae.add_supported_context(PUSH_MODEL, UNCOMPRESSED, scu_role=True, scp_role=True)
-        server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, modality.on_report)])
-        senders = (SenderSettings(ae_title="MODALITY1", port=server.server_address[1]),)
-        try:
+        with modality.listening() as port:
+            senders = (SenderSettings(ae_title="MODALITY1", port=port),)
             with Receiver(tmp_path / "var", senders=senders, processes=1) as receiver:
                 ds = radiograph()
                 with associated(receiver) as assoc:
@@ -347,8 +260,6 @@ class TestCommittingForAModality:
                 with running(receiver.settings):
                     assert modality.reported.wait(20)
                     wait_until(lambda: receiver.rows("commitment_reports")[0]["state"] == "sent", 20, "the report noted")
-        finally:
-            server.shutdown()
         assert modality.reports == [(transaction_uid, [ds.SOPInstanceUID], {})]
 
     def test_one_that_cannot_be_told_is_held_with_the_reason_and_told_once_the_settings_say_where(self, tmp_path):
@@ -365,15 +276,10 @@ class TestCommittingForAModality:
             assert held["what"] == "commitment reports to MODALITY1"
             assert "`port`" in held["reason"]
             engine.dispose()
-            ae = AE("MODALITY1")
-            ae.add_supported_context(PUSH_MODEL, UNCOMPRESSED, scu_role=True, scp_role=True)
-            server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, modality.on_report)])
-            sender = SenderSettings(ae_title="MODALITY1", port=server.server_address[1])
-            try:
+            with modality.listening() as port:
+                sender = SenderSettings(ae_title="MODALITY1", port=port)
                 with running(receiver.settings.model_copy(update={"senders": (sender,)})):
                     assert modality.reported.wait(20)
-            finally:
-                server.shutdown()
 
     def test_old_reports_are_forgotten(self, tmp_path):
         engine = open_database(Settings(node=NodeSettings(data_dir=tmp_path / "var")))

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from cxr_node import tls
 from cxr_node.errors import SettingsError
-from cxr_node.settings import DestinationSettings, Settings, TlsSettings
+from cxr_node.settings import DestinationSettings, SenderSettings, Settings, TlsSettings
 from tests.certificates import Authority
 
 
@@ -44,10 +44,11 @@ def test_the_time_of_the_warning_is_set(authority):
 def test_all_that_the_settings_name_are_told_and_the_first_to_end_first(authority, tmp_path):
     theirs = Authority(tmp_path / "theirs")
     destination = DestinationSettings(name="pacs", ae_title="PACS", host="pacs", port=1, tls=True, tls_ca=theirs.certificate)
+    sender = SenderSettings(ae_title="CT1", port=104, tls=True, tls_ca=theirs.certificate)
     pair = authority.issue("node.example")
-    configured = settings(pair, authority).model_copy(update={"destinations": (destination,)})
+    configured = settings(pair, authority).model_copy(update={"destinations": (destination,), "senders": (sender,)})
     described = tls.describe(configured)
-    assert {item["use"] for item in described} == {"tls.certificate", "tls.ca", "tls_ca of pacs"}
+    assert {item["use"] for item in described} == {"tls.certificate", "tls.ca", "tls_ca of pacs", "tls_ca of CT1"}
     assert described[0]["use"] == "tls.certificate"
     assert described[0]["not_after"].startswith("20")
 

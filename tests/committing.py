@@ -1,0 +1,109 @@
+"""Peers of storage commitment: a PACS that is asked, and a modality that asks."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from pynetdicom import AE, evt
+
+from cxr_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, build_report, read_report, read_request
+from tests.scps import STORAGE
+
+UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+
+
+class Committing:
+    """A storage SCP that also takes requests of storage commitment.
+
+    Args:
+        judge: the report on a request: what is committed, and what isn't with its reason; None reports nothing.
+        status: of the N-ACTION response.
+    """
+
+    def __init__(self, judge, status=0x0000):
+        self.judge, self.status = judge, status
+        self.requests = []
+        self.received = []
+        self.answers = []
+
+    @contextmanager
+    def listening(self):
+        ae = AE("PACS")
+        for abstract_syntax, transfer_syntaxes in STORAGE:
+            ae.add_supported_context(abstract_syntax, list(transfer_syntaxes))
+        ae.add_supported_context(PUSH_MODEL, UNCOMPRESSED)
+        handlers = [(evt.EVT_C_STORE, self._on_store), (evt.EVT_N_ACTION, self._on_action), (evt.EVT_DIMSE_SENT, self._on_sent)]
+        server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+
+    def _on_store(self, event):
+        self.received.append(event.request.AffectedSOPInstanceUID)
+        return 0x0000
+
+    def _on_action(self, event):
+        self.requests.append(read_request(event.action_information))
+        return self.status, None
+
+    def _on_sent(self, event):
+        if type(event.message).__name__ == "N_ACTION_RSP" and self.status == 0 and self.judge:
+            transaction_uid, references = self.requests[-1]
+            report = self.judge(references)
+            if report is not None:
+                threading.Thread(target=self._report, args=(event.assoc, build_report(transaction_uid, *report))).start()
+
+    def _report(self, assoc, ds):
+        status, _ = assoc.send_n_event_report(ds, 2 if "FailedSOPSequence" in ds else 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+        self.answers.append(status.get("Status"))
+
+
+def everything(references):
+    return references, {}
+
+
+class Modality:
+    """A pynetdicom SCU that asks for commitment, and takes the report on the same association or on a port of its own."""
+
+    def __init__(self):
+        self.reports = []
+        self.reported = threading.Event()
+
+    @contextmanager
+    def listening(self, tls=None):
+        """Take reports on a free port of loopback, which it gives."""
+        ae = AE("MODALITY1")
+        ae.add_supported_context(PUSH_MODEL, UNCOMPRESSED, scu_role=True, scp_role=True)
+        handlers = [(evt.EVT_N_EVENT_REPORT, self.on_report)]
+        server = ae.start_server(("127.0.0.1", 0), block=False, ssl_context=tls, evt_handlers=handlers)
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+
+    def on_report(self, event):
+        self.reports.append(read_report(event.event_information))
+        self.reported.set()
+        return 0x0000, None
+
+    def ask(self, port, references, *, stay):
+        ae = AE("MODALITY1")
+        ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
+        assoc = ae.associate("127.0.0.1", port, ae_title="NODE", evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.on_report)])
+        assert assoc.is_established
+        ds = Dataset()
+        ds.TransactionUID = transaction_uid = generate_uid()
+        ds.ReferencedSOPSequence = []
+        for class_uid, uid in references:
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = class_uid, uid
+            ds.ReferencedSOPSequence.append(item)
+        status, _ = assoc.send_n_action(ds, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+        if stay:
+            assert self.reported.wait(20)
+        assoc.release()
+        return status.Status, transaction_uid
