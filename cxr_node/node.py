@@ -21,7 +21,7 @@ from pathlib import Path
 
 import structlog
 
-from cxr_node import housekeeping, limits, logs
+from cxr_node import limits, logs
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 from cxr_node.store import lock
@@ -112,6 +112,8 @@ def _house(settings: Settings, *, alone: bool) -> Iterator[None]:
     if not alone:
         yield
         return
+    from cxr_node import housekeeping
+
     engine = open_database(settings)
     check_integrity(engine)
     clock = housekeeping.start(settings, engine)

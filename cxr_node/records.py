@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # no role that reads no pixels loads NumPy for these
     from datetime import datetime
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 LABELS = ("healthy", "bacterial_pneumonia", "viral_pneumonia", "covid19_pneumonia")
 """The classes, in the order of the networks' outputs."""

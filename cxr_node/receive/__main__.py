@@ -8,14 +8,17 @@ import socket
 import sys
 from contextlib import suppress
 
-from cxr_node import logs
 from cxr_node.errors import CxrNodeError
-from cxr_node.receive.processes import ENDED, LONGEST_MESSAGE, READY, REFUSE
-from cxr_node.receive.reception import Reception
+from cxr_node.receive import lean
 
 
 def main() -> None:
     """Take connections until the other end of the socket pair closes, or SIGTERM; then end in order."""
+    lean.leave_out()
+    from cxr_node import logs
+    from cxr_node.receive.processes import ENDED, LONGEST_MESSAGE, READY, REFUSE
+    from cxr_node.receive.reception import Reception
+
     control = socket.socket(fileno=int(sys.argv[1]))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: control.shutdown(socket.SHUT_RD))

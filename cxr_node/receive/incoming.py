@@ -163,23 +163,6 @@ def _take_buffer() -> memoryview:
         return memoryview(bytearray(_GATHERED_BYTES))
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Remove files that a receiver left when it died; nothing of them was acknowledged. Gives how many there were.
-
-    Files that another living receiver is writing are locked, and stay.
-    """
-    removed = 0
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            path.unlink(missing_ok=True)
-            removed += 1
-    return removed
-
-
 def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae_title: str) -> bytes:
     """Preamble, prefix and file meta information (PS3.10 section 7.1), Explicit VR Little Endian.
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from cxr_node.errors import StoreError
-from cxr_node.receive.incoming import remove_leftovers
+from cxr_node.receive.leftovers import remove_leftovers
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 

@@ -7,19 +7,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import structlog
 
 from cxr_node.errors import SettingsError
 from cxr_node.passcode import check_senders
 from cxr_node.receive.guard import Place, Places
-from cxr_node.receive.incoming import remove_leftovers
+from cxr_node.receive.leftovers import remove_leftovers
 from cxr_node.receive.processes import Processes
-from cxr_node.receive.reception import Reception
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 from cxr_node.store.database import open_database
 from cxr_node.tls import listening_context
+
+if TYPE_CHECKING:
+    from cxr_node.receive.reception import Reception
 
 log = structlog.get_logger()
 
@@ -61,6 +64,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int], N
             if isinstance(takers, Processes):
                 takers.begin(settings, address)
             else:
+                from cxr_node.receive.reception import Reception  # this process needs none of it if it only hands on
+
                 takers = Reception(settings, address, places.leave)
             ready(settings.node.host, address[1])
             while not stop.is_set():

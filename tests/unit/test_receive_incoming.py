@@ -11,7 +11,8 @@ import pytest
 from pydicom import uid
 
 from cxr_node.receive.admission import Room
-from cxr_node.receive.incoming import IncomingDataSet, file_meta, remove_leftovers
+from cxr_node.receive.incoming import IncomingDataSet, file_meta
+from cxr_node.receive.leftovers import remove_leftovers
 from cxr_node.records import Sender
 from tests.receiving import encoded, radiograph
 
