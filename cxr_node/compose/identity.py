@@ -30,6 +30,16 @@ from cxr_node.records import MODEL_NAME, ComposedObject, Model, ResultKind
 
 NOT_FOR_DIAGNOSIS = "AI result, not for primary diagnosis"
 
+_DESCRIPTIONS = {
+    ResultKind.OVERLAY: f"Overlay: {NOT_FOR_DIAGNOSIS}",
+    ResultKind.LUNGS: f"Lungs: {NOT_FOR_DIAGNOSIS}",
+    ResultKind.HEATMAP: f"Heat map: {NOT_FOR_DIAGNOSIS}",
+    ResultKind.HEATVALUES: f"Heat values: {NOT_FOR_DIAGNOSIS}",
+    ResultKind.PRESENTATION: f"Presentation state: {NOT_FOR_DIAGNOSIS}",
+    ResultKind.REPORT: f"Report: {NOT_FOR_DIAGNOSIS}",
+}
+"""Of series. What it is comes first: lists of series are narrow, and OHIF's shows some 25 characters."""
+
 _TYPE_2 = (
     "PatientName",
     "PatientID",
@@ -184,7 +194,7 @@ def bare_reference(source: Dataset) -> Dataset:
     return bare
 
 
-def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: datetime, variant: str = "") -> None:
+def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: datetime, description: str = "") -> None:
     """Give an object its patient, study, equipment, dates and character set, in place.
 
     Args:
@@ -193,14 +203,14 @@ def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: 
         model: what made the findings.
         kind: of the object.
         now: when it was made; written in the source's time zone if it names one, otherwise in its own.
-        variant: see `place`.
+        description: of the series, if it isn't the one of its kind.
     """
     for keyword in _COPIED:
         _copy(source, ds, keyword)
     ds.Manufacturer = ds.ManufacturerModelName = MODEL_NAME
     ds.SoftwareVersions = software_versions(model)
     ds.DeviceSerialNumber = serial_number(model)
-    ds.SeriesDescription = f"{NOT_FOR_DIAGNOSIS}: {variant or kind}"
+    ds.SeriesDescription = description or _DESCRIPTIONS[kind]
     made_at = _in_zone(now, ds.get("TimezoneOffsetFromUTC"))
     for keyword in ("InstanceCreationDate", "ContentDate", "SeriesDate", "DateOfSecondaryCapture", "PresentationCreationDate"):
         if keyword in ds or keyword == "SeriesDate":

@@ -23,6 +23,7 @@ from cxr_node.compose.secondary_capture import NOTICE, compose_secondary_capture
 from cxr_node.records import ComposedObject, Model, ResultKind
 
 _VARIANT = "not analysed"
+_DESCRIPTION = "Not analysed: no AI result"
 
 
 def compose_not_analysed(
@@ -56,7 +57,7 @@ def compose_not_analysed(
         made[ResultKind.REPORT] = document(model, [image], [_group(source, image, reasons, model, where)], where, predecessor)
     composed = []
     for kind, ds in made.items():
-        identify(ds, source, model, kind, now, _VARIANT)
+        identify(ds, source, model, kind, now, _DESCRIPTION)
         composed.append(to_composed(ds, kind))
     return composed
 

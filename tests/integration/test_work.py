@@ -212,7 +212,7 @@ def test_a_rejected_image_yields_a_notice_where_the_settings_ask_for_one(tmp_pat
         assert [(delivery["destination"], delivery["kind"]) for delivery in job["deliveries"]] == [("ER", "report")]
         (result,) = job["results"]
         report = dcmread(bench.folders.root / result["path"])
-        assert report.SeriesDescription == "AI result, not for primary diagnosis: not analysed"
+        assert report.SeriesDescription == "Not analysed: no AI result"
         assert job["reasons"][0] in [element.value for element in report.iterall() if element.keyword == "TextValue"]
     assert bench.job(lost)["state"] == JobState.REJECTED
     assert bench.job(lost)["results"] == []

@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from pydicom.uid import UID
 
-from cxr_node.compose import compose_results
+from cxr_node.compose import compose_not_analysed, compose_results
 from cxr_node.compose.identity import derived_uid
 from cxr_node.records import MODEL_NAME, ResultKind
 from tests.composing import MODEL, NOW, SMALL, findings, radiograph, source
@@ -152,7 +152,20 @@ def test_says_what_made_it(kind):
     assert isinstance(ds.SoftwareVersions, str)
     assert "CXRNet 1.2.0" in ds.SoftwareVersions
     assert ds.DeviceSerialNumber == MODEL.digest[:16]
-    assert "AI result, not for primary diagnosis" in ds.SeriesDescription
+    assert ds.SeriesDescription.endswith(": AI result, not for primary diagnosis")
+    assert len(ds.SeriesDescription) <= 64
+
+
+def test_says_what_it_is_in_what_a_narrow_list_of_series_shows():
+    notices = compose_not_analysed(source(), ["A reason."], MODEL, kinds=tuple(ResultKind), now=NOW)
+    not_analysed = {pydicom.dcmread(BytesIO(item.content)).SeriesDescription for item in notices}
+    shown = {str(kind): read(kind=kind).SeriesDescription[:25] for kind in ResultKind}
+    assert {kind: text.partition(":")[0] for kind, text in shown.items()} == {
+        **{"overlay": "Overlay", "report": "Report", "lungs": "Lungs", "heatmap": "Heat map"},
+        **{"heatvalues": "Heat values", "presentation": "Presentation state"},
+    }
+    assert all(": AI" in text for text in shown.values())
+    assert {text[:25].partition(":")[0] for text in not_analysed} == {"Not analysed"}
 
 
 @EVERY_KIND

@@ -41,7 +41,7 @@ def test_the_report_gives_every_reason_and_no_number():
 
 def test_says_so_in_the_list_of_series():
     for ds in composed(kinds=list(ResultKind)).values():
-        assert ds.SeriesDescription.endswith("not analysed")
+        assert ds.SeriesDescription == "Not analysed: no AI result"
 
 
 def test_is_another_instance_in_another_series_than_the_result_would_be():
