@@ -88,7 +88,7 @@ class ReceiveSettings(_Section):
     max_associations_per_sender: int = Field(32, ge=1)
     """From one address."""
     max_instances_per_minute: int = Field(0, ge=0)
-    """Of one sender; more are refused with A700 for the moment. 0: no limit. Counted in each of `processes`."""
+    """Of one sender, in all `processes` together; more are refused with A700 for the moment. 0: no limit."""
     max_instance_mb: int = Field(1024, ge=1)
     """A larger data set is refused with A700."""
     processes: int = Field(0, ge=0, le=64)

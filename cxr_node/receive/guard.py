@@ -1,4 +1,4 @@
-"""How much of the node one peer may take: connections, instances a minute, and time."""
+"""How much of the node one peer may take: connections and time. Instances a minute are counted in `rate`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 
-from cxr_node.records import Sender
 from cxr_node.settings import ReceiveSettings
 
 SLOWEST_BYTES_PER_S = 4096
@@ -68,33 +67,6 @@ class Seldom:
             return is_due
 
 
-class Rate:
-    """Instances a minute, for each sender: as many at once as a minute allows, then one as each falls due."""
-
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """`per_minute`: 0 for no limit."""
-        self._per_minute = per_minute
-        self._clock = clock
-        self._free_at: dict[tuple[str, str], float] = {}
-        self._lock = threading.Lock()
-
-    def allows(self, sender: Sender) -> bool:
-        """Whether the sender may send one more now; if so, it counts."""
-        if not self._per_minute:
-            return True
-        now = self._clock()
-        key = _name(sender)
-        with self._lock:
-            if len(self._free_at) >= _MOST_KEYS:
-                self._free_at = {known: free_at for known, free_at in self._free_at.items() if free_at > now}
-            # the time at which all that was sent would have been sent at an even pace
-            even_s = max(now, self._free_at.get(key, now)) + 60 / self._per_minute
-            if even_s > now + 60 + 1e-6:
-                return False
-            self._free_at[key] = even_s
-            return True
-
-
 class Place(StrEnum):
     """What a connection may hope for."""
 
@@ -132,7 +104,3 @@ class Places:
             self._taken[host] -= 1
             if self._taken[host] <= 0:
                 del self._taken[host]
-
-
-def _name(sender: Sender) -> tuple[str, str]:
-    return sender.calling_ae_title, sender.host

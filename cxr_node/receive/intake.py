@@ -20,9 +20,10 @@ from cxr_node.receive.admission import (
     Room,
 )
 from cxr_node.receive.command import StoreRequest
-from cxr_node.receive.guard import Rate, Seldom
+from cxr_node.receive.guard import Seldom
 from cxr_node.receive.header import read_header
 from cxr_node.receive.incoming import IncomingDataSet
+from cxr_node.receive.rate import Rate
 from cxr_node.receive.together import Together
 from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, Sender
 from cxr_node.settings import Settings
@@ -48,7 +49,7 @@ class Intake:
         self._folders = DataFolder(settings.node.data_dir)
         self._together = Together(engine, self._folders.root / ".admission.lock")
         self._room = Room(settings.node.data_dir, settings.receive.min_free_mb)
-        self._rate = Rate(settings.receive.max_instances_per_minute)
+        self._rate = Rate(settings.receive.max_instances_per_minute, self._folders.root / ".rate")
         self._seldom = Seldom(_BETWEEN_RECORDS_S)
 
     def begin(self, sender: Sender, request: StoreRequest, transfer_syntax_uid: str) -> IncomingDataSet:
@@ -60,8 +61,8 @@ class Intake:
             refusal = Answer(CLASS_NOT_SUPPORTED, "The SOP class UID is no UID")
         elif not request.has_data_set:
             refusal = Answer(CANNOT_UNDERSTAND, "The request has no data set")
-        elif not self._rate.allows(sender):
-            refusal = Answer(OUT_OF_RESOURCES, "Too many instances in a minute; send it again later")
+        else:
+            refusal = self._refusal_by_rate(sender)
         return IncomingDataSet(
             self._folders.incoming,
             self._room,
@@ -72,6 +73,15 @@ class Intake:
             most_bytes=self._settings.max_instance_mb * 2**20,
             refusal=refusal,
         )
+
+    def _refusal_by_rate(self, sender: Sender) -> Answer | None:
+        try:
+            if self._rate.allows(sender):
+                return None
+        except OSError:  # a full disk, which has no room for the instance either
+            log.exception("instances of a sender not counted")
+            return Answer(OUT_OF_RESOURCES, "Instances can't be counted; send it again later")
+        return Answer(OUT_OF_RESOURCES, "Too many instances in a minute; send it again later")
 
     def end(self, incoming: IncomingDataSet) -> Answer:
         """The response to a data set that is complete. Never raises: what goes wrong here is answered A700, try again."""

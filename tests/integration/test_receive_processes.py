@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 
 import psutil
 import pytest
@@ -62,6 +64,26 @@ def test_the_limit_of_associations_is_one_for_all_processes(tmp_path):
                 return assoc.is_established
 
         wait_until(is_welcome, 20, "a place that has come free")
+
+
+def test_the_limit_of_instances_a_minute_is_one_for_all_processes_and_outlives_each(tmp_path):
+    limit = 6
+    with Receiver(tmp_path, processes=3, max_instances_per_minute=limit) as receiver, ExitStack() as opened:
+        started = time.monotonic()
+        assocs = [opened.enter_context(associated(receiver)) for _ in range(3)]
+        assert [len(connections_of(process, receiver.port)) for process in receiver_processes()] == [1, 1, 1]
+        statuses = [send(assoc, radiograph()) for _ in range(4) for assoc in assocs]
+        for process in receiver_processes():
+            process.kill()
+        wait_until(lambda: len(receiver_processes()) == 3, 60, "others in their place")
+        with associated(receiver) as assoc:
+            statuses.append(send(assoc, radiograph()))
+        fell_due = int((time.monotonic() - started) * limit / 60)
+        assert set(statuses) == {0x0000, 0xA700}
+        assert statuses[:limit] == [0x0000] * limit
+        assert statuses.count(0x0000) == len(receiver.rows("instances")) <= limit + fell_due
+        with associated(receiver, calling="OTHER") as assoc:
+            assert send(assoc, radiograph()) == 0x0000
 
 
 def test_the_death_of_one_process_costs_only_what_was_not_acknowledged(tmp_path):

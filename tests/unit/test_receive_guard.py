@@ -5,38 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cxr_node.receive import guard
-from cxr_node.receive.guard import SLOWEST_BYTES_PER_S, Pace, Place, Places, Rate, Seldom
-from cxr_node.records import Sender
+from cxr_node.receive.guard import SLOWEST_BYTES_PER_S, Pace, Place, Places, Seldom
 from cxr_node.settings import ReceiveSettings
-
-ONE, OTHER = Sender("CT1", "NODE", "10.0.0.1"), Sender("CT2", "NODE", "10.0.0.2")
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture
 def clock():
     return Clock()
-
-
-def test_a_minutes_worth_may_come_at_once_and_then_one_as_each_falls_due(clock):
-    rate = Rate(3, clock)
-    assert [rate.allows(ONE) for _ in range(4)] == [True, True, True, False]
-    assert rate.allows(OTHER)
-    clock.now += 21
-    assert [rate.allows(ONE) for _ in range(2)] == [True, False]
-    clock.now += 600
-    assert [rate.allows(ONE) for _ in range(4)] == [True, True, True, False]
-
-
-def test_without_a_limit_anything_may_come(clock):
-    assert all(Rate(0, clock).allows(ONE) for _ in range(1000))
 
 
 def test_the_same_is_written_down_once_in_a_while(clock):
@@ -48,15 +24,11 @@ def test_the_same_is_written_down_once_in_a_while(clock):
 
 def test_made_up_names_fill_no_memory(clock, monkeypatch):
     monkeypatch.setattr(guard, "_MOST_KEYS", 100)
-    seldom, rate = Seldom(60, clock), Rate(1, clock)
+    seldom = Seldom(60, clock)
     due = [seldom.is_due(number) for number in range(1000)]
     assert sum(due) == 100
     clock.now += 61
     assert seldom.is_due("new")
-    for number in range(1000):
-        clock.now += 61
-        rate.allows(Sender(f"CT{number}", "NODE", "10.0.0.1"))
-    assert len(rate._free_at) <= 101
 
 
 def test_pace_gives_time_for_what_was_sent(clock, monkeypatch):
