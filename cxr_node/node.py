@@ -64,6 +64,9 @@ def run_role(role: str, settings: Settings) -> None:
     make_folders(DataFolder(settings.node.data_dir))
     with lock.using(settings.node.data_dir), _house(settings, alone=pipe is None and role == "work"):
         if role == "receive":
+            from cxr_node.receive import lean
+
+            lean.leave_out()
             from cxr_node.receive import scp
 
             scp.run(settings, stop, ready)
