@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_role, evt
 
 from cxr_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, build_report, read_report, read_request
 from tests.scps import STORAGE
@@ -52,14 +52,31 @@ class Committing:
 
     def _on_sent(self, event):
         if type(event.message).__name__ == "N_ACTION_RSP" and self.status == 0 and self.judge:
-            transaction_uid, references = self.requests[-1]
-            report = self.judge(references)
-            if report is not None:
-                threading.Thread(target=self._report, args=(event.assoc, build_report(transaction_uid, *report))).start()
+            threading.Thread(target=self._report, args=(event.assoc, *self.requests[-1])).start()
 
-    def _report(self, assoc, ds):
-        status, _ = assoc.send_n_event_report(ds, 2 if "FailedSOPSequence" in ds else 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+    def _report(self, assoc, transaction_uid, references):
+        report = self.judge(references)
+        if report is None:
+            return
+        ds = build_report(transaction_uid, *report)
+        event_type = 2 if "FailedSOPSequence" in ds else 1
+        try:
+            status, _ = assoc.send_n_event_report(ds, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+        except RuntimeError:  # the node has ended the association
+            return
         self.answers.append(status.get("Status"))
+
+
+def report_to(port, transaction_uid, references, called="CXRNODE"):
+    """Report over an association of the PACS's own that all is kept; the status of the answer."""
+    ae = AE("PACS")
+    ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
+    assoc = ae.associate("127.0.0.1", port, ae_title=called, ext_neg=[build_role(PUSH_MODEL, scp_role=True)])
+    assert assoc.is_established
+    ds = build_report(transaction_uid, references, {})
+    status, _ = assoc.send_n_event_report(ds, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+    assoc.release()
+    return status.Status
 
 
 def everything(references):

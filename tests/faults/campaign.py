@@ -1,7 +1,7 @@
 """The campaign: senders that never stop, roles that are killed, a PACS in every kind of trouble; and the account at the end.
 
-Everything runs in real processes over real associations: the node, an Orthanc that asks nothing and one small SCP that
-misbehaves on command. What was acknowledged has to be accounted for, whatever was done to the node.
+Everything runs in real processes over real associations: the node, an Orthanc that asks nothing and is asked to commit, and one
+small SCP that misbehaves on command. What was acknowledged has to be accounted for, whatever was done to the node.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pynetdicom import AE, evt
 
 from cxr_node.deliver.send import send_files
 from cxr_node.errors import CxrNodeError
-from cxr_node.store import backup, differences
+from cxr_node.store import audit, backup, differences
 from cxr_node.store.database import open_database
 from tests.faults.strike import Strikes
 from tests.node import Node
-from tests.orthanc import Orthanc, wait_until
+from tests.orthanc import Orthanc, free_port, wait_until
 from tests.scps import STORAGE
 
 TROUBLES = ("A700", "C000", "abort", "silence", "refuse", "down", "warning")
@@ -41,6 +41,9 @@ max_attempts = 20
 lease_s = 600
 """
 """A job that is under way each time that its worker is killed is not to blame for it."""
+
+COMMITMENT = "storage_commitment = true\ncommitment_timeout_s = 5"
+"""Of Orthanc. A request that was lost with its process is made again after so long, and then after twice as long."""
 
 
 class BadPACS:
@@ -128,14 +131,17 @@ class Sender:
 
 @contextmanager
 def theatre(folder: Path, orthanc_program: str, extra: str = "") -> Iterator[tuple[Node, Orthanc, BadPACS]]:
-    """A node that delivers to an Orthanc and to a PACS that can be made to misbehave."""
+    """A node that delivers to an Orthanc, which it asks to commit, and to a PACS that can be made to misbehave."""
     bad = BadPACS()
+    port = free_port()
     try:
-        with Orthanc(orthanc_program, folder / "orthanc") as orthanc:
-            node = Node(
-                folder / "node", [("orthanc", orthanc.ae_title, orthanc.dicom_port), ("bad", "BAD", bad.port)], SETTINGS + extra
-            )
-            node.config.write_text(node.config.read_text().replace(f"port = {bad.port}\n", f"port = {bad.port}\ntimeout_s = 5\n"))
+        with Orthanc(orthanc_program, folder / "orthanc", {"node": ("CXRNODE", port)}) as orthanc:
+            destinations = [("orthanc", orthanc.ae_title, orthanc.dicom_port), ("bad", "BAD", bad.port)]
+            node = Node(folder / "node", destinations, SETTINGS + extra, port)
+            config = node.config.read_text()
+            for destination_port, keys in ((bad.port, "timeout_s = 5"), (orthanc.dicom_port, COMMITMENT)):
+                config = config.replace(f"port = {destination_port}\n", f"port = {destination_port}\n{keys}\n")
+            node.config.write_text(config)
             node.start()
             try:
                 yield node, orthanc, bad
@@ -204,6 +210,8 @@ def account(node: Node, orthanc: Orthanc, bad: BadPACS, acknowledged: dict[str, 
     assert set(bad.stored) == results
     engine = open_database(node.settings)
     try:
+        committed = Counter(event["sop_instance_uid"] for event in audit.search(engine, event="result-committed", user="orthanc"))
+        assert committed == dict.fromkeys(results, 1), "sent, and not committed once"
         backup.check_integrity(engine, thoroughly=True)
         assert differences.find_differences(engine, _folders(node), 0) == []
     finally:

@@ -35,7 +35,7 @@ _EVERY_S = 2.0
 _MEASURES = ("memory_mb", "handles", "threads")
 _GROWTH, _GROWTH_MB, _GROWTH_COUNT = 1.15, 40, 12
 """How much more the last quarter of the calm half may take than its first: noise of allocators, connections that come and go."""
-_IDLE_POINTS = ("reading", "analysing", "commitment-noted", "commitment-asked")
+_IDLE_POINTS = ("reading", "analysing")
 
 
 class Watch(threading.Thread):

@@ -13,8 +13,8 @@ from tests.faults.strike import Strikes
 
 IMAGES, SENDERS = 12, 3
 
-STRUCK = tuple(point for point in POINTS if point not in ("reading", "analysing", "commitment-noted", "commitment-asked"))
-"""Between any two commits. Those that a poisonous image passes are struck in test_poison; commitment in test_commitment."""
+STRUCK = tuple(point for point in POINTS if point not in ("reading", "analysing"))
+"""Between any two commits. Those that a poisonous image passes are struck in test_poison."""
 
 
 @pytest.mark.peer
