@@ -12,6 +12,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 
 from cxr_node.prepare.network_image import to_network_image
+from cxr_node.prepare.radiograph import prepare_dataset
 from cxr_node.records import LABELS, SIDES, ZONES, Findings, Geometry, Model, Radiograph
 from cxr_node.settings import OverlaySettings
 
@@ -24,6 +25,15 @@ RIGHT_LUNG, LEFT_LUNG = ((120, 70), (82, 40)), ((120, 154), (82, 40))
 """Centre and half axes as (row, column): the patient's right is on the upright image's left."""
 MARK = (150, 70)
 """Row and column of the mark's centre: low in the right lung."""
+
+ORIENTATIONS = [("L", "F"), ("R", "F"), ("L", "H"), ("R", "H"), ("F", "L"), ("F", "R"), ("H", "L"), ("H", "R")]
+"""Every way that a frontal radiograph can lie."""
+KINDS_OF_PIXELS: dict[str, tuple[tuple[int, int], str, dict[str, Any]]] = {
+    "wide": ((300, 410), "MONOCHROME2", {}),
+    "tall MONOCHROME1": ((512, 301), "MONOCHROME1", {"ImagerPixelSpacing": [0.3, 0.2]}),
+    "flat pixels": ((240, 600), "MONOCHROME1", {"PixelAspectRatio": [2, 1]}),
+}
+"""Rows and columns, photometric interpretation, and what the header says of the pixels' proportions."""
 
 
 def ellipse(centre: tuple[int, int], axes: tuple[int, int]) -> np.ndarray:
@@ -104,3 +114,39 @@ def source(**attributes: Any) -> Dataset:
         if value is not None:
             setattr(ds, keyword, value)
     return ds
+
+
+def place_of(orientation: tuple[str, str], rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each pixel of a source that lies so, where it is in the upright image: row and column in 0..224.
+
+    Worked out from what PatientOrientation means, and not by the program's own geometry.
+    """
+    across, down = np.meshgrid((np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows)
+    ends = {orientation[0]: across, orientation[1]: down}  # towards this side of the patient the value grows
+    towards_left = ends["L"] if "L" in ends else 1 - ends["R"]
+    towards_foot = ends["F"] if "F" in ends else 1 - ends["H"]
+    return towards_foot * SIDE, towards_left * SIDE
+
+
+def in_ellipse(orientation: tuple[str, str], shape: tuple[int, int], lung: tuple[Any, Any]) -> np.ndarray:
+    """Which pixels of a source that lies so are in a lung."""
+    row, column = place_of(orientation, *shape)
+    (middle_row, middle_column), (half_height, half_width) = lung
+    return ((row - middle_row - 0.5) / half_height) ** 2 + ((column - middle_column - 0.5) / half_width) ** 2 <= 1
+
+
+def lying(
+    orientation: tuple[str, str], shape: tuple[int, int], photometric: str = "MONOCHROME2", **attributes: Any
+) -> tuple[Dataset, Radiograph, np.ndarray]:
+    """A source that shows the drawn chest, lungs dark; the radiograph that `prepare` makes of it; which pixels are lung."""
+    dark = in_ellipse(orientation, shape, RIGHT_LUNG) | in_ellipse(orientation, shape, LEFT_LUNG)
+    stored = np.where(dark, 900, 2800).astype(np.uint16) + np.arange(shape[1], dtype=np.uint16) % 97
+    if photometric == "MONOCHROME1":
+        stored = 4095 - stored
+    ds = source(
+        **{"PatientOrientation": list(orientation), "Rows": shape[0], "Columns": shape[1], "SamplesPerPixel": 1},
+        **{"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0},
+        **{"PhotometricInterpretation": photometric, **attributes},
+    )
+    ds.PixelData = stored.tobytes()
+    return ds, prepare_dataset(ds), dark

@@ -17,7 +17,7 @@ def dciodvfy(path: Path) -> list[str]:
     """dicom3tools, against the modules of PS3.3. Its exit status says nothing."""
     lines = output("dciodvfy", path).splitlines()
     assert lines, "it said nothing at all, not even which object this is"
-    return [line for line in lines if line.startswith("Error")]
+    return [line for line in lines if line.startswith(("Error", "Warning"))]
 
 
 def dcmdump(path: Path) -> list[str]:

@@ -75,6 +75,31 @@ def test_the_picture_grows_with_the_reasons_and_shows_them_all():
         assert last_line.any()
 
 
+def test_names_the_report_of_the_image_before_it_was_corrected():
+    earlier = composed()[REPORT]
+    ds = composed(revision=1, predecessor=earlier)[REPORT]
+    (study,) = ds.PredecessorDocumentsSequence
+    (reference,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert reference.ReferencedSOPInstanceUID == earlier.SOPInstanceUID != ds.SOPInstanceUID
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう"},
+        {"SpecificCharacterSet": "ISO_IR 144", "PatientName": "Люкceмбypг^Анна"},
+        {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müßig^Jörg"},
+        {"PatientName": None, "AccessionNumber": None, "StudyDate": None},
+    ],
+    ids=["Japanese", "Cyrillic", "German", "nobody"],
+)
+def test_is_of_the_patient_of_the_image(attributes):
+    for ds in composed(source(**attributes), kinds=(OVERLAY, REPORT)).values():
+        assert ds.PatientName == (attributes["PatientName"] or "")
+        assert ds.get("SpecificCharacterSet") == attributes.get("SpecificCharacterSet")
+        assert ds.StudyInstanceUID == source().StudyInstanceUID
+
+
 def test_composing_twice_gives_the_same_bytes():
     twice = [compose_not_analysed(source(), REASONS, MODEL, kinds=(OVERLAY, REPORT), now=NOW) for _ in range(2)]
     assert twice[0] == twice[1]

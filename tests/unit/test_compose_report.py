@@ -87,6 +87,32 @@ def test_is_complete_unverified_and_has_the_procedure_sequences():
     assert ds.PerformedProcedureCodeSequence[0].CodeValue == "363679005"
 
 
+@pytest.mark.parametrize(
+    ("concept", "value", "scheme"),
+    [("121058", "363679005", "SCT"), ("121049", "en-US", "RFC5646"), ("121005", "121007", "DCM")],
+    ids=["procedure reported", "language", "observer type"],
+)
+def test_says_at_its_root_what_was_done_in_which_language_and_by_what(concept, value, scheme):
+    root = composed()[ResultKind.REPORT].ContentSequence
+    (code,) = (i.ConceptCodeSequence[0] for i in root if i.ConceptNameCodeSequence[0].CodeValue == concept)
+    assert (code.CodeValue, code.CodingSchemeDesignator) == (value, scheme)
+
+
+def test_the_finding_is_in_the_lungs():
+    (site,) = group().finding_sites
+    assert (site.value.value, site.value.scheme_designator) == ("39607008", "SCT")
+
+
+def test_says_that_the_probabilities_are_calibrated_and_how_the_class_is_chosen():
+    parameters = [item.TextValue for item in items(composed(indeterminate_below=0.6)[ResultKind.REPORT]) if is_parameter(item)]
+    assert "probabilities: calibrated, of classes that exclude each other" in parameters
+    assert "decision rule: class of the highest probability, indeterminate below 60%" in parameters
+
+
+def is_parameter(item):
+    return item.ValueType == "TEXT" and item.ConceptNameCodeSequence[0].CodeValue == "111002"
+
+
 def test_the_observer_is_this_device():
     (context,) = report().content.get_observer_contexts()
     device = context.observer_identifying_attributes

@@ -14,11 +14,26 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
-from cxr_node.compose import compose_results, draw_overlay, pixel_aspect
+from cxr_node.compose import compose_results, draw_overlay, overlay, pixel_aspect
 from cxr_node.prepare.radiograph import prepare_dataset
 from cxr_node.records import LABELS, Geometry, Model, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
-from tests.composing import MARK, NOW, PROBABILITIES, SIDE, findings, heat_at, lungs, radiograph, source, upright_chest
+from tests.composing import (
+    KINDS_OF_PIXELS,
+    MARK,
+    NOW,
+    ORIENTATIONS,
+    PROBABILITIES,
+    SIDE,
+    findings,
+    heat_at,
+    lungs,
+    lying,
+    place_of,
+    radiograph,
+    source,
+    upright_chest,
+)
 
 COLOURED = 40
 """Difference between a pixel's strongest and weakest channel from which it is heat, not the pale lung outline on grey."""
@@ -49,9 +64,9 @@ def upright_again(picture, *, transposed=False, down=False, across=False):
     return picture[:, ::-1] if across else picture
 
 
-def overlay_object(ds=None, overlay=OverlaySettings(), **changes):  # noqa: B008 - frozen
+def overlay_object(ds=None, settings=OverlaySettings(), **changes):  # noqa: B008 - frozen
     ds = source() if ds is None else ds
-    item, *_ = compose_results(ds, radiograph(), findings(**changes), overlay=overlay, now=NOW, kinds=[ResultKind.OVERLAY])
+    item, *_ = compose_results(ds, radiograph(), findings(**changes), overlay=settings, now=NOW, kinds=[ResultKind.OVERLAY])
     return pydicom.dcmread(BytesIO(item.content))
 
 
@@ -62,6 +77,25 @@ def test_heat_lies_over_the_mark_whatever_way_the_source_lies(way):
     height, width = picture.shape[:2]
     assert rows.mean() / height == pytest.approx(MARK[0] / SIDE, abs=0.02)
     assert columns.mean() / width == pytest.approx(MARK[1] / SIDE, abs=0.02)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids="".join)
+@pytest.mark.parametrize(("shape", "photometric", "attributes"), KINDS_OF_PIXELS.values(), ids=KINDS_OF_PIXELS)
+def test_the_picture_shows_the_source_s_own_pixels_with_heat_on_the_mark(orientation, shape, photometric, attributes):
+    """From stored pixels to the object and back: where it is dark, where it is warm, and how high and wide it is."""
+    ds, rad, dark = lying(orientation, shape, photometric, **attributes)
+    (item,) = compose_results(ds, rad, findings(), kinds=[ResultKind.OVERLAY], now=NOW)
+    picture = picture_of(pydicom.dcmread(BytesIO(item.content)).pixel_array)
+    height, width = picture.shape[:2]
+    assert height / width == pytest.approx(shape[0] * pixel_aspect(ds) / shape[1], rel=0.02)
+    row, column = place_of(orientation, height, width)
+    warm = warmth(picture) > 30
+    assert row[warm].mean() == pytest.approx(MARK[0], abs=0.02 * SIDE)
+    assert column[warm].mean() == pytest.approx(MARK[1], abs=0.02 * SIDE)
+    grey = colourfulness(picture) == 0
+    lung = cv2.resize(dark.astype(np.float32), (width, height))
+    levels = picture[..., 0]
+    assert levels[grey & (lung == 1)].max() < levels[grey & (lung == 0)].min()
 
 
 def test_monochrome1_and_2_of_the_same_chest_make_the_same_overlay():
@@ -98,6 +132,52 @@ def test_colour_grows_with_heat():
     assert colourfulness(shades[0][None, None])[0, 0] == 0
     assert away_from_grey == sorted(away_from_grey)
     assert away_from_grey[1] < 12 < away_from_grey[-1]
+
+
+SIGHT = {
+    "ordinary": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "no colours": [[0.2126, 0.7152, 0.0722]] * 3,
+}
+"""What becomes of linear RGB in the eye (Machado, Oliveira and Fernandes 2009, severity 1; luminance of Rec. 709)."""
+
+
+def as_seen(colours, matrix):
+    """uint8 (N, 3) of sRGB as CIELAB (N, 3) of what the eye makes of it."""
+    encoded = colours / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear @ np.asarray(matrix).T, 0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return cv2.cvtColor(encoded.astype(np.float32)[None], cv2.COLOR_RGB2LAB)[0]
+
+
+def shades_seen(sight, grey):
+    """Heat 0, 1/4, 1/2, 3/4 and 1 over an even grey, as CIELAB of what that eye sees."""
+    shades = []
+    for heat in (0.0, 0.25, 0.5, 0.75, 1.0):
+        even = findings(heatmap=np.full((SIDE, SIDE), heat, np.float32) * lungs())
+        picture = picture_of(draw_overlay(radiograph(np.full((640, 512), grey, np.float32)), even, 600))
+        shades.append(picture[round(picture.shape[0] * 120 / SIDE), round(picture.shape[1] * 70 / SIDE)])
+    return as_seen(np.array(shades, np.float32), SIGHT[sight])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("grey", [0.15, 0.3])
+def test_strong_heat_is_told_from_weak_and_from_none_by_every_eye(sight, grey):
+    none, *seen = shades_seen(sight, grey)
+    assert np.linalg.norm(seen[-1] - none) > 25  # ten times what is just noticed
+    assert np.linalg.norm(seen[-1] - seen[1]) > 15
+    assert (np.diff([shade[0] for shade in seen]) > 0).all()  # lighter where it is stronger, on a grey printer too
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_the_colours_of_a_rainbow_would_not_be(sight, monkeypatch):
+    """The negative control."""
+    monkeypatch.setattr(overlay, "_COLOURS", cv2.COLORMAP_JET)
+    _, *seen = shades_seen(sight, 0.15)
+    assert not (np.diff([shade[0] for shade in seen]) > 0).all()
 
 
 def test_the_anatomy_stays_visible_under_the_strongest_heat():
@@ -191,6 +271,42 @@ def test_a_source_on_its_side_names_top_and_bottom():
     assert inked_columns(True) > 3 * inked_columns(False)
 
 
+def heights_of_letters(picture):
+    """Of the connected pieces of ink that are as high and as wide as letters can be, in pixels."""
+    _, _, pieces, _ = cv2.connectedComponentsWithStats((picture.max(axis=2) > 128).astype(np.uint8))
+    return sorted(height for _, _, width, height, _ in pieces[1:] if 0.2 < width / height < 1.5 and height > 2)
+
+
+@pytest.mark.parametrize("shape", [(3056, 2544), (2544, 3056), (1000, 1000)])
+def test_letters_can_be_read_on_a_monitor_of_two_thousand_lines(shape):
+    """As delivered by default it is shown pixel by pixel or larger; the result itself is read from afar."""
+    drawn = draw_overlay(radiograph(upright_chest(*shape)), findings(), OverlaySettings().max_side_px)
+    width = drawn.shape[1]
+    panel = drawn[-round(0.205 * width) :]
+    letters = heights_of_letters(panel)
+    assert np.percentile(letters, 10) >= 7
+    assert np.percentile(heights_of_letters(panel[: round(0.06 * width), : round(0.63 * width)]), 50) >= 18
+
+
+def test_a_thumbnail_shows_where_the_heat_is_and_which_class_is_likeliest():
+    drawn = draw_overlay(radiograph(), findings(), OverlaySettings().max_side_px)
+    scale = 128 / max(drawn.shape[:2])
+    thumbnail = cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    picture = picture_of(thumbnail)
+    rows, columns = np.nonzero(warmth(picture) > 40)
+    assert rows.size > 20
+    assert rows.mean() / picture.shape[0] == pytest.approx(MARK[0] / SIDE, abs=0.04)
+    assert columns.mean() / picture.shape[1] == pytest.approx(MARK[1] / SIDE, abs=0.04)
+    width = thumbnail.shape[1]
+    panel = thumbnail[-round(0.205 * width) :].astype(int)
+    blue = (panel[..., 2] - panel[..., 0])[:, round(0.27 * width) : round(0.53 * width)]
+    rows_of_bars = [round((0.081 + 0.03 * number) * width) for number in range(4)]
+    lengths = [(blue[row - 1 : row + 1].max(axis=0) > 40).sum() for row in rows_of_bars]
+    named = LABELS.index("bacterial_pneumonia")
+    assert [length > 0 for length in lengths] == [number == named for number in range(4)]
+    assert lengths[named] / blue.shape[1] == pytest.approx(PROBABILITIES["bacterial_pneumonia"], abs=0.1)
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_each_class_has_a_panel_of_its_own(label):
     drawn = draw_overlay(radiograph(), findings(label=label), 800)
@@ -252,7 +368,7 @@ def test_side_by_side_shows_the_radiograph_untouched_beside_the_overlay():
 @pytest.mark.parametrize("compression", ["raw", "rle", "jpeg-ls", "jpeg2000"])
 def test_every_compression_keeps_the_picture(compression):
     given = OverlaySettings(max_side_px=400, compression=compression)
-    ds = overlay_object(overlay=given)
+    ds = overlay_object(settings=given)
     assert ds.file_meta.TransferSyntaxUID == given.transfer_syntax_uid
     assert np.array_equal(ds.pixel_array, draw_overlay(radiograph(), findings(), 400))
     assert "LossyImageCompression" not in ds

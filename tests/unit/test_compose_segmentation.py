@@ -14,24 +14,26 @@ from pydicom.uid import JPEGLSLossless, SegmentationStorage
 from cxr_node.compose import compose_results
 from cxr_node.compose.segmentation import LEVELS
 from cxr_node.prepare.geometry import geometry_of
-from cxr_node.prepare.radiograph import prepare_dataset
 from cxr_node.records import Radiograph, ResultKind
 from tests.composing import (
+    KINDS_OF_PIXELS,
     LEFT_LUNG,
     MARK,
     NOW,
+    ORIENTATIONS,
     RIGHT_LUNG,
     SIDE,
     findings,
+    in_ellipse,
     lungs,
+    lying,
+    place_of,
     radiograph,
     source,
 )
 
 LUNGS, LEVELS_KIND, VALUES = ResultKind.LUNGS, ResultKind.HEATMAP, ResultKind.HEATVALUES
 SEGMENTATIONS = pytest.mark.parametrize("kind", [LUNGS, LEVELS_KIND, VALUES])
-ORIENTATIONS = [("L", "F"), ("R", "F"), ("L", "H"), ("R", "H"), ("F", "L"), ("F", "R"), ("H", "L"), ("H", "R")]
-"""Every way that a frontal radiograph can lie."""
 
 
 def composed(kind, ds=None, rad=None, **changes):
@@ -46,53 +48,12 @@ def frames(ds):
     return pixels[None] if pixels.ndim == 2 else pixels
 
 
-def place_of(orientation, rows, columns):
-    """For each pixel of a source that lies so, where it is in the upright image: row and column in 0..224.
-
-    Worked out from what PatientOrientation means, and not by the program's own geometry.
-    """
-    across, down = np.meshgrid((np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows)
-    ends = {orientation[0]: across, orientation[1]: down}  # towards this side of the patient the value grows
-    towards_left = ends["L"] if "L" in ends else 1 - ends["R"]
-    towards_foot = ends["F"] if "F" in ends else 1 - ends["H"]
-    return towards_foot * SIDE, towards_left * SIDE
-
-
-def in_ellipse(orientation, shape, lung):
-    row, column = place_of(orientation, *shape)
-    (middle_row, middle_column), (half_height, half_width) = lung
-    return ((row - middle_row - 0.5) / half_height) ** 2 + ((column - middle_column - 0.5) / half_width) ** 2 <= 1
-
-
 def dice(one, other):
     return 2 * (one & other).sum() / (one.sum() + other.sum())
 
 
-def lying(orientation, shape, photometric="MONOCHROME2", **attributes):
-    """A source that shows the drawn chest, lungs dark, and the radiograph that `prepare` makes of it."""
-    dark = in_ellipse(orientation, shape, RIGHT_LUNG) | in_ellipse(orientation, shape, LEFT_LUNG)
-    stored = np.where(dark, 900, 2800).astype(np.uint16) + np.arange(shape[1], dtype=np.uint16) % 97
-    if photometric == "MONOCHROME1":
-        stored = 4095 - stored
-    ds = source(
-        **{"PatientOrientation": list(orientation), "Rows": shape[0], "Columns": shape[1], "SamplesPerPixel": 1},
-        **{"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0},
-        **{"PhotometricInterpretation": photometric, **attributes},
-    )
-    ds.PixelData = stored.tobytes()
-    return ds, prepare_dataset(ds), dark
-
-
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids="".join)
-@pytest.mark.parametrize(
-    ("shape", "photometric", "attributes"),
-    [
-        ((300, 410), "MONOCHROME2", {}),
-        ((512, 301), "MONOCHROME1", {"ImagerPixelSpacing": [0.3, 0.2]}),
-        ((240, 600), "MONOCHROME1", {"PixelAspectRatio": [2, 1]}),
-    ],
-    ids=["wide", "tall MONOCHROME1", "flat pixels"],
-)
+@pytest.mark.parametrize(("shape", "photometric", "attributes"), KINDS_OF_PIXELS.values(), ids=KINDS_OF_PIXELS)
 def test_the_lungs_lie_on_the_lungs_of_the_source_s_own_pixels(orientation, shape, photometric, attributes):
     """The way round: stored pixels → the networks' image → its dark parts as the mask → the segmentation → stored pixels."""
     ds, rad, dark = lying(orientation, shape, photometric, **attributes)
