@@ -8,15 +8,18 @@ Over 300 lines: one door to pynetdicom keeps its quirks in one file.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association as PynetdicomAssociation
+from pynetdicom.dimse_messages import N_EVENT_REPORT_RQ
 from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -64,6 +67,9 @@ class Association:
         self._connected = False
         self._abort: A_ABORT | A_P_ABORT | None = None
         self._messages = 0
+        self._owes_nothing = threading.Event()  # no report of the peer's waits for its response
+        self._owes_nothing.set()
+        self._response_is_next = False
         ae = AE(peer.calling_ae_title)
         ae.acse_timeout = ae.dimse_timeout = peer.timeout_s
         ae.connection_timeout = min(peer.timeout_s, _LONGEST_CONNECT_S)
@@ -75,7 +81,8 @@ class Association:
             (evt.EVT_DATA_SENT, self._on_data_sent),
         ]
         if on_event_report is not None:
-            handlers.append((evt.EVT_N_EVENT_REPORT, lambda event: (on_event_report(event), None)))  # type: ignore[arg-type]
+            handlers.append((evt.EVT_DIMSE_RECV, self._on_message))
+            handlers.append((evt.EVT_N_EVENT_REPORT, partial(self._on_event_report, on_event_report)))  # type: ignore[arg-type]
         try:
             tls_args = (peer.tls.context(), peer.tls.name) if peer.tls else None
             ext_neg = extended_negotiation(peer, as_scp_of)
@@ -180,7 +187,9 @@ class Association:
         return int(self._answer(send, self.peer.timeout_s).Status)
 
     def release(self) -> None:
-        """End it in order; aborts it if the peer doesn't answer soon."""
+        """End it in order, what the peer has reported answered; aborts it if the peer doesn't answer soon."""
+        if self.is_open:  # pynetdicom itself doesn't wait: the response would come after the release, and end in an error
+            self._owes_nothing.wait(_LONGEST_RELEASE_S)
         self._assoc.acse_timeout = min(self.peer.timeout_s, _LONGEST_RELEASE_S)
         self._assoc.release()
         self._close()
@@ -270,12 +279,25 @@ class Association:
         if self._socket is not None:  # without it a peer that stops reading blocks pynetdicom's thread for ever
             self._socket.settimeout(self.peer.timeout_s)
 
+    def _on_message(self, event: evt.Event) -> None:
+        if isinstance(event.message, N_EVENT_REPORT_RQ):
+            self._owes_nothing.clear()
+
+    def _on_event_report(self, answer: Callable[[evt.Event], int], event: evt.Event) -> tuple[int, None]:
+        try:
+            return answer(event), None
+        finally:
+            self._response_is_next = True
+
     def _on_data_sent(self, _: evt.Event) -> None:
-        """Have the kernel acknowledge the response's first piece at once.
+        """Note that a response has gone out, and have the kernel acknowledge the response's first piece at once.
 
         dcmtk's kin (Orthanc too) write header and body of a response in two pieces, and send the second only after the
         acknowledgement of the first, which the kernel delays by 40 ms. It forgets this option: set after each piece sent.
         """
+        if self._response_is_next:
+            self._response_is_next = False
+            self._owes_nothing.set()
         if self._socket is not None and hasattr(socket, "TCP_QUICKACK"):  # Linux
             with suppress(OSError):  # the connection is closed already
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

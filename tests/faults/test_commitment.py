@@ -13,7 +13,9 @@ from pydicom.uid import ComputedRadiographyImageStorage
 from pynetdicom import AE, build_role
 from sqlalchemy import text
 
-from cxr_node.commitment import NO_SUCH_INSTANCE, PUSH_MODEL, PUSH_MODEL_INSTANCE
+from cxr_node.commitment import NO_SUCH_INSTANCE, PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_ACTION, build_request
+from cxr_node.deliver.request import COMMITMENT, Peer
+from cxr_node.deliver.scu import Association
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, ReceiveSettings, SenderSettings, Settings
 from cxr_node.store import commitments, overview, reports
@@ -100,6 +102,30 @@ class TestAskingADestination:
         assert len(pacs.received) == 2
         transactions = [uid for uid, _ in pacs.requests]
         assert len(set(transactions)) == len(transactions) >= 2
+
+    def test_an_association_is_released_only_when_what_came_over_it_is_answered(self):
+        pacs = Committing(everything)
+        reported, go_on = threading.Event(), threading.Event()
+
+        def on_report(_):
+            reported.set()
+            assert go_on.wait(30)
+            return 0x0000
+
+        with pacs.listening() as port:
+            association = Association(Peer("127.0.0.1", port, "PACS", "NODE"), [COMMITMENT], on_event_report=on_report)
+            request = build_request("2.25.1", [(ComputedRadiographyImageStorage, "1.2.3")])
+            assert association.action(PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_ACTION, request) == 0x0000
+            assert reported.wait(30)
+            releasing = threading.Thread(target=association.release)
+            releasing.start()
+            releasing.join(0.5)
+            assert releasing.is_alive()
+            go_on.set()
+            releasing.join(30)
+            assert not releasing.is_alive()
+            wait_until(lambda: pacs.answers, 20, "the answer at the PACS")
+        assert pacs.answers == [0x0000]
 
     def test_one_that_never_reports_is_held_in_the_end_with_the_reason(self, queue_for):
         queue = queue_for(1)
