@@ -17,6 +17,7 @@ from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, FloatRect, Response
 
 from tests.conftest import REPOSITORY
+from tests.orthanc import wait_until
 
 SETTINGS = REPOSITORY / "conf" / "compose" / "ohif.js"
 """The settings that compose.yaml gives OHIF: what is tested is what is shipped."""
@@ -137,11 +138,12 @@ class Reader:
         self.page.on("response", self._see)
 
     def open(self, study_instance_uid: str) -> None:
-        """Open a study afresh, and wait until there is something to see."""
+        """Open a study afresh, and wait until its radiograph is drawn: OHIF forgets a series that is asked for before."""
         self.page.goto("about:blank")
         self.complaints.clear()
         self.page.goto(f"{self._url}/viewer?StudyInstanceUIDs={study_instance_uid}")
         self.page.locator(f"{_VIEWPORT} canvas").first.wait_for()
+        wait_until(lambda: not is_blank(self.picture()), _PATIENCE_MS / 1000, "the radiograph of a study that was opened")
 
     def series(self) -> list[str]:
         """Descriptions of the series that the study browser offers."""
