@@ -95,12 +95,15 @@ class InstanceHeader:
 
 @dataclass(frozen=True)
 class StoredInstance:
-    """An instance on disk. `path` is relative to the data folder; `sha256` is of the data set without file meta."""
+    """An instance on disk.
+
+    `path` is relative to the data folder; `digest` is of the data set without file meta (`store.digests`).
+    """
 
     header: InstanceHeader
     path: str
     size_bytes: int
-    sha256: str
+    digest: str
 
 
 @dataclass(frozen=True)

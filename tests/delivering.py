@@ -49,8 +49,8 @@ class Queue:
         header = InstanceHeader(generate_uid(), "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2", generate_uid(), "1.2", "", "")
         temporary = self.folders.incoming / header.sop_instance_uid
         temporary.write_bytes(b"image")
-        stored = keep_instance(self.folders, temporary, header, header.sop_instance_uid)
-        admissions.admit(self.engine, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=True)
+        stored = keep_instance(self.folders, temporary, header, f"blake3:{header.sop_instance_uid}")
+        admissions.admit(self.engine, self.folders, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=True)
         [job] = jobs.claim(self.engine, "worker", 1, 60, 3)
         made = []
         for kind, sop_class_uid in CLASSES.items():

@@ -29,8 +29,10 @@ class Store:
         temporary = self.folders.incoming / hashlib.sha256(content).hexdigest()
         temporary.write_bytes(content)
         header = InstanceHeader(uid, "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1", "1.5", "1.6", "PID", "ACC")
-        stored = keep_instance(self.folders, temporary, header, hashlib.sha256(content).hexdigest())
-        return admissions.admit(self.engine, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=analyse, note=note)
+        stored = keep_instance(self.folders, temporary, header, f"blake3:{hashlib.sha224(content).hexdigest()}")
+        return admissions.admit(
+            self.engine, self.folders, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=analyse, note=note
+        )
 
     def claim(self, owner="w", limit=8, lease_s=60.0, max_attempts=3):
         return jobs.claim(self.engine, owner, limit, lease_s, max_attempts)

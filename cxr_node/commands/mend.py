@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ from cxr_node.commands.common import Config, open_engine, operator
 from cxr_node.errors import CxrNodeError, Rejected, StoreError
 from cxr_node.records import AuditEvent, DataFolder, Sender, StoredInstance
 from cxr_node.settings import Settings, load_settings
-from cxr_node.store import admissions, audit, backup, differences, instances, lock
+from cxr_node.store import admissions, audit, backup, differences, digests, instances, lock
 from cxr_node.store.database import open_database
 from cxr_node.store.differences import CURES, Difference, Kind
 from cxr_node.store.overview import held_by_reason
@@ -123,12 +122,9 @@ def _enter(folders: DataFolder, engine: Engine, path: Path) -> None:
 
     try:
         meta = read_file_meta_info(path)
-        offset = 144 + int(meta.FileMetaInformationGroupLength)  # preamble, prefix, and the group length's own element
-        header, is_own = read_header(path, offset, str(meta.TransferSyntaxUID))
-        with path.open("rb") as file:
-            file.seek(offset)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if instances.name_of(header, sha256) != path.stem:
+        header, is_own = read_header(path, digests.data_set_offset(path), str(meta.TransferSyntaxUID))
+        digest = digests.digest_of(path)
+        if path.stem not in (instances.name_of(header, one) for one in (digest, digests.earlier_digest_of(path))):
             raise Rejected("its content is not what its name says")
     except Exception as error:  # pydicom raises whatever broken bytes lead it to
         reason = str(error) if isinstance(error, Rejected) else type(error).__name__
@@ -138,9 +134,9 @@ def _enter(folders: DataFolder, engine: Engine, path: Path) -> None:
     note = "own result, not analysed" if is_own else ""
     if not note and header.sop_class_uid not in RADIOGRAPHS:
         note = "no radiograph, not analysed"
-    stored = StoredInstance(header, str(path.relative_to(folders.root)), path.stat().st_size, sha256)
+    stored = StoredInstance(header, str(path.relative_to(folders.root)), path.stat().st_size, digest)
     sender = Sender(str(meta.get("SourceApplicationEntityTitle", "")), "", "")
-    admissions.admit(engine, stored, sender, analyse=not note, note=note)
+    admissions.admit(engine, folders, stored, sender, analyse=not note, note=note)
 
 
 def _show(found: list[Difference]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import hashlib
 import os
 import struct
 import uuid
@@ -14,6 +13,7 @@ from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID
 
 from cxr_node.receive.admission import OUT_OF_RESOURCES, Answer, Room
 from cxr_node.records import Sender
+from cxr_node.store.digests import Digest
 
 _GATHERED_BYTES = 1024 * 1024
 """Fragments are hashed and written together, so many bytes at once: each call gives up the interpreter lock, and with
@@ -40,7 +40,7 @@ class IncomingDataSet:
         path: the file, preamble and file meta information included.
         offset: where in it the data set begins, in bytes.
         size_bytes: of the data set, so far.
-        sha256: hexadecimal digest of the data set, without preamble and file meta information; after `finish`.
+        digest: of the data set, without preamble and file meta information; after `finish`.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class IncomingDataSet:
         self.path = folder / f"{uuid.uuid4().hex}.dcm"
         self.offset = 0
         self.size_bytes = 0
-        self.sha256 = ""
+        self.digest = ""
         self._room = room
         self._most_bytes = most_bytes
         self._came_bytes = 0
         self._look_at = _BETWEEN_LOOKS_AT_ROOM
-        self._digest = hashlib.sha256()
+        self._content = Digest()
         self._gathered = _take_buffer()
         self._filled = 0
         self._written = self._hinted = 0
@@ -105,10 +105,10 @@ class IncomingDataSet:
                 self._flush()
 
     def finish(self) -> None:
-        """Write the last bytes; `sha256`, the file and `refusal` are final from here on."""
+        """Write the last bytes; `digest`, the file and `refusal` are final from here on."""
         if self.refusal is None:
             self._flush()
-            self.sha256 = self._digest.hexdigest()
+            self.digest = str(self._content)
 
     def discard(self) -> None:
         """Close, and remove the file unless it has been moved to where it is kept."""
@@ -123,7 +123,7 @@ class IncomingDataSet:
     def _flush(self) -> None:
         gathered, self._filled = self._gathered[: self._filled], 0
         try:
-            self._digest.update(gathered)
+            self._content.update(gathered)
             self._write(gathered)
         except OSError:
             self._refuse(_CANNOT_WRITE)

@@ -109,18 +109,20 @@ class Intake:
         is_radiograph = header.sop_class_uid in RADIOGRAPHS
         if not (is_radiograph or is_own) and self._settings.other_storage_classes == "refuse":
             return self._record_refusal(incoming, Answer(CLASS_NOT_SUPPORTED, "The SOP class is not accepted here"))
-        if self._settings.changed_instance == "refuse" and not is_own:
-            known = admissions.known_digests(self._engine, header.sop_instance_uid)
-            if known and incoming.sha256 not in known:
-                answer = Answer(NOT_AUTHORISED, "Other content is stored under this SOP instance UID")
-                return self._record_refusal(incoming, answer)
+        if (
+            self._settings.changed_instance == "refuse"
+            and not is_own
+            and admissions.is_changed(self._engine, header.sop_instance_uid, incoming.digest, incoming.path)
+        ):
+            answer = Answer(NOT_AUTHORISED, "Other content is stored under this SOP instance UID")
+            return self._record_refusal(incoming, answer)
         note = ""
         if is_own:
             note = "own result, not analysed"
         elif not is_radiograph:
             note = "no radiograph, not analysed"
-        stored = keep_instance(self._folders, incoming.path, header, incoming.sha256)
-        admission = self._together.admit(Arrival(stored, incoming.sender, analyse=not note, note=note))
+        stored = keep_instance(self._folders, incoming.path, header, incoming.digest)
+        admission = self._together.admit(Arrival(self._folders, stored, incoming.sender, analyse=not note, note=note))
         log.info(
             "instance received",
             sop_instance_uid=header.sop_instance_uid,

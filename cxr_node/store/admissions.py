@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine, and_, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from cxr_node import faults
-from cxr_node.records import AuditEvent, JobState, Sender, StoredInstance
+from cxr_node.records import AuditEvent, DataFolder, JobState, Sender, StoredInstance
 from cxr_node.store import audit
 from cxr_node.store.database import write
+from cxr_node.store.digests import earlier_digest_of, is_earlier
+from cxr_node.store.instances import remove
 from cxr_node.store.schema import instances, jobs
 
 _MOST_ATTEMPTS = 10
 
 
 # made once: made anew for each instance, they are a third of its admission
-_KNOWN = select(instances.c.sha256, instances.c.removed_at).where(instances.c.sop_instance_uid == bindparam("sop_instance_uid"))
+_KNOWN = select(instances.c.digest, instances.c.removed_at, instances.c.path).where(
+    instances.c.sop_instance_uid == bindparam("sop_instance_uid")
+)
 _NEW_INSTANCE = insert(instances).returning(instances.c.id)
 _NEW_JOB = insert(jobs)
 
@@ -39,30 +44,34 @@ class Admission(StrEnum):
 class Arrival:
     """An instance to be entered; see `admit`."""
 
+    folders: DataFolder
     stored: StoredInstance
     sender: Sender
     analyse: bool
     note: str = ""
 
 
-def known_digests(engine: Engine, sop_instance_uid: str) -> set[str]:
-    """SHA-256 of every content stored under a SOP instance UID."""
+def is_changed(engine: Engine, sop_instance_uid: str, digest: str, file: Path) -> bool:
+    """Whether only other contents than this, of a file, are stored under a SOP instance UID."""
     with engine.connect() as connection:
-        rows = connection.execute(select(instances.c.sha256).where(instances.c.sop_instance_uid == sop_instance_uid))
-        return set(rows.scalars())
+        known = connection.execute(_KNOWN, {"sop_instance_uid": sop_instance_uid}).scalars().all()
+    return bool(known) and _same(known, digest, file) is None
 
 
-def admit(engine: Engine, stored: StoredInstance, sender: Sender, *, analyse: bool, note: str = "") -> Admission:
+def admit(
+    engine: Engine, folders: DataFolder, stored: StoredInstance, sender: Sender, *, analyse: bool, note: str = ""
+) -> Admission:
     """Enter an instance whose file is safe on disk: its row, its job and its audit event, all or none.
 
     Args:
         engine: the database.
+        folders: the data folder.
         stored: the instance.
         sender: who sent it.
         analyse: False keeps it out of the queue; `note` says why.
         note: a sentence for the audit log.
     """
-    return admit_all(engine, [Arrival(stored, sender, analyse, note)])[0]
+    return admit_all(engine, [Arrival(folders, stored, sender, analyse, note)])[0]
 
 
 def admit_all(engine: Engine, arrivals: Sequence[Arrival]) -> list[Admission]:
@@ -70,9 +79,12 @@ def admit_all(engine: Engine, arrivals: Sequence[Arrival]) -> list[Admission]:
     for attempt in itertools.count(1):
         try:
             with write(engine) as connection:
-                admitted = [_admit(connection, one.stored, one.sender, one.analyse, one.note) for one in arrivals]
+                replaced: list[str] = []
+                admitted = [_admit(connection, one, replaced) for one in arrivals]
             for one in arrivals:
                 faults.point("instance-admitted", one.stored.header.sop_instance_uid)
+            for path in replaced:
+                remove(arrivals[0].folders, path)
             return admitted
         except IntegrityError:  # the same revision came in over another association of another process: look again
             if attempt == _MOST_ATTEMPTS:
@@ -80,28 +92,41 @@ def admit_all(engine: Engine, arrivals: Sequence[Arrival]) -> list[Admission]:
     raise AssertionError("unreachable")
 
 
-def _admit(connection: Connection, stored: StoredInstance, sender: Sender, analyse: bool, note: str) -> Admission:
-    header = stored.header
+def _same(known: Collection[str], digest: str, file: Path) -> str | None:
+    """Which of these digests is that of a content, as it is or as earlier releases told it; None: none is."""
+    if digest in known:
+        return digest
+    if any(map(is_earlier, known)) and (earlier := earlier_digest_of(file)) in known:
+        return earlier
+    return None
+
+
+def _admit(connection: Connection, one: Arrival, replaced: list[str]) -> Admission:
+    """Enter an instance; `replaced` is told the paths of files whose rows now have another."""
+    stored, sender, header, note = one.stored, one.sender, one.stored.header, one.note
     now = time.time()
     known = connection.execute(_KNOWN, {"sop_instance_uid": header.sop_instance_uid}).all()
-    if any(row.sha256 == stored.sha256 for row in known):
+    if (same := _same([row.digest for row in known], stored.digest, one.folders.root / stored.path)) is not None:
         admission = Admission.DUPLICATE
-        this = and_(instances.c.sop_instance_uid == header.sop_instance_uid, instances.c.sha256 == stored.sha256)
-        if any(row.sha256 == stored.sha256 and row.removed_at is not None for row in known):
+        this = and_(instances.c.sop_instance_uid == header.sop_instance_uid, instances.c.digest == same)
+        if any(row.digest == same and row.removed_at is not None for row in known):
             # its file was gone, and with it what a job could do; now it is back
             connection.execute(
                 update(jobs)
                 .where(jobs.c.state == JobState.HELD, jobs.c.instance_id.in_(select(instances.c.id).where(this)))
                 .values(state=JobState.NEW, attempts=0, not_before=0, reasons="[]", finished_at=None)
             )
-        connection.execute(update(instances).where(this).values(removed_at=None, path=stored.path, received_at=now))
+        replaced += [row.path for row in known if row.digest == same and row.path != stored.path]
+        connection.execute(
+            update(instances).where(this).values(removed_at=None, path=stored.path, received_at=now, digest=stored.digest)
+        )
     else:
         instance_id = connection.execute(
             _NEW_INSTANCE,
             {
                 "sop_instance_uid": header.sop_instance_uid,
                 "revision": len(known),
-                "sha256": stored.sha256,
+                "digest": stored.digest,
                 "size_bytes": stored.size_bytes,
                 "path": stored.path,
                 "sop_class_uid": header.sop_class_uid,
@@ -117,7 +142,7 @@ def _admit(connection: Connection, stored: StoredInstance, sender: Sender, analy
                 "note": note,
             },
         ).scalar_one()
-        if analyse:
+        if one.analyse:
             connection.execute(
                 _NEW_JOB,
                 {

@@ -17,7 +17,7 @@ from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 from cxr_node.store.instances import make_folders
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The newest migration that this program knows; the migrations' test holds the two together."""
 
 DatabaseTrouble = SQLAlchemyError

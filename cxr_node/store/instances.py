@@ -50,7 +50,7 @@ def is_uid(value: str) -> bool:
     return len(value) <= 64 and _UID.fullmatch(value) is not None
 
 
-def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, sha256: str) -> StoredInstance:
+def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, digest: str) -> StoredInstance:
     """Give a received file its final place, safe from a power cut before this returns.
 
     The name is the digest of UID and content, so that no UID can become a path, revisions lie side by side, and the
@@ -60,10 +60,10 @@ def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, 
         folders: the data folder.
         temporary: the complete file, in `folders.incoming`.
         header: what it is.
-        sha256: hexadecimal digest of its data set without file meta.
+        digest: of its data set without file meta.
     """
     faults.point("instance-received", header.sop_instance_uid)
-    name = name_of(header, sha256)
+    name = name_of(header, digest)
     folder = folders.instances / name[:2]
     if not folder.is_dir():
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -71,12 +71,12 @@ def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, 
     final = folder / f"{name}.dcm"
     size_bytes = _publish(temporary, final)
     faults.point("instance-kept", header.sop_instance_uid)
-    return StoredInstance(header, str(final.relative_to(folders.root)), size_bytes, sha256)
+    return StoredInstance(header, str(final.relative_to(folders.root)), size_bytes, digest)
 
 
-def name_of(header: InstanceHeader, sha256: str) -> str:
+def name_of(header: InstanceHeader, digest: str) -> str:
     """What an instance's file is called, without its suffix."""
-    return hashlib.sha256(f"{header.sop_instance_uid}/{header.transfer_syntax_uid}/{sha256}".encode()).hexdigest()
+    return hashlib.sha256(f"{header.sop_instance_uid}/{header.transfer_syntax_uid}/{digest}".encode()).hexdigest()
 
 
 def keep_unparsed(folders: DataFolder, temporary: Path) -> Path:

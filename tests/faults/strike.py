@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from pydicom import Dataset
@@ -12,6 +11,7 @@ from cxr_node.records import DataFolder, InstanceHeader, Sender
 from cxr_node.settings import Settings
 from cxr_node.store import admissions
 from cxr_node.store.database import open_database
+from cxr_node.store.digests import digest_of
 from cxr_node.store.instances import keep_instance
 
 
@@ -50,8 +50,8 @@ def enqueue(settings: Settings, ds: Dataset) -> str:
         header = InstanceHeader(
             ds.SOPInstanceUID, ds.SOPClassUID, ds.file_meta.TransferSyntaxUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, "P", ""
         )
-        stored = keep_instance(folders, temporary, header, hashlib.sha256(temporary.read_bytes()).hexdigest())
-        admissions.admit(engine, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=True)
+        stored = keep_instance(folders, temporary, header, digest_of(temporary))
+        admissions.admit(engine, folders, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=True)
         return str(ds.SOPInstanceUID)
     finally:
         engine.dispose()

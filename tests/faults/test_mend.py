@@ -7,9 +7,11 @@ import os
 import sqlite3
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from sqlalchemy import text
 from typer.testing import CliRunner
 
@@ -19,7 +21,9 @@ from cxr_node.receive.header import read_header
 from cxr_node.receive.incoming import file_meta
 from cxr_node.records import DeliveryState, JobState, Sender
 from cxr_node.store import admissions, audit, backup, deliveries, differences, lock, overview
+from cxr_node.store.admissions import Admission
 from cxr_node.store.database import database_file, look_into_database, open_database
+from cxr_node.store.digests import Digest, digest_of, earlier_digest_of
 from cxr_node.store.instances import keep_instance
 from tests.receiving import encoded, radiograph
 from tests.store import Store
@@ -42,11 +46,22 @@ class Node(Store):
         temporary = self.folders.incoming / ds.SOPInstanceUID
         temporary.write_bytes(meta + content)
         header, _ = read_header(temporary, len(meta), EXPLICIT)
-        return keep_instance(self.folders, temporary, header, hashlib.sha256(content).hexdigest())
+        return keep_instance(self.folders, temporary, header, digest_of(temporary))
+
+    def keep_as_before(self, ds):
+        """Its file and its row, as releases before schema 0003 left them."""
+        stored = self.keep(ds)
+        path = self.folders.root / stored.path
+        digest = earlier_digest_of(path)
+        name = hashlib.sha256(f"{ds.SOPInstanceUID}/{EXPLICIT}/{digest}".encode()).hexdigest()
+        earlier = path.parents[1] / name[:2] / f"{name}.dcm"
+        earlier.parent.mkdir(exist_ok=True)
+        path.replace(earlier)
+        return replace(stored, path=str(earlier.relative_to(self.folders.root)), digest=digest)
 
     def receive_real(self, **attributes):
         ds = radiograph(**attributes)
-        admissions.admit(self.engine, self.keep(ds), Sender("MODALITY7", "CXRNODE", "127.0.0.1"), analyse=True)
+        admissions.admit(self.engine, self.folders, self.keep(ds), Sender("MODALITY7", "CXRNODE", "127.0.0.1"), analyse=True)
         return ds
 
     def run(self, *arguments):
@@ -250,7 +265,7 @@ class TestDoctor:
         assert node.found() == []
         assert node.job()["state"] == JobState.HELD
         assert "send the image again" in node.job()["reasons"][0]
-        admissions.admit(node.engine, node.keep(ds), Sender("MODALITY7", "CXRNODE", "127.0.0.1"), analyse=True)
+        admissions.admit(node.engine, node.folders, node.keep(ds), Sender("MODALITY7", "CXRNODE", "127.0.0.1"), analyse=True)
         assert node.job()["state"] == JobState.NEW
 
     def test_treats_a_cut_off_instance_as_gone(self, node):
@@ -301,3 +316,44 @@ class TestDoctor:
         make_old(node)
         node.run("doctor", "--mend")
         assert not stray.exists()
+
+
+def test_a_digest_is_blake3_of_the_data_set_alone(node):
+    ds = radiograph()
+    whole = Digest()
+    whole.update(encoded(ds))
+    stored = node.keep(ds)
+    assert stored.digest == digest_of(node.folders.root / stored.path) == str(whole)
+    assert stored.digest == f"blake3:{blake3(encoded(ds)).hexdigest()[:56]}"
+
+
+def test_an_image_received_by_an_earlier_release_is_known_again(node):
+    ds = radiograph()
+    sender = Sender("MODALITY7", "CXRNODE", "127.0.0.1")
+    before = node.keep_as_before(ds)
+    assert admissions.admit(node.engine, node.folders, before, sender, analyse=True) is Admission.QUEUED
+    again = node.keep(ds)
+    assert not admissions.is_changed(node.engine, ds.SOPInstanceUID, again.digest, node.folders.root / again.path)
+    assert admissions.admit(node.engine, node.folders, again, sender, analyse=True) is Admission.DUPLICATE
+    assert node.found() == [], "one file, and its row tells where it is"
+    assert (node.folders.root / again.path).exists()
+    changed = node.keep(radiograph(SOPInstanceUID=ds.SOPInstanceUID, PatientName="Corrected^Name"))
+    assert admissions.is_changed(node.engine, ds.SOPInstanceUID, changed.digest, node.folders.root / changed.path)
+    assert admissions.admit(node.engine, node.folders, changed, sender, analyse=True) is Admission.REVISION
+
+
+def test_a_file_of_an_earlier_release_without_a_row_is_entered(node):
+    ds = radiograph()
+    node.keep_as_before(ds)
+    assert node.found() == [differences.Kind.INSTANCE_WITHOUT_ROW]
+    make_old(node)
+    assert node.run("doctor", "--mend").exit_code == 0
+    assert node.found() == []
+    assert node.job()["sop_instance_uid"] == ds.SOPInstanceUID
+
+
+def test_what_has_no_file_meta_information_has_no_digest(tmp_path):
+    path = tmp_path / "other.dcm"
+    path.write_bytes(bytes(200))
+    with pytest.raises(ValueError, match="file meta information"):
+        digest_of(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+import warnings
 
 import structlog
 
@@ -18,6 +19,7 @@ def main() -> None:
     options.add_argument("--pdus", type=int, default=100_000, help="for the listener")
     options.add_argument("--seed", type=int, default=int(time.time()))
     chosen = options.parse_args()
+    warnings.simplefilter("ignore")  # as the node does: pydicom warns of each value
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # of each input a line or two
     print(f"seed {chosen.seed}", flush=True)
     for name, room, count in (

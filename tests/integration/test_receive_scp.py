@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pydicom
 import pytest
+from blake3 import blake3
 from pydicom import uid
 from pydicom.dataset import Dataset
 
@@ -42,7 +41,7 @@ def test_stores_the_bytes_that_were_sent_and_queues_them(receiver):
     assert (instance["patient_id"], instance["accession_number"]) == ("P1", "A1")
     assert (instance["calling_ae_title"], instance["called_ae_title"]) == ("MODALITY1", "NODE")
     assert instance["host"] == "127.0.0.1"
-    assert instance["sha256"] == hashlib.sha256(encoded(ds)).hexdigest()
+    assert instance["digest"] == f"blake3:{blake3(encoded(ds)).hexdigest(length=28)}"
     path = receiver.folder / instance["path"]
     assert path.read_bytes().endswith(encoded(ds))
     assert path.stat().st_size == instance["size_bytes"]

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event, func, select
 
 from cxr_node.receive.together import Together
-from cxr_node.records import InstanceHeader, Sender, StoredInstance
+from cxr_node.records import DataFolder, InstanceHeader, Sender, StoredInstance
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store.admissions import Admission, Arrival
 from cxr_node.store.database import open_database
@@ -31,10 +31,10 @@ def together_on(engine):
     return Together(engine, Path(engine.url.database).with_name("lock"))
 
 
-def arrival(number, sha256=""):
+def arrival(number, digest=""):
     header = InstanceHeader(f"1.2.{number}", "1.2", "1.2.840.10008.1.2.1", "1.3", "1.4", "P", "A")
-    stored = StoredInstance(header, f"instances/{number}", 1, sha256 or f"{number:064d}")
-    return Arrival(stored, Sender("A", "B", "127.0.0.1"), analyse=True)
+    stored = StoredInstance(header, f"instances/{number}", 1, digest or f"blake3:{number:056d}")
+    return Arrival(DataFolder(Path("nowhere")), stored, Sender("A", "B", "127.0.0.1"), analyse=True)
 
 
 def count(engine):

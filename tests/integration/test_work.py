@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from cxr_node.settings import (
 )
 from cxr_node.store import admissions, overview
 from cxr_node.store.database import open_database
+from cxr_node.store.digests import digest_of
 from cxr_node.store.instances import keep_instance, make_folders
 from cxr_node.work import DataFolder, Worker
 
@@ -61,12 +61,11 @@ class Bench:
         ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
         temporary = self.folders.incoming / ds.SOPInstanceUID
         ds.save_as(temporary, enforce_file_format=True)
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
         header = InstanceHeader(
             ds.SOPInstanceUID, ds.SOPClassUID, ds.file_meta.TransferSyntaxUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, "P", ""
         )
-        stored = keep_instance(self.folders, temporary, header, digest)
-        admissions.admit(self.engine, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=True)
+        stored = keep_instance(self.folders, temporary, header, digest_of(temporary))
+        admissions.admit(self.engine, self.folders, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=True)
         return ds.SOPInstanceUID, self.folders.root / stored.path
 
     def step(self):
