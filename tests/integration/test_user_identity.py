@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, evt
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import UserIdentityNegotiation
 from pynetdicom.sop_class import Verification
 from structlog.testing import capture_logs
@@ -22,6 +23,7 @@ from cxr_node.errors import SettingsError
 from cxr_node.passcode import read_passcode
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, SenderSettings, Settings, load_settings
+from tests.raw_peer import association_request, raw_connection
 from tests.receiving import Receiver, associated, radiograph, send
 from tests.scps import STORAGE, write_instance
 
@@ -155,6 +157,30 @@ def test_a_user_is_confirmed_where_the_request_asks_for_that_and_it_is_known(rec
         response = assoc.acceptor.user_identity
         assert (response is not None) is confirmed
         assert response is None or response.server_response == b""
+
+
+@pytest.mark.parametrize(
+    ("right", "broken"),
+    [
+        pytest.param(b"\x02\x00\x00\x0a" + USER, b"\x09\x00\x00\x0a" + USER, id="an unknown type"),
+        pytest.param(b"\x02\x00\x00\x0a" + USER, b"\x02\x00\xff\xff" + USER, id="a name longer than the request"),
+        pytest.param(b"\x02\x00\x00\x0a" + USER, b"\x02\x00\x00\x00" + USER, id="a name without a length"),
+    ],
+)
+def test_a_broken_identity_lets_nobody_in(receiver, right, broken):
+    request = association_request(calling="MODALITY1")
+    request.user_information = [*request.user_information, RIGHT]
+    content = A_ASSOCIATE_RQ(request).encode()
+    assert content.count(right) == 1
+    for sent, welcome in ((content, True), (content.replace(right, broken), False)):
+        with raw_connection(receiver) as peer:
+            peer.connection.sendall(sent)
+            try:
+                pdu_type, _ = peer.read_pdu()
+            except (EOFError, ConnectionError):
+                pdu_type = None
+            assert (pdu_type == 0x02) is welcome
+    assert answer_to(receiver, RIGHT) is None
 
 
 def test_images_come_in_over_several_processes_and_a_new_passcode_needs_no_restart(tmp_path):
