@@ -160,7 +160,17 @@ class _Handler(RequestHandler):
         assoc.dimse = Messages(assoc, server.intake)
         assoc.acse_timeout = self.ae.acse_timeout  # these two set the timers of the new loop
         assoc.network_timeout = self.ae.network_timeout
+        assoc.run = partial(_run, assoc)  # type: ignore[method-assign]
         return assoc
+
+
+def _run(assoc: Association) -> None:
+    """The association's own thread: what pynetdicom makes nothing of ends the association, not that thread alone."""
+    try:
+        assoc.run_reactor()
+    except Exception as error:  # such as a request whose presentation context has no abstract syntax
+        log.warning("association request not understood", reason=explain_error(error), host=assoc.requestor.address)
+        assoc.abort()
 
 
 class _ToUser(queue.Queue):  # type: ignore[type-arg]
