@@ -26,6 +26,8 @@ import matplotlib.pyplot as plt
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.faults import POINTS
 from cxr_node.phantom import chest_phantom
+from cxr_node.store.database import open_database
+from cxr_node.store.overview import count_states
 from tests.conftest import PEERS, REPOSITORY
 from tests.faults.campaign import ROLES, TROUBLES, BadPACS, Sender, account, renamed, strike_everywhere, theatre
 from tests.faults.strike import Strikes
@@ -35,6 +37,7 @@ _EVERY_S = 2.0
 _MEASURES = ("memory_mb", "handles", "threads")
 _GROWTH, _GROWTH_MB, _GROWTH_COUNT = 1.15, 40, 12
 """How much more the last quarter of the calm half may take than its first: noise of allocators, connections that come and go."""
+_MOST_WAITING = 24
 _IDLE_POINTS = ("reading", "analysing")
 
 
@@ -73,13 +76,30 @@ class Watch(threading.Thread):
         self.join()
 
 
-def keep_sending(node: Node, pool: list[Path], folder: Path, rng: random.Random, until: float, name: str) -> Sender:
+class Brake:
+    """Keeps senders from running away from the node: what they leave behind has to be analysed before the end can be judged."""
+
+    def __init__(self, node: Node) -> None:
+        self._engine = open_database(node.settings)
+
+    def wait(self, until: float) -> None:
+        """Return when few images are waiting, or the time is over."""
+        while time.monotonic() < until and count_states(self._engine)["jobs"]["new"] >= _MOST_WAITING:
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+
+def keep_sending(node: Node, brake: Brake, pool: list[Path], folder: Path, rng: random.Random, until: float, name: str) -> Sender:
     """A sender whose images are new ones as long as there is time; see `Sender`."""
     sender = Sender(name, [], node.port)
 
     def send() -> None:
         number = 0
         while time.monotonic() < until:
+            brake.wait(until)
             number += 1
             path = renamed(rng.choice(pool), folder / f"{name}-{number}.dcm")
             sender.files = [path]
@@ -162,7 +182,8 @@ def main() -> int:
         half, end = began + options.minutes * 30, began + options.minutes * 60
         watch = Watch(node)
         watch.start()
-        senders = [keep_sending(node, pool, out / "sending", rng, end, f"SENDER{n}") for n in range(options.senders)]
+        brake = Brake(node)
+        senders = [keep_sending(node, brake, pool, out / "sending", rng, end, f"SENDER{n}") for n in range(options.senders)]
         blows = 0
         while time.monotonic() < half:
             points = tuple(point for point in POINTS if point not in _IDLE_POINTS)
@@ -174,6 +195,7 @@ def main() -> int:
         for sender in senders:
             assert sender.thread is not None
             sender.thread.join()
+        brake.close()
         watch.stop()
         acknowledged = {uid: study for sender in senders for uid, study in sender.acknowledged.items()}
         node.wait_for_rest(len(acknowledged), 3600)
