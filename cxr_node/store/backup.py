@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING
 
 from cxr_node.errors import StoreError
 from cxr_node.settings import Settings
-from cxr_node.store.database import SCHEMA_REVISION, database_file, newer_schema
+from cxr_node.store.schema import SCHEMA_REVISION, newer_schema
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 _NAME = "cxr-node-%Y%m%dT%H%M%SZ.sqlite3"
 _HOURLY, _DAILY = 6, 7
+
+
+def database_file(settings: Settings) -> Path:
+    """The SQLite database in the data folder, where database.url is empty."""
+    return settings.node.data_dir.absolute() / "cxr-node.sqlite3"
 
 
 def check_integrity(engine: Engine, *, thoroughly: bool = False) -> None:

@@ -15,10 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from cxr_node.errors import StoreError
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
+from cxr_node.store.backup import back_up, database_file
 from cxr_node.store.instances import make_folders
-
-SCHEMA_REVISION = "0003"
-"""The newest migration that this program knows; the migrations' test holds the two together."""
+from cxr_node.store.schema import SCHEMA_REVISION, newer_schema
 
 DatabaseTrouble = SQLAlchemyError
 """What reading and writing raise when the database is locked, full, or away; for those who catch it outside the store."""
@@ -63,19 +62,6 @@ def look_into_database(settings: Settings) -> Engine:
                 else "The database is one of an older version: start the node once, which brings it up to date."
             )
     return engine
-
-
-def database_file(settings: Settings) -> Path:
-    """The SQLite database in the data folder, where database.url is empty."""
-    return settings.node.data_dir.absolute() / "cxr-node.sqlite3"
-
-
-def newer_schema(revision: str) -> str:
-    """What to tell a person whose database is of a newer program."""
-    return (
-        f"The database was written by a newer version of cxr-node (schema {revision}, this program knows "
-        f"{SCHEMA_REVISION}). Start that version, or restore the backup made before the upgrade (`cxr-node restore`)."
-    )
 
 
 def is_full(error: BaseException) -> bool:
@@ -160,9 +146,7 @@ def _migrate(engine: Engine, settings: Settings) -> None:
     if current is not None and current not in known:
         raise StoreError(newer_schema(current))
     if current is not None and current != SCHEMA_REVISION:
-        from cxr_node.store import backup
-
-        backup.back_up(settings)  # as it was before the upgrade
+        back_up(settings)  # as it was before the upgrade
     with write(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint, text
 
+SCHEMA_REVISION = "0003"
+"""The newest migration that this program knows; the migrations' test holds the two together."""
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -148,3 +151,11 @@ audit = Table(
     Column("sop_instance_uid", String(64), nullable=False),
     Column("detail", Text, nullable=False),
 )
+
+
+def newer_schema(revision: str) -> str:
+    """What to tell a person whose database is of a newer program."""
+    return (
+        f"The database was written by a newer version of cxr-node (schema {revision}, this program knows "
+        f"{SCHEMA_REVISION}). Start that version, or restore the backup made before the upgrade (`cxr-node restore`)."
+    )

@@ -22,7 +22,8 @@ from cxr_node.receive.incoming import file_meta
 from cxr_node.records import DeliveryState, JobState, Sender
 from cxr_node.store import admissions, audit, backup, deliveries, differences, lock, overview
 from cxr_node.store.admissions import Admission
-from cxr_node.store.database import database_file, look_into_database, open_database
+from cxr_node.store.backup import database_file
+from cxr_node.store.database import look_into_database, open_database
 from cxr_node.store.digests import Digest, digest_of, earlier_digest_of
 from cxr_node.store.instances import keep_instance
 from tests.receiving import encoded, radiograph

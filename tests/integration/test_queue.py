@@ -15,7 +15,7 @@ from cxr_node.errors import StoreError
 from cxr_node.records import AuditEvent, DeliveryState, JobState, ResultKind
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
 from cxr_node.store import admissions, audit, deliveries, jobs, leases, overview, retention
-from cxr_node.store.database import SCHEMA_REVISION, open_database, write
+from cxr_node.store.database import open_database, write
 from cxr_node.store.instances import remove
 from cxr_node.store.schema import jobs as jobs_table
 from tests.store import Store
@@ -234,7 +234,7 @@ def test_the_schema_and_its_migrations_agree(store):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    from cxr_node.store.schema import metadata
+    from cxr_node.store.schema import SCHEMA_REVISION, metadata
 
     with store.engine.connect() as connection:
         context = MigrationContext.configure(connection)
