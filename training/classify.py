@@ -148,9 +148,12 @@ def training_input(
     """An augmented crop, uint8 (S, S), and its class.
 
     Some are partly blanked and keep their class, so that a masked image stays familiar; some are emptied and count as
-    healthy, so that where no sign of disease is left, none is found.
+    healthy, so that where no sign of disease is left, none is found. Some are mirrored, if the recipe says so: no class
+    prefers a side.
     """
     crop = augmented_lungs(split.images[index], split.lungs[index], recipe["input_size_px"], strength, rng)
+    if (share := recipe.get("mirrored", 0.0)) and rng.random() < share:
+        crop = np.ascontiguousarray(crop[:, ::-1])
     target, drawn = split.rows[index].class_index, rng.random()
     if drawn < recipe["emptied"]:
         return blanked(crop, rng.uniform(0.9, 1.0), rng), HEALTHY

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.records import LABELS
@@ -94,6 +95,16 @@ def test_blanking_takes_about_the_share_asked_for() -> None:
     crop = np.full((160, 160), 200, np.uint8)
     left = [blanked(crop, 0.3, np.random.default_rng(seed)).mean() / 200 for seed in range(200)]
     assert np.mean(left) == pytest.approx(0.7, abs=0.03)
+
+
+def test_a_recipe_may_mirror_images() -> None:
+    recipe = {"input_size_px": SIDE, "emptied": 0.0, "random_masking": 0.0}
+
+    def crop(mirrored: float) -> NDArray[np.uint8]:
+        return training_input(one_split(), 0, {**recipe, "mirrored": mirrored}, 0.0, np.random.default_rng(1))[0]
+
+    assert not np.array_equal(crop(0.0), crop(0.0)[:, ::-1]), "or nothing would be shown"
+    assert np.array_equal(crop(1.0), crop(0.0)[:, ::-1])
 
 
 def test_emptied_lungs_count_as_healthy_and_masked_ones_keep_their_class() -> None:
