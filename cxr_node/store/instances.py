@@ -64,14 +64,16 @@ def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, 
     """
     faults.point("instance-received", header.sop_instance_uid)
     name = name_of(header, digest)
-    folder = folders.instances / name[:2]
-    if not folder.is_dir():
-        folder.mkdir(mode=0o700, exist_ok=True)
+    path = f"{folders.instances.name}/{name[:2]}/{name}.dcm"
+    final = folders.root / path
+    try:
+        size_bytes = _publish(temporary, final)
+    except FileNotFoundError:  # somebody has removed the folder, which is seldom enough not to look first
+        final.parent.mkdir(mode=0o700)
         _sync_folder(folders.instances)
-    final = folder / f"{name}.dcm"
-    size_bytes = _publish(temporary, final)
+        size_bytes = _publish(temporary, final)
     faults.point("instance-kept", header.sop_instance_uid)
-    return StoredInstance(header, str(final.relative_to(folders.root)), size_bytes, digest)
+    return StoredInstance(header, path, size_bytes, digest)
 
 
 def name_of(header: InstanceHeader, digest: str) -> str:
