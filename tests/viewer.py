@@ -161,11 +161,6 @@ class Reader:
         self._height ^= 1
         self.page.set_viewport_size({"width": _WIDTH, "height": self._height})
 
-    def accept(self) -> None:
-        """Say yes to OHIF's question whether to open what it shows."""
-        self.page.locator("[data-cy='yes-hydrate-btn']").click()
-        self.page.locator("[data-cy='viewport-notification']").wait_for(state="detached")
-
     def lists_segment(self, label: str) -> bool:
         """Whether the panel of segmentations comes to have this segment."""
         if not self.page.get_by_text(label).first.is_visible():

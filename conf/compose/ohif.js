@@ -4,6 +4,9 @@ window.config = {
   extensions: [],
   modes: [],
   showStudyList: true,
+  // results open when they are asked for, without a question in between
+  disableConfirmationPrompts: true,
+  measurementTrackingMode: 'simplified',
   defaultDataSourceName: 'pacs',
   dataSources: [
     {
