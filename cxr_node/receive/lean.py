@@ -1,4 +1,4 @@
-"""Keeps out of a receiver process what it never needs: there are several of them, and each has its own copy in memory."""
+"""Keeps out of the processes that receive what they never need: it would take memory, and time to load."""
 
 from __future__ import annotations
 

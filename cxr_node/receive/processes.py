@@ -2,15 +2,16 @@
 
 One process accepts (`scp`), and hands each connection over a socket pair to the receiver process that has the fewest. The
 other end tells when a connection is over. Either end closes when its process dies, however it dies; for a receiver process
-that means to end in order. What the processes share is the data folder and the database, as roles do.
+that means to end in order. The `nursery` forks them. What they share is the data folder and the database, as roles do, and
+the memory of what the nursery has loaded.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,13 +23,15 @@ import structlog
 
 from cxr_node.errors import StoreError
 from cxr_node.receive.leftovers import remove_leftovers
+from cxr_node.receive.nursery import Nursery
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 
 log = structlog.get_logger()
 
-READY, ENDED = b"r", b"e"
-"""What a receiver process says: it can take connections; one of them is over, of the address that follows."""
+STARTED, READY, ENDED = b"s", b"r", b"e"
+"""What a receiver process says: its process ID, which follows; it can take connections; one of them is over, of the address
+that follows."""
 TAKE, REFUSE = b"t", b"x"
 """What it is told with a connection and its address; REFUSE: there are too many already."""
 LONGEST_MESSAGE = 256
@@ -36,18 +39,21 @@ LONGEST_MESSAGE = 256
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 40.0
 """Longer than `Reception.end` takes."""
+_NURSERY_END_TIMEOUT_S = 10.0
+"""Its receivers have ended when it is told to."""
 _PAUSE_AFTER_DEATH_S = 0.5
 
 
 @dataclass(eq=False)
 class _Receiver:
-    """A process, our end of its socket pair, and the addresses of the connections that it has."""
+    """Our end of a process's socket pair, and the addresses of the connections that it has."""
 
-    process: subprocess.Popen[bytes]
     control: socket.socket
+    pid: int = 0  # once it has said it
     connections: Counter[str] = field(default_factory=Counter)
     said: threading.Event = field(default_factory=threading.Event)  # that it is ready, or nothing before its end
     is_ready: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Processes:
@@ -61,10 +67,11 @@ class Processes:
     def __init__(self, count: int, ended: Callable[[str], None]) -> None:
         self._ended = ended
         self._lock = threading.Lock()
-        self._is_ending = False
+        self._count = count
+        self._has_begun = self._is_ending = False
         self._folder: DataFolder | None = None
-        self._told = b""
-        self._receivers = [_start() for _ in range(count)]  # they import what they need while the caller goes on
+        self._receivers: list[_Receiver] = []
+        self._nursery = Nursery()  # it loads what receivers need while the caller goes on
 
     def begin(self, settings: Settings, address: tuple[str, int]) -> None:
         """Tell the processes what to do, and wait until all are ready.
@@ -74,16 +81,19 @@ class Processes:
             address: where the node listens, host and port.
 
         Raises:
-            StoreError: one of them ended instead; its own log line says why.
+            StoreError: one of them can't be started, or ended instead; its own log line says why.
         """
         self._folder = DataFolder(settings.node.data_dir)
-        self._told = pickle.dumps((settings, address))  # not JSON, which would lose the secrets
-        for receiver in self._receivers:
-            self._watch(receiver)
-        for receiver in self._receivers:
+        self._nursery.tell(pickle.dumps((settings, address)))  # not JSON, which would lose the secrets
+        try:
+            receivers = [self._add() for _ in range(self._count)]
+        except OSError as error:
+            raise StoreError(f"A receiver process can't be started: {error.strerror}.") from error
+        for receiver in receivers:
             receiver.said.wait(_START_TIMEOUT_S)
             if not receiver.is_ready:
                 raise StoreError("A receiver process did not start; its own log lines say why.")
+        self._has_begun = True
 
     def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool) -> None:
         """Hand a connection to the process that has the fewest, of those that have started if there are any."""
@@ -107,28 +117,32 @@ class Processes:
         for receiver in receivers:
             with suppress(OSError):
                 receiver.control.shutdown(socket.SHUT_WR)
-            with suppress(OSError):
-                receiver.process.stdin.close()  # type: ignore[union-attr] # it is a pipe; one that was told nothing reads on
         deadline = time.monotonic() + _END_TIMEOUT_S
         for receiver in receivers:
-            try:
-                receiver.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            if not receiver.ended.wait(max(0.0, deadline - time.monotonic())):
                 log.error("a receiver process did not end in time and is killed")
-                receiver.process.kill()
-                receiver.process.wait()
-            receiver.control.close()
+                if receiver.pid:
+                    with suppress(ProcessLookupError):  # its end of the socket pair is open, so the ID is still its own
+                        os.kill(receiver.pid, signal.SIGKILL)
+        self._nursery.end(_NURSERY_END_TIMEOUT_S)
 
-    def _watch(self, receiver: _Receiver) -> None:
+    def _add(self) -> _Receiver:
+        receiver = _Receiver(self._nursery.fork())
+        with self._lock:
+            self._receivers.append(receiver)
+            if self._is_ending:  # and `end` has not seen this one
+                with suppress(OSError):
+                    receiver.control.shutdown(socket.SHUT_WR)
         threading.Thread(target=self._attend, args=(receiver,), daemon=True).start()
+        return receiver
 
     def _attend(self, receiver: _Receiver) -> None:
         """Listen to a process until it ends; then see to its replacement."""
-        with suppress(OSError), receiver.process.stdin as instructions:  # type: ignore[union-attr] # it is a pipe
-            instructions.write(self._told)
         with suppress(OSError):
             while said := receiver.control.recv(LONGEST_MESSAGE):
-                if said == READY:
+                if said[:1] == STARTED:
+                    receiver.pid = int(said[1:])
+                elif said == READY:
                     receiver.is_ready = True
                     receiver.said.set()
                 else:
@@ -136,39 +150,30 @@ class Processes:
                     with self._lock:
                         receiver.connections[host] -= 1
                     self._ended(host)
-        receiver.said.set()
-        status = receiver.process.wait()
         with self._lock:
             left, receiver.connections = list(receiver.connections.elements()), Counter()
             self._receivers.remove(receiver)
+        receiver.control.close()
+        receiver.ended.set()
+        receiver.said.set()
         for host in left:
             self._ended(host)
-        if receiver.is_ready and not self._is_ending:
-            log.error("a receiver process died and is replaced", exit_status=status, associations=len(left))
-            receiver.control.close()
+        if (receiver.is_ready or self._has_begun) and not self._is_ending:
+            log.error("a receiver process died and is replaced", associations=len(left))
             self._replace()
 
     def _replace(self) -> None:
-        time.sleep(_PAUSE_AFTER_DEATH_S)  # one that keeps dying doesn't take the processor
         assert self._folder is not None
-        removed = remove_leftovers(self._folder.incoming)
-        if removed:
-            log.warning("half-received files of a receiver process removed", count=removed)
-        with self._lock:
+        is_replaced = False
+        while not is_replaced:
+            time.sleep(_PAUSE_AFTER_DEATH_S)  # one that keeps dying doesn't take the processor
             if self._is_ending:
                 return
-            receiver = _start()
-            self._receivers.append(receiver)
-        self._watch(receiver)
-
-
-def _start() -> _Receiver:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cxr_node.receive", str(theirs.fileno())],
-            stdin=subprocess.PIPE,
-            pass_fds=(theirs.fileno(),),
-            process_group=0,  # Ctrl-C in a terminal reaches the one that accepts alone, which stops in order
-        )
-    return _Receiver(process, ours)
+            removed = remove_leftovers(self._folder.incoming)
+            if removed:
+                log.warning("half-received files of a receiver process removed", count=removed)
+            try:
+                self._add()
+                is_replaced = True
+            except OSError as error:  # no file handles, or no process, are to be had now
+                log.error("a receiver process can't be started", reason=error.strerror)

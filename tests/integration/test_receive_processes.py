@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 
 import psutil
 import pytest
 
+from cxr_node.receive import processes
+from cxr_node.receive.nursery import Nursery
 from tests.orthanc import wait_until
 from tests.raw_peer import COMMAND, LAST, raw_peer, store_command
 from tests.receiving import Receiver, associated, encoded, radiograph, send
 
 
+def nurseries(parent=None):
+    """The living processes that fork receiver processes for a process, this one by default."""
+    return [child for child in (parent or psutil.Process()).children() if lives(child) and "cxr_node.receive" in child.cmdline()]
+
+
 def receiver_processes(parent=None):
-    """The receiver processes that a process has, this one by default."""
-    found = []
-    for child in (parent or psutil.Process()).children():
-        try:
-            if "cxr_node.receive" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+    """The receiver processes that a process has, this one by default; those of a nursery that died not among them."""
+    return [child for nursery in nurseries(parent) for child in nursery.children() if lives(child)]
+
+
+def lives(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def connections_of(process, port):
@@ -48,7 +59,7 @@ def test_associations_are_shared_out_evenly_and_all_is_stored(tmp_path):
             assert [send(assoc, ds) for assoc, ds in zip((a, b, c, d), sent, strict=True)] == [0x0000] * 4
         assert {row["sop_instance_uid"] for row in receiver.rows("instances")} == {ds.SOPInstanceUID for ds in sent}
         assert len(receiver.rows("jobs")) == 4
-    assert receiver_processes() == []
+    assert nurseries() == receiver_processes() == []
 
 
 def test_the_limit_of_associations_is_one_for_all_processes(tmp_path):
@@ -86,7 +97,7 @@ def test_the_limit_of_instances_a_minute_is_one_for_all_processes_and_outlives_e
             assert send(assoc, radiograph()) == 0x0000
 
 
-def test_the_death_of_one_process_costs_only_what_was_not_acknowledged(tmp_path):
+def test_the_death_of_one_process_costs_only_what_was_not_acknowledged(tmp_path, capfd):
     first, second, third = radiograph(), radiograph(), radiograph()
     with Receiver(tmp_path, processes=2, max_associations=2) as receiver, raw_peer(receiver) as peer:
         victim = the_one_with_a_connection(receiver)
@@ -105,6 +116,88 @@ def test_the_death_of_one_process_costs_only_what_was_not_acknowledged(tmp_path)
                 assert send(again, second) == 0x0000
         stored = {row["sop_instance_uid"] for row in receiver.rows("instances")}
         assert stored == {first.SOPInstanceUID, second.SOPInstanceUID, third.SOPInstanceUID}
+    logged = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    ended = [(line["pid"], line["exit_status"]) for line in logged if line["event"] == "a receiver process ended"]
+    assert ended == [(victim.pid, -signal.SIGKILL)]  # the others ended as they were asked to
+
+
+def test_the_death_of_the_nursery_costs_nothing_and_another_takes_its_place(tmp_path):
+    with Receiver(tmp_path, processes=2) as receiver:
+        first, second = receiver_processes()
+        with associated(receiver) as one, associated(receiver) as other:
+            (nursery,) = nurseries()
+            nursery.kill()
+            wait_until(lambda: not lives(nursery), 20, "the end of the nursery")
+            assert [send(assoc, radiograph()) for assoc in (one, other)] == [0x0000] * 2
+        first.kill()
+        (third,) = wait_until(receiver_processes, 60, "another process in its place")
+        assert lives(second)
+
+        def have_one_each():
+            with associated(receiver) as one, associated(receiver) as other:
+                found = [len(connections_of(process, receiver.port)) for process in (second, third)]
+                return found == [1, 1] and [send(assoc, radiograph()) for assoc in (one, other)] == [0x0000] * 2
+
+        wait_until(have_one_each, 60, "associations in both processes")
+    assert nurseries() == [process for process in (second, third) if lives(process)] == []
+
+
+def test_a_nursery_that_dies_with_an_order_is_asked_again(tmp_path, monkeypatch):
+    ordered, fork = threading.Event(), Nursery.fork
+
+    def fork_and_tell(self):
+        control = fork(self)
+        ordered.set()
+        return control
+
+    with Receiver(tmp_path, processes=2) as receiver:
+        monkeypatch.setattr(Nursery, "fork", fork_and_tell)
+        (nursery,) = nurseries()
+        nursery.suspend()
+        receiver_processes()[0].kill()
+        assert ordered.wait(20)
+        nursery.kill()
+        assert len(wait_until(receiver_processes, 60, "a process of another nursery")) == 1
+        with associated(receiver) as assoc:
+            assert send(assoc, radiograph()) == 0x0000
+
+
+def test_receiver_processes_share_what_they_have_loaded(tmp_path):
+    alone = """
+import psutil
+from cxr_node.receive import lean
+lean.leave_out()
+import cxr_node.receive.reception
+print(psutil.Process().memory_full_info().uss)
+"""
+    done = subprocess.run([sys.executable, "-c", alone], capture_output=True, check=True)
+    with Receiver(tmp_path, processes=2) as receiver:
+        with associated(receiver) as one, associated(receiver) as other:
+            assert [send(assoc, radiograph()) for assoc in (one, other)] == [0x0000] * 2
+        family = nurseries() + receiver_processes()
+        own = [process.memory_full_info().uss for process in family]
+    assert len(own) == 3
+    assert max(own) < int(done.stdout) / 2
+
+
+def test_the_nursery_has_one_thread_and_no_connection(tmp_path):
+    """What a fork can't copy whole: threads and their locks, connections to the database, those of others."""
+    with Receiver(tmp_path, processes=3) as receiver, associated(receiver) as assoc:
+        assert send(assoc, radiograph()) == 0x0000
+        (nursery,) = nurseries()
+        assert nursery.num_threads() == 1
+        assert nursery.open_files() == []
+        assert len(nursery.net_connections("unix")) == 1  # to the process that accepts
+        assert [len(process.net_connections("unix")) for process in receiver_processes()] == [1, 1, 1]
+
+
+def test_a_receiver_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_END_TIMEOUT_S", 0.5)
+    with Receiver(tmp_path, processes=2) as receiver:
+        family = nurseries() + receiver_processes()
+        os.kill(family[-1].pid, signal.SIGSTOP)
+        receiver.stop()
+        assert [process for process in family if lives(process)] == []
 
 
 _CHILD = """
@@ -118,14 +211,14 @@ scp.run(settings, threading.Event(), lambda host, port: print(port, flush=True))
 """
 
 
-def test_no_receiver_process_outlives_the_one_that_accepts(tmp_path):
+def test_no_process_outlives_the_one_that_accepts(tmp_path):
     first, second = radiograph(), radiograph()
     receiver = Receiver(tmp_path)
     child = subprocess.Popen([sys.executable, "-c", _CHILD, str(tmp_path)], stdout=subprocess.PIPE)
     try:
         receiver.port = int(child.stdout.readline())
-        receivers = receiver_processes(psutil.Process(child.pid))
-        assert len(receivers) == 2
+        family = nurseries(psutil.Process(child.pid)) + receiver_processes(psutil.Process(child.pid))
+        assert len(family) == 3
         with raw_peer(receiver) as peer, raw_peer(receiver) as stalled:
             peer.send_pdu((COMMAND | LAST, store_command(first.SOPInstanceUID)), (LAST, encoded(first)))
             assert peer.read_response().Status == 0x0000
@@ -133,8 +226,8 @@ def test_no_receiver_process_outlives_the_one_that_accepts(tmp_path):
             wait_until(lambda: receiver.files("incoming"), 10, "a file in incoming/")
             child.kill()
             child.wait(30)
-            gone, alive = psutil.wait_procs(receivers, 60)
-        assert (len(gone), alive) == (2, [])
+            gone, alive = psutil.wait_procs(family, 60)
+        assert (len(gone), alive) == (3, [])
     finally:
         child.kill()
         child.wait(30)
@@ -146,5 +239,5 @@ def test_no_receiver_process_outlives_the_one_that_accepts(tmp_path):
 def test_a_stop_ends_associations_in_every_process(tmp_path):
     with Receiver(tmp_path, processes=2) as receiver, raw_peer(receiver) as one, raw_peer(receiver) as other:
         receiver.stop()
-        assert receiver_processes() == []
+        assert nurseries() == []
         assert (one.read_pdu()[0], other.read_pdu()[0]) == (0x07, 0x07)
