@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.faults import POINTS
-from tests.faults.campaign import Sender, account, strike_everywhere, theatre
+from tests.faults.campaign import Sender, account, renamed, strike_everywhere, theatre
 from tests.faults.strike import Strikes
+from tests.node import Node
+from tests.orthanc import wait_until
 
 IMAGES, SENDERS = 12, 3
 
@@ -37,11 +41,34 @@ def test_every_acknowledged_image_has_each_result_once(tmp_path, data_folder, pe
             assert sender.thread is not None
             sender.thread.join(900)
             assert not sender.thread.is_alive()
+        senders.append(strike_the_rest(node, strikes, files, tmp_path))
         acknowledged = {uid: study for sender in senders for uid, study in sender.acknowledged.items()}
-        node.wait_for_rest(IMAGES, 900)
+        node.wait_for_rest(len(acknowledged), 900)
         states = account(node, orthanc, bad, acknowledged)
         assert node.stop() == 0
     print(f"jobs: {dict(states)}; {bad.stored.total()} objects stored by the bad PACS, {len(bad.stored)} different ones")
-    assert len(acknowledged) == IMAGES
+    assert len(acknowledged) >= IMAGES
     assert states["held"] == 0
-    assert [point for point in STRUCK if not strikes.struck(point)] == [], "nobody came to these points any more"
+
+
+def strike_the_rest(node: Node, strikes: Strikes, files: list[Path], folder: Path) -> Sender:
+    """Send further images, by the sender returned, until somebody has come to every point.
+
+    A machine may be done with all images while the blows at some points still wait for the first.
+    """
+    sender = Sender("MODALITY0", [], node.port)
+    waiting: list[str] = []
+
+    def none_waits() -> bool:
+        waiting[:] = [point for point in STRUCK if not strikes.struck(point)]
+        return not waiting
+
+    for source in files:
+        if none_waits():
+            return sender
+        sender.files = [renamed(source, folder / f"again-{source.name}")]
+        sender.send_all()
+        with suppress(AssertionError):  # struck where it had to begin anew, or on the way of another image
+            wait_until(none_waits, 60, "every point struck")
+    assert none_waits(), f"nobody comes to these points any more: {waiting}"
+    return sender
