@@ -13,8 +13,9 @@ from cxr_node.nets.cxrnet import DECODER_CHANNELS, CXRNet
 from cxr_node.nets.unet import UNet
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import LABELS
-from training.classify import load_split, load_unet, network_digest, predict_logits
+from training.classify import predict_logits
 from training.metrics import fit_temperature, indeterminate_threshold, softmax
+from training.split import load_split, load_unet, network_digest
 
 _LICENCE = "Research use; trained on public radiographs under the licences that docs/model-card.md lists."
 
@@ -42,7 +43,7 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
     network.load_state_dict(state["network"])
     network.eval()
     val = load_split(data, "val", unet if recipe["segmented"] else None, classify.parent).without(state.get("without", ""))
-    logits = predict_logits(network, val, recipe["input_size_px"])
+    logits = predict_logits(network, val, recipe)
     temperature = fit_temperature(val.targets, logits)
     weights.save(
         out,

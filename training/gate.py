@@ -23,8 +23,8 @@ from cxr_node.analyse.gate import shape_features
 from cxr_node.analyse.segment import clean_mask
 from cxr_node.nets.unet import UNet
 from training import augment
-from training.classify import load_unet, network_digest
 from training.dataset import load_images, load_prepared, read_manifest
+from training.split import load_unet, network_digest
 
 ACCEPTED = 0.995
 """Share of `val` radiographs that the threshold lets through."""

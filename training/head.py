@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from cxr_node.analyse.enhance import classifier_input
 from cxr_node.nets.cxrnet import CXRNet
-from training.classify import Split, load_split, load_unet
 from training.run import save_checkpoint
+from training.split import Split, load_split, load_unet
 
 _STRENGTHS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 """Inverse regularisation, tried on `val`."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cxr_node.analyse.networks import choose_dtype
+
 
 @dataclass(frozen=True)
 class Place:
@@ -25,9 +27,9 @@ class Place:
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Mixed precision: bfloat16 on a GPU that has it, float32 elsewhere."""
-        half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        """Mixed precision: bfloat16 where the GPU or the CPU computes in it, float32 elsewhere."""
+        dtype = choose_dtype("auto", self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
     def put(self, tensor: Tensor) -> Tensor:
         """A batch on this process's device, channels last where it is an image."""

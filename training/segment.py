@@ -14,6 +14,7 @@ from cxr_node.nets.losses import segmentation_loss
 from cxr_node.nets.unet import UNet
 from training import augment
 from training.dataset import load_images, load_masks, read_manifest
+from training.place import take_place
 from training.run import Log, cosine_learning_rate, load_checkpoint, read_recipe, save_checkpoint
 
 
@@ -29,16 +30,18 @@ def predict_masks(network: UNet, images: NDArray[np.uint8], batch_size: int = 16
     network.eval()
     masks = np.empty(images.shape, np.bool_)
     with torch.inference_mode():
+        device = next(network.parameters()).device
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(images[start : start + batch_size]).float().div(255).unsqueeze(1)
-            masks[start : start + batch_size] = (network(batch.to(memory_format=torch.channels_last))[0] > 0).squeeze(1).numpy()
+            batch = batch.to(device, memory_format=torch.channels_last)
+            masks[start : start + batch_size] = (network(batch)[0] > 0).squeeze(1).cpu().numpy()
     return masks
 
 
 def train(recipe_path: Path, data: Path, out: Path) -> None:
     """Train by the recipe, resuming from OUT/checkpoint.pt if it is there; keeps the best of `val` as OUT/best.pt."""
     recipe = read_recipe(recipe_path)
-    torch.set_num_threads(recipe.get("threads", torch.get_num_threads()))
+    place = take_place(recipe.get("threads"))
     torch.manual_seed(recipe["seed"])
     log = Log(out)
     splits = {}
@@ -47,7 +50,8 @@ def train(recipe_path: Path, data: Path, out: Path) -> None:
         splits[split] = (load_images(data, rows), load_masks(data, rows))
     images, masks = splits["train"]
 
-    network = UNet(tuple(recipe["widths"]), recipe["patch"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = UNet(tuple(recipe["widths"]), recipe["patch"])
+    network = network.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe["learning_rate"], weight_decay=recipe["weight_decay"])
     batch_size, epochs = recipe["batch_size"], recipe["epochs"]
     steps = len(images) // batch_size
@@ -74,7 +78,9 @@ def train(recipe_path: Path, data: Path, out: Path) -> None:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
-            loss = segmentation_loss(network(batch.to(memory_format=torch.channels_last))[0], target)
+            with place.autocast():
+                logits = network(place.put(batch))[0]
+            loss = segmentation_loss(logits.float(), place.put(target))
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(loss.item())

@@ -48,8 +48,8 @@ class EncoderStage(Stage):
     def __init__(self, network: CXRNet, plan: dict[str, Any]) -> None:
         super().__init__(network, plan, [network.encoder, network.fc])
 
-    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
-        """Image float (B, 1, S, S) in 0..1 and target int64 (B,) to loss and figures."""
+    def forward(self, image: Tensor, lungs: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
+        """Image float (B, 1, S, S) in 0..1, lungs 0 or 1 (B, 1, S, S) and target int64 (B,) to loss and figures."""
         logits = self.network.classify(self.network.encode(image)[-1])
         loss = functional.cross_entropy(logits, target, label_smoothing=self.plan["label_smoothing"])
         return loss, {"accuracy": _agreement(logits, target)}
@@ -66,8 +66,8 @@ class DecoderStage(Stage):
     def __init__(self, network: CXRNet, plan: dict[str, Any]) -> None:
         super().__init__(network, plan, [network.decoder, network.draw])
 
-    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
-        """Image float (B, 1, S, S) in 0..1 and target int64 (B,) to loss and figures."""
+    def forward(self, image: Tensor, lungs: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
+        """Image float (B, 1, S, S) in 0..1, lungs 0 or 1 (B, 1, S, S) and target int64 (B,) to loss and figures."""
         network, plan = self.network, self.plan
         with torch.no_grad():
             features = network.encode(image)
@@ -75,7 +75,6 @@ class DecoderStage(Stage):
         first = network.classify(features[-1])
         second = network.classify(network.encode(representation)[-1])
         fusion = fusion_loss(first, second, target)
-        lungs = (image > 0).float()
         inside = (relevance * lungs).sum() / lungs.sum().clamp(min=1)
         outside = (relevance * (1 - lungs)).sum() / (1 - lungs).sum().clamp(min=1)
         roughness = relevance.diff(dim=2).abs().mean() + relevance.diff(dim=3).abs().mean()
@@ -103,8 +102,8 @@ class JointStage(Stage):
     def __init__(self, network: CXRNet, plan: dict[str, Any]) -> None:
         super().__init__(network, plan, [network])
 
-    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
-        """Image float (B, 1, S, S) in 0..1 and target int64 (B,) to loss and figures."""
+    def forward(self, image: Tensor, lungs: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
+        """Image float (B, 1, S, S) in 0..1, lungs 0 or 1 (B, 1, S, S) and target int64 (B,) to loss and figures."""
         output = self.network(image)
         loss = fusion_loss(output.logits, output.representation_logits, target, self.plan["label_smoothing"])
         return loss, {

@@ -9,8 +9,8 @@ import pytest
 
 from cxr_node.records import LABELS
 from training import metrics
-from training.classify import group_weights
 from training.dataset import Radiograph
+from training.inputs import group_weights
 from training.segment import intersection_over_union
 
 HEALTHY, BACTERIAL, VIRAL, COVID = range(4)

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.records import LABELS
-from training.classify import Split, bias_of_draws, blanked, train, training_input
+from training.classify import train
 from training.dataset import Radiograph
+from training.inputs import bias_of_draws, blanked, size_at, training_input
+from training.split import Split
 from training.stages import HEALTHY, DecoderStage, EncoderStage
 
 SIDE = 64
@@ -82,7 +84,7 @@ def test_what_is_left_out_shall_look_healthy() -> None:
     image, target = torch.rand(2, 1, SIDE, SIDE), torch.tensor([1, 3])
     stage = DecoderStage(network, {**DECODER_PLAN, "removal": 2.0})
     network.eval()
-    loss, figures = stage(image, target)
+    loss, figures = stage(image, torch.ones_like(image), target)
     with torch.no_grad():
         _, relevance = network.decode(network.encode(image), image)
         left = network.classify(network.encode(image * (1 - relevance))[-1])
@@ -97,27 +99,58 @@ def test_blanking_takes_about_the_share_asked_for() -> None:
     assert np.mean(left) == pytest.approx(0.7, abs=0.03)
 
 
+SHARES = {"segmented": False, "emptied": 0.0, "random_masking": 0.0}
+
+
+def drawn(seed: int = 1, strength: float = 0.0, **shares: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
+    """A training input of a radiograph whose lungs are a box in its middle."""
+    split = one_split()
+    split.lungs[:] = False
+    split.lungs[0, 60:160, 40:180] = True
+    return training_input(split, 0, {**SHARES, **shares}, SIDE, strength, np.random.default_rng(seed))
+
+
 def test_a_recipe_may_mirror_images() -> None:
-    recipe = {"input_size_px": SIDE, "emptied": 0.0, "random_masking": 0.0}
-
-    def crop(mirrored: float) -> NDArray[np.uint8]:
-        return training_input(one_split(), 0, {**recipe, "mirrored": mirrored}, 0.0, np.random.default_rng(1))[0]
-
-    assert not np.array_equal(crop(0.0), crop(0.0)[:, ::-1]), "or nothing would be shown"
-    assert np.array_equal(crop(1.0), crop(0.0)[:, ::-1])
+    image, lungs, _ = drawn()
+    assert not np.array_equal(image, image[:, ::-1]), "or nothing would be shown"
+    mirrored, mirrored_lungs, _ = drawn(mirrored=1.0)
+    assert np.array_equal(mirrored, image[:, ::-1])
+    assert np.array_equal(mirrored_lungs, lungs[:, ::-1])
 
 
-def test_emptied_lungs_count_as_healthy_and_masked_ones_keep_their_class() -> None:
-    recipe = {"input_size_px": SIDE, "emptied": 1.0, "random_masking": 0.0}
+def test_emptied_images_count_as_healthy_and_masked_ones_keep_their_class() -> None:
     for seed in range(5):
-        crop, target = training_input(one_split(), 0, recipe, 1.0, np.random.default_rng(seed))
+        image, _, target = drawn(seed, 1.0, emptied=1.0)
         assert target == HEALTHY
-        assert (crop == 0).mean() > 0.5
-    crop, target = training_input(
-        one_split(), 0, {**recipe, "emptied": 0.0, "random_masking": 1.0}, 1.0, np.random.default_rng(1)
-    )
+        assert (image == 0).mean() > 0.5
+    image, _, target = drawn(1, 1.0, random_masking=1.0)
     assert target == LABELS.index("covid19_pneumonia")
-    assert crop.any()
+    assert image.any()
+
+
+def test_without_its_lungs_an_image_counts_as_healthy_and_keeps_what_lies_around() -> None:
+    whole, lungs, _ = drawn()
+    image, _, target = drawn(lungs_emptied=1.0)
+    assert target == HEALTHY
+    assert (image[lungs] == 0).mean() > 0.8
+    around = ~cv2.dilate(lungs.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    assert np.array_equal(image[around], whole[around])
+
+
+def test_the_lungs_alone_keep_their_class() -> None:
+    whole, lungs, _ = drawn()
+    image, _, target = drawn(context_hidden=1.0)
+    assert target == LABELS.index("covid19_pneumonia")
+    assert np.array_equal(image[lungs], whole[lungs])
+    far = ~cv2.dilate(lungs.astype(np.uint8), np.ones((15, 15), np.uint8)).astype(bool)
+    assert far.any()
+    assert not image[far].any()
+
+
+def test_inputs_grow_to_their_size_over_seven_tenths_of_a_stage() -> None:
+    recipe = {"input_size_px": 224, "first_size_px": 128}
+    assert [size_at(recipe, share) for share in (0.0, 0.2, 0.3, 0.5, 0.71, 1.0)] == [128, 128, 160, 192, 224, 224]
+    assert size_at({"input_size_px": 160}, 0.0) == 160
 
 
 @pytest.fixture

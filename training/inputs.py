@@ -1,0 +1,150 @@
+"""What CXRNet is trained on: radiographs drawn by a recipe, moved, regraded, mirrored, and blanked in part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cxr_node.analyse.enhance import LungCrop, classifier_input
+from cxr_node.records import LABELS
+from training import augment
+from training.dataset import Radiograph
+from training.place import Place
+from training.split import Split
+from training.stages import HEALTHY
+
+
+def group_weights(rows: list[Radiograph], balance: float) -> NDArray[np.float64]:
+    """Chance of each row to be drawn: groups (label × source × population) weigh size ** balance; sums to 1."""
+    groups = [(row.label, row.source, row.population) for row in rows]
+    sizes = {group: groups.count(group) for group in set(groups)}
+    weights = np.array([sizes[group] ** (balance - 1.0) for group in groups])
+    return weights / weights.sum()
+
+
+def augmented(
+    image: NDArray[np.uint8], lungs: NDArray[np.bool_], size_px: int, segmented: bool, strength: float, rng: np.random.Generator
+) -> LungCrop:
+    """One training input of side `size_px`, from a prepared image and its lungs.
+
+    `strength` in 0..1 scales how far it is moved, and how often its greys and its lungs' outline change.
+    """
+    if rng.random() < strength:
+        image = augment.resharpen(augment.regrade(image, rng), rng)
+    image, lungs = augment.move(image, lungs, rng, 10 * strength, 0.15 * strength, 0.08 * strength)
+    kind = rng.integers(4)
+    if kind < 2 and rng.random() < strength:  # the U-Net's outline is never twice the same
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * int(rng.integers(1, 4)) + 1,) * 2)
+        lungs = (cv2.dilate if kind == 0 else cv2.erode)(lungs.astype(np.uint8), kernel).astype(bool)
+    return classifier_input(image, lungs, size_px, segmented)
+
+
+def bias_of_draws(rows: list[Radiograph], recipe: dict[str, Any]) -> NDArray[np.float64]:
+    """How much more often each class is there than it is drawn, as a logarithm, float64 (C,).
+
+    Added to the head's bias, it turns answers for balanced draws into answers for the classes' frequencies in `rows`.
+    """
+    classes = np.array([row.class_index for row in rows])
+    there = np.bincount(classes, minlength=len(LABELS)) / len(rows)
+    emptied = recipe["emptied"] + recipe.get("lungs_emptied", 0.0)
+    drawn = np.bincount(classes, group_weights(rows, recipe["balance"]), minlength=len(LABELS)) * (1 - emptied)
+    drawn[HEALTHY] += emptied
+    return np.log(np.maximum(there, 1e-6) / np.maximum(drawn, 1e-6))
+
+
+def blanked(crop: NDArray[np.uint8], share: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The crop, uint8 (S, S), with about `share` of its cells black."""
+    cells = int(rng.integers(3, 9))
+    kept = (rng.random((cells, cells)) >= share).astype(np.uint8)
+    return crop * np.asarray(cv2.resize(kept, crop.shape, None, 0, 0, cv2.INTER_NEAREST), np.uint8)
+
+
+def needs_lungs(recipe: dict[str, Any]) -> bool:
+    """Whether a recipe's inputs depend on where the lungs are."""
+    return bool(recipe["segmented"] or recipe.get("lungs_emptied") or recipe.get("context_hidden"))
+
+
+def widened(lungs: NDArray[np.bool_], most_px: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """The lungs, bool (S, S), and a rim of up to `most_px` around them."""
+    rim = 2 * int(rng.integers(0, most_px + 1)) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (rim, rim))
+    return np.asarray(cv2.dilate(lungs.astype(np.uint8), kernel), np.uint8).astype(bool)
+
+
+def training_input(
+    split: Split, index: int, recipe: dict[str, Any], size_px: int, strength: float, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
+    """An augmented crop, uint8 (S, S), its lungs, bool (S, S), and its class.
+
+    By the shares that the recipe gives, some are
+
+    - `mirrored`: no class prefers a side;
+    - `emptied`: nearly all blanked, and count as healthy, so that where no sign of disease is left, none is found;
+    - `lungs_emptied`: the lungs alone blanked, and count as healthy, so that what lies around them, which tells a
+      hospital from another, is no disease. They are of every class, as they are drawn;
+    - `random_masking`: partly blanked, and keep their class, so that a masked image stays familiar;
+    - `context_hidden`: the lungs alone shown, and keep their class, so that the lungs suffice.
+    """
+    crop = augmented(split.images[index], split.lungs[index], size_px, recipe["segmented"], strength, rng)
+    image, lungs = crop.image, crop.mask
+    if (share := recipe.get("mirrored", 0.0)) and rng.random() < share:
+        image, lungs = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(lungs[:, ::-1])
+    target, drawn = split.rows[index].class_index, rng.random()
+    if (drawn := drawn - recipe["emptied"]) < 0:
+        return blanked(image, rng.uniform(0.9, 1.0), rng), lungs, HEALTHY
+    if (drawn := drawn - recipe["random_masking"]) < 0:
+        return blanked(image, rng.uniform(0.1, 0.5), rng), lungs, target
+    if (drawn := drawn - recipe.get("lungs_emptied", 0.0)) < 0:
+        inside = blanked(image, rng.uniform(0.85, 1.0), rng)
+        return np.where(widened(lungs, size_px // 40, rng), inside, image), lungs, HEALTHY
+    if drawn - recipe.get("context_hidden", 0.0) < 0:
+        return image * widened(lungs, size_px // 10, rng), lungs, target
+    return image, lungs, target
+
+
+def size_at(recipe: dict[str, Any], share: float) -> int:
+    """Side of the inputs when `share` (0..1) of a stage's steps are done, in pixels.
+
+    It grows from the recipe's `first_size_px`, if it has one, to `input_size_px` in steps of 32 px over seven tenths of
+    the stage: what can be learnt from small images is learnt in less time (cf. Howard 2018, Tan and Le 2021).
+    """
+    last: int = recipe["input_size_px"]
+    first = recipe.get("first_size_px", last)
+    sizes = [*range(first, last, 32), last]
+    return sizes[min(len(sizes) - 1, int(share / 0.7 * (len(sizes) - 1)))] if len(sizes) > 1 else last
+
+
+def batches(
+    split: Split, recipe: dict[str, Any], steps: range, stage: int, place: Place
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches float (B, 1, S, S) in 0..1, their lungs, float 0 or 1 (B, 1, S, S), and targets int64 (B,).
+
+    Drawn anew at each step from a seed of its own.
+    """
+    weights = group_weights(split.rows, recipe["balance"])
+    strongest, weakest = recipe["augmentation"]
+
+    def make(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        rng = np.random.default_rng((recipe["seed"], stage, step, place.rank))
+        chosen = rng.choice(len(split.rows), recipe["batch_size"], p=weights)
+        strength = strongest + (weakest - strongest) * step / steps.stop
+        size_px = size_at(recipe, step / steps.stop)
+        images, lungs, targets = zip(
+            *(training_input(split, index, recipe, size_px, strength, rng) for index in chosen), strict=True
+        )
+        image = torch.from_numpy(np.stack(images)).float().div(255).unsqueeze(1)
+        return image, torch.from_numpy(np.stack(lungs)).float().unsqueeze(1), torch.tensor(targets)
+
+    with ThreadPoolExecutor(1) as ahead:
+        following = ahead.submit(make, steps.start)
+        for step in steps:
+            image, lungs, target = following.result()
+            following = ahead.submit(make, step + 1)
+            yield place.put(image), place.put(lungs), place.put(target)
