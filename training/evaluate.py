@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 from cxr_node.analyse.gate import frontal_score
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
-from cxr_node.analyse.pipeline import classify_batch, segment_batch
+from cxr_node.analyse.pipeline import classifier_inputs, classify_batch, segment_batch
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from training import metrics
 from training.dataset import Radiograph, load_images, load_masks, read_manifest
 from training.gate import read_not_frontal
+from training.probabilities import probabilities as probabilities_of
 from training.segment import intersection_over_union
 
 _BATCH = 16
@@ -44,7 +45,8 @@ def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: st
     if not rows:
         of_source = f" and the source {source!r}" if source else ""
         raise ValueError(f"{data / 'manifest.csv'} has no rows of the split {split!r}{of_source}")
-    probabilities, lungs, scores, heat_in_lungs = _run(networks, load_images(data, rows))
+    images = load_images(data, rows)
+    probabilities, lungs, scores, heat_in_lungs = _run(networks, images)
     targets = np.array([row.class_index for row in rows])
     adults = np.array([row.population == "adult" for row in rows])
     figures: dict[str, Any] = {
@@ -63,6 +65,7 @@ def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: st
         "indeterminate": metrics.indeterminate(targets, probabilities, networks.indeterminate_below),
         "gate": _gate(data, networks, scores),
         "heat_in_lungs": float(heat_in_lungs.mean()),
+        "lungs_hidden": _lungs_hidden(networks, images, lungs, targets, adults),
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -90,6 +93,28 @@ def _run(
         if networks.gate is not None:
             scores += [frontal_score(b, m, networks.gate) for b, m in zip(bottlenecks, masks, strict=True)]
     return np.array(probabilities), np.stack(lungs), np.array(scores), np.array(heat)
+
+
+def _lungs_hidden(
+    networks: Networks, images: NDArray[np.uint8], lungs: NDArray[np.bool_], targets: NDArray[np.int64], adults: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """What the answers are when the lungs are blanked: what lies around them should call nobody ill.
+
+    called_healthy: of each class, the share whose answer is healthy then.
+    adult_auroc: of COVID-19 against healthy among adults then; 0.5 where nothing around the lungs tells them apart.
+    """
+    chances = []
+    for start in tqdm(range(0, len(images), _BATCH), desc="lungs hidden", mininterval=5):
+        part = slice(start, start + _BATCH)
+        crops = classifier_inputs(list(images[part]), list(lungs[part]), networks)
+        chances.append(probabilities_of(networks, [np.where(crop.mask, 0, crop.image).astype(np.uint8) for crop in crops]))
+    found = np.concatenate(chances)
+    healthy = found.argmax(axis=1) == LABELS.index("healthy")
+    shares = {label: healthy[targets == place] for place, label in enumerate(LABELS)}
+    return {
+        "called_healthy": {label: float(share.mean()) if share.size else None for label, share in shares.items()},
+        "adult_auroc": metrics.covid_against_healthy(targets[adults], found[adults])["auroc"],
+    }
 
 
 def _by(groups: list[str], targets: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -26,11 +25,11 @@ from training.explain_pictures import draw_curves, draw_examples, draw_lungs
 from training.explained import Explained, Kept
 from training.explanations import METHODS, explanations
 from training.perturbation import STEPS, aoppc, area_under, by_rank, correlation, deleted, inserted, normalised, perturbed
+from training.probabilities import probabilities
 
 __all__ = ["aoppc", "explain", "perturbed"]
 
 _BATCH = 8
-_FORWARD_BATCH = 32
 _COVID = LABELS.index("covid19_pneumonia")
 _EXAMPLES, _SEGMENTED = 3, 6
 CURVES = ("ppc", "deletion", "insertion")
@@ -168,20 +167,6 @@ def _explained(
         {method: _share(whole[method], annotated) if annotated is not None else None for method in METHODS},
         {method: correlation(heat[method], crop.image, crop.shown) for method in METHODS},
     )
-
-
-def probabilities(networks: Networks, crops: list[NDArray[np.uint8]]) -> NDArray[np.float64]:
-    """Calibrated probabilities of the first encoder, float64 (N, C), as the node reports them, of crops uint8 (S, S)."""
-    places: dict[bytes, int] = {}  # what two steps or methods leave alike, and the empty image, is classified once
-    of_crop = [places.setdefault(crop.tobytes(), len(places)) for crop in crops]
-    different = [crops[of_crop.index(place)] for place in range(len(places))]
-    found = []
-    with networks.running():
-        for start in range(0, len(different), _FORWARD_BATCH):
-            image = networks.to_device(different[start : start + _FORWARD_BATCH])
-            logits = networks.cxrnet.classify(networks.cxrnet.encode(image)[-1])
-            found.append(torch.softmax(logits.double() / networks.temperature, dim=1).cpu().numpy())
-    return np.concatenate(found)[of_crop]
 
 
 def _share(heat: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:

@@ -17,6 +17,7 @@ def beyond(shipped: Run, image_form: Run, without: list[Run]) -> str:
             "## Beyond the paper",
             _groups(shipped),
             _adults(shipped),
+            _around(shipped),
             _calibration(shipped),
             _gate(shipped),
             _unseen(without),
@@ -54,6 +55,19 @@ def _adults(shipped: Run) -> str:
     names = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
     rows = [[title, number(shipped.figure("adult_covid_vs_healthy", key))] for key, title in names.items()]
     return "\n\n".join(["### COVID-19 against healthy, adults only: the number that counts", table(["", "ours"], rows)])
+
+
+def _around(shipped: Run) -> str:
+    rows = [
+        [f"{label.replace('_', ' ')} called healthy", number(shipped.figure("lungs_hidden", "called_healthy", label))]
+        for label in LABELS
+    ]
+    rows.append(["AUROC of COVID-19 against healthy, adults", number(shipped.figure("lungs_hidden", "adult_auroc"))])
+    text = (
+        "The same images with their lungs blanked: what lies around the lungs tells a hospital from another, and should call "
+        "nobody ill. An AUROC of 0.5 would say that nothing of it is left."
+    )
+    return "\n\n".join(["### Without the lungs", text, table(["", "ours"], rows)])
 
 
 def _calibration(shipped: Run) -> str:

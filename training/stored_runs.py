@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cxr_node.nets.weights import shipped_folder
+
 SHIPPED = "shipped"
 SEGMENTATION = "segment"
 IMAGE_FORM = "representation-image"
@@ -54,7 +56,7 @@ class Run:
 
     def recipe(self) -> dict[str, Any] | None:
         """The recipe that the run's weights say they were trained by."""
-        path = self.folder / "weights" / "cxrnet.json"
+        path = (shipped_folder() if self.name == SHIPPED else self.folder / "weights") / "cxrnet.json"
         if not path.exists():
             return None
         recipe = json.loads(path.read_text()).get("training", {}).get("recipe")

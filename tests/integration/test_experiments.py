@@ -68,6 +68,9 @@ def test_each_encoder_goes_from_training_to_figures(few, unet, tmp_path, encoder
     assert sum(map(sum, figures["confusion"])) == 4
     assert figures["indeterminate"]["below"] == described["indeterminate_below"]
     assert json.loads((out / "test" / "metrics.json").read_text()) == figures
+    assert len(figures["lungs_hidden"]["called_healthy"]) == 4
+    if not whole:  # everything is lung, and nothing is left
+        assert figures["lungs_hidden"]["adult_auroc"] in (None, 0.5)
 
 
 def test_the_lungs_may_be_those_of_a_folder_of_weights(few, tmp_path):

@@ -17,9 +17,10 @@ from cxr_node.settings import InferenceSettings
 from tests.small_training import HEADER, blotches, write_weights
 from training import explain as explaining
 from training.dataset import Radiograph
-from training.explain import aoppc, explain, probabilities
+from training.explain import aoppc, explain
 from training.explained import Kept
 from training.explanations import METHODS, explanations
+from training.probabilities import probabilities
 
 SIZE = 32
 

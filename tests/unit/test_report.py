@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cxr_node.nets.weights import describe, shipped_folder
 from cxr_node.records import LABELS
 from training import metrics, paper
 from training.report import write_report
@@ -34,6 +35,7 @@ def store(runs: Path, name: str, **more: object) -> Path:
         "segmentation": {"iou": 0.9512, "dice": 0.975, "count": 3},
         "calibration": {"ece": 0.0321, "temperature": 1.4},
         "indeterminate": metrics.indeterminate(targets, probabilities, 0.61),
+        "lungs_hidden": {"called_healthy": dict.fromkeys(LABELS, 0.875), "adult_auroc": 0.625},
         "gate": {"frontal_accepted": 0.993, "not_frontal_rejected": 0.99},
         **more,
     }
@@ -87,6 +89,22 @@ def test_a_run_s_numbers_stand_beside_the_paper_s(tmp_path):
     assert rows(table_1, "viral")[1] == ["viral", "lung-segmented", "0.748 / 0.000", "0.745 / 0.000", "0.747 / 0.000", "—"]
     assert rows(table_1, "bacterial")[1][2] == "0.891 / 0.500"
     assert cv2.imread(str(tmp_path / "results" / "figure-11.png")) is not None
+
+
+def test_the_shipped_weights_stand_beside_the_run_of_their_form(tmp_path):
+    for name in ("shipped", "original-resnet50_v1", "segmented-resnet50_v1"):
+        store(tmp_path / "runs", name)
+    page = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
+    whole = describe(shipped_folder(), "cxrnet")["preprocessing"]["segmented"] is False
+    original, segmented = rows(section(page, "Table I"), "bacterial")
+    assert (original[-1], segmented[-1]) == (("0.667", "") if whole else ("", "0.667"))
+
+
+def test_what_is_called_without_the_lungs_is_said(tmp_path):
+    store(tmp_path / "runs", "shipped")
+    page = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
+    assert rows(page, "covid19 pneumonia called healthy") == [["covid19 pneumonia called healthy", "0.875"]]
+    assert rows(page, "AUROC of COVID-19 against healthy, adults") == [["AUROC of COVID-19 against healthy, adults", "0.625"]]
 
 
 def test_the_budget_is_what_the_run_s_own_weights_say(tmp_path):
