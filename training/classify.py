@@ -8,6 +8,7 @@ those of real lungs.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from cxr_node.analyse.enhance import classifier_input
@@ -88,6 +90,26 @@ def train(recipe_path: Path, data: Path, segment: Path | None, imagenet: Path | 
         )
 
 
+def running_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """How AveragedModel follows the network: what is older counts `decay` times as much at each step.
+
+    In the first steps it forgets faster, about a tenth of what was averaged so far: a short stage would else end as a
+    network that is still near to what it began as.
+    """
+
+    @torch.no_grad()
+    def follow(averaged: list[Tensor], current: list[Tensor], steps: Tensor | int) -> None:
+        count = int(steps)
+        weight = 1 - min(decay, (1 + count) / (10 + count))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new.to(old.dtype), weight)
+            else:  # a count of batches
+                old.copy_(new)
+
+    return follow
+
+
 def _train_stage(
     network: CXRNet,
     recipe: dict[str, Any],
@@ -102,7 +124,7 @@ def _train_stage(
     plan = {"label_smoothing": recipe["label_smoothing"], **recipe[name]}
     stage = STAGES[name](network, plan)
     shared = place.share(stage)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe["averaging"]), use_buffers=True)
+    average = AveragedModel(network, multi_avg_fn=running_average(recipe["averaging"]), use_buffers=True)
     optimiser = torch.optim.AdamW(stage.trained(), lr=plan["learning_rate"], weight_decay=recipe["weight_decay"])
     first_step = 0
     if number == state["stage"]:
@@ -112,7 +134,7 @@ def _train_stage(
         if "average" in state:
             average.load_state_dict(state["average"])
     steps = plan["images"] // (recipe["batch_size"] * place.world)
-    drawn = batches(splits[0], recipe, range(first_step, steps), number, place)
+    drawn = batches(splits[0], {**recipe, **plan}, range(first_step, steps), number, place)
     bar = tqdm(drawn, initial=first_step, total=steps, desc=name, mininterval=15, disable=not place.first)
     log = Log(out / name) if place.first else None
     figures: list[dict[str, float]] = []

@@ -112,7 +112,7 @@ def training_input(
 def size_at(recipe: dict[str, Any], share: float) -> int:
     """Side of the inputs when `share` (0..1) of a stage's steps are done, in pixels.
 
-    It grows from the recipe's `first_size_px`, if it has one, to `input_size_px` in steps of 32 px over seven tenths of
+    It grows from the stage's `first_size_px`, if it has one, to `input_size_px` in steps of 32 px over seven tenths of
     the stage: what can be learnt from small images is learnt in less time (cf. Howard 2018, Tan and Le 2021).
     """
     last: int = recipe["input_size_px"]

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.optim.swa_utils import AveragedModel
 
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.records import LABELS
-from training.classify import train
+from training.classify import running_average, train
 from training.dataset import Radiograph
 from training.inputs import bias_of_draws, blanked, size_at, training_input
 from training.split import Split
@@ -176,6 +177,25 @@ def test_the_bias_undoes_the_balance_of_the_draws() -> None:
     assert bias[1] == pytest.approx(np.log(0.75 / 0.45))
     assert bias[2] == pytest.approx(np.log(0.25 / 0.45))
     assert bias_of_draws(rows, {"balance": 1.0, "emptied": 0.0})[1:3] == pytest.approx([0, 0])
+
+
+def test_the_running_average_forgets_what_a_short_stage_began_with() -> None:
+    """100 steps away from 0, all at 1: at 0.998 alone the average would still be 0.18; long after, it is that of 0.998."""
+    layer = torch.nn.BatchNorm1d(1)
+    average = AveragedModel(layer, multi_avg_fn=running_average(0.998), use_buffers=True)
+    layer.weight.data.fill_(0.0)
+    average.update_parameters(layer)
+    layer.weight.data.fill_(1.0)
+    layer.num_batches_tracked.fill_(7)
+    for _ in range(100):
+        average.update_parameters(layer)
+    assert average.module.weight.item() > 0.99
+    assert average.module.num_batches_tracked.item() == 7
+    average.n_averaged.fill_(10**6)
+    layer.weight.data.fill_(2.0)
+    before = average.module.weight.item()
+    average.update_parameters(layer)
+    assert average.module.weight.item() == pytest.approx(before + 0.002 * (2 - before), rel=1e-5)
 
 
 def test_a_source_that_is_not_there_cannot_be_left_out(manifest: Path) -> None:
