@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from cxr_node import faults
 from cxr_node.records import AuditEvent, DataFolder, JobState, Sender, StoredInstance
 from cxr_node.store import audit
-from cxr_node.store.database import write
+from cxr_node.store.database import Prepared, write
 from cxr_node.store.digests import earlier_digest_of, is_earlier
 from cxr_node.store.instances import remove
 from cxr_node.store.schema import instances, jobs
@@ -23,12 +23,12 @@ from cxr_node.store.schema import instances, jobs
 _MOST_ATTEMPTS = 10
 
 
-# made once: made anew for each instance, they are a third of its admission
 _KNOWN = select(instances.c.digest, instances.c.removed_at, instances.c.path).where(
     instances.c.sop_instance_uid == bindparam("sop_instance_uid")
 )
-_NEW_INSTANCE = insert(instances).returning(instances.c.id)
-_NEW_JOB = insert(jobs)
+_KNOWN_HERE = Prepared(_KNOWN)
+_NEW_INSTANCE = Prepared(insert(instances).returning(instances.c.id))
+_NEW_JOB = Prepared(insert(jobs).inline())
 
 
 class Admission(StrEnum):
@@ -105,24 +105,24 @@ def _admit(connection: Connection, one: Arrival, replaced: list[str]) -> Admissi
     """Enter an instance; `replaced` is told the paths of files whose rows now have another."""
     stored, sender, header, note = one.stored, one.sender, one.stored.header, one.note
     now = time.time()
-    known = connection.execute(_KNOWN, {"sop_instance_uid": header.sop_instance_uid}).all()
-    if (same := _same([row.digest for row in known], stored.digest, one.folders.root / stored.path)) is not None:
+    known = _KNOWN_HERE.execute(connection, {"sop_instance_uid": header.sop_instance_uid})
+    if (same := _same([row[0] for row in known], stored.digest, one.folders.root / stored.path)) is not None:
         admission = Admission.DUPLICATE
         this = and_(instances.c.sop_instance_uid == header.sop_instance_uid, instances.c.digest == same)
-        if any(row.digest == same and row.removed_at is not None for row in known):
+        if any(known_digest == same and removed_at is not None for known_digest, removed_at, _ in known):
             # its file was gone, and with it what a job could do; now it is back
             connection.execute(
                 update(jobs)
                 .where(jobs.c.state == JobState.HELD, jobs.c.instance_id.in_(select(instances.c.id).where(this)))
                 .values(state=JobState.NEW, attempts=0, not_before=0, reasons="[]", finished_at=None)
             )
-        replaced += [row.path for row in known if row.digest == same and row.path != stored.path]
+        replaced += [path for known_digest, _, path in known if known_digest == same and path != stored.path]
         connection.execute(
             update(instances).where(this).values(removed_at=None, path=stored.path, received_at=now, digest=stored.digest)
         )
     else:
-        instance_id = connection.execute(
-            _NEW_INSTANCE,
+        ((instance_id,),) = _NEW_INSTANCE.execute(
+            connection,
             {
                 "sop_instance_uid": header.sop_instance_uid,
                 "revision": len(known),
@@ -141,13 +141,13 @@ def _admit(connection: Connection, one: Arrival, replaced: list[str]) -> Admissi
                 "received_at": now,
                 "note": note,
             },
-        ).scalar_one()
+        )
         if one.analyse:
-            connection.execute(
-                _NEW_JOB,
+            _NEW_JOB.execute(
+                connection,
                 {
                     "instance_id": instance_id,
-                    "state": JobState.NEW,
+                    "state": str(JobState.NEW),
                     "priority": 0,
                     "attempts": 0,
                     "not_before": 0,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select
 
 from cxr_node.records import AuditEvent
-from cxr_node.store.database import write
+from cxr_node.store.database import Prepared, write
 from cxr_node.store.schema import audit
 
 COLUMNS = tuple(audit.columns.keys())
 """Of what `search` gives, in their order."""
 
-_NEW_EVENT = insert(audit)
+_NEW_EVENT = Prepared(insert(audit).inline())
 
 
 def record(engine: Engine, *events: AuditEvent) -> None:
@@ -28,8 +27,8 @@ def record(engine: Engine, *events: AuditEvent) -> None:
 def add(connection: Connection, *events: AuditEvent) -> None:
     """Add events to the caller's transaction, so that they stand or fall with what they tell of."""
     now = time.time()
-    if events:
-        connection.execute(_NEW_EVENT, [{"at": now, **asdict(event)} for event in events])
+    for one in events:
+        _NEW_EVENT.execute(connection, {"at": now, **vars(one)})
 
 
 def search(
@@ -64,7 +63,7 @@ def search(
     ):
         if "*" in value:
             pattern = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
-            query = query.where(column.like(pattern, escape="\\"))
+            query = query.where(column.ilike(pattern, escape="\\"))
         elif value:
             query = query.where(column == value)
     if since is not None:
