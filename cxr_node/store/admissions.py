@@ -15,9 +15,10 @@ from sqlalchemy.exc import IntegrityError
 from cxr_node import faults
 from cxr_node.records import AuditEvent, DataFolder, JobState, Sender, StoredInstance
 from cxr_node.store import audit
-from cxr_node.store.database import Prepared, write
+from cxr_node.store.database import write
 from cxr_node.store.digests import earlier_digest_of, is_earlier
 from cxr_node.store.instances import remove
+from cxr_node.store.prepared import Prepared
 from cxr_node.store.schema import instances, jobs
 
 _MOST_ATTEMPTS = 10

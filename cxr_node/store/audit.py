@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select
 
 from cxr_node.records import AuditEvent
-from cxr_node.store.database import Prepared, write
+from cxr_node.store.database import write
+from cxr_node.store.prepared import Prepared
 from cxr_node.store.schema import audit
 
 COLUMNS = tuple(audit.columns.keys())

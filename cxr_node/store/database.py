@@ -1,23 +1,23 @@
-"""Opens the database that the roles meet in: engine, SQLite's pragmas, migrations; `postgresql` has what that one needs."""
+"""Opens the database that the roles meet in: engine, SQLite's pragmas, migrations."""
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ClauseElement, Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_node.errors import StoreError
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
-from cxr_node.store import home, postgresql
 from cxr_node.store.backup import back_up, database_file
 from cxr_node.store.instances import make_folders
+from cxr_node.store.prepared import drive
 from cxr_node.store.schema import SCHEMA_REVISION, newer_schema
 
 DatabaseTrouble = SQLAlchemyError
@@ -39,9 +39,6 @@ def open_database(settings: Settings) -> Engine:
         if _revision_of(engine) != SCHEMA_REVISION:
             with _one_at_a_time(folders.root):
                 _migrate(engine, settings)
-        if settings.database.url and not home.is_home(engine, folders.root):
-            with _one_at_a_time(folders.root):
-                home.settle(engine, folders.root)
     return engine
 
 
@@ -59,46 +56,37 @@ def look_into_database(settings: Settings) -> Engine:
     engine = _connect(settings)
     with _in_words(engine):
         current = _revision_of(engine)
-        if current is None:
-            raise StoreError("There is no node in the database that database.url names: start it once with `cxr-node serve`.")
         if current != SCHEMA_REVISION:
             raise StoreError(
                 newer_schema(current)
-                if current > SCHEMA_REVISION
+                if current is not None and current > SCHEMA_REVISION
                 else "The database is one of an older version: start the node once, which brings it up to date."
             )
-        if settings.database.url:
-            home.check(engine, settings.node.data_dir)
     return engine
 
 
 def is_full(error: BaseException) -> bool:
     """Whether a database error says that the disk has no room."""
-    return isinstance(error, SQLAlchemyError) and ("disk is full" in str(error) or postgresql.is_full(error))
+    return isinstance(error, SQLAlchemyError) and "disk is full" in str(error)
 
 
 def _connect(settings: Settings) -> Engine:
     url = settings.database_url
     try:
-        if make_url(url).get_backend_name() == "postgresql":
-            return postgresql.connect(url)
         engine = create_engine(
             url,
             pool_size=5,
             max_overflow=100,
+            pool_pre_ping=not url.startswith("sqlite"),
             hide_parameters=True,  # errors end up in logs, and parameters hold patient IDs
         )
-        if engine.dialect.name != "sqlite":
-            raise ImportError(f"{engine.dialect.name} is neither PostgreSQL nor SQLite")
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        # the first two don't quote the URL, which may hold a password; the last does, of a port that is no number
-        reason = "its port is no number" if isinstance(error, ValueError) else error
+    except (SQLAlchemyError, ImportError) as error:  # neither quotes the URL, which may hold a password
         raise StoreError(
-            f"database.url can't be used ({reason}): write it as postgresql+psycopg://USER:PASSWORD@HOST/NAME, where @ : / and % "
-            "in the password are written as %40 %3A %2F and %25, "
+            f"database.url can't be used ({error}): write it as postgresql+psycopg://USER:PASSWORD@HOST/NAME, "
             "with psycopg installed (the extra `scale`), or leave it empty for SQLite in the data folder."
-        ) from (None if isinstance(error, ValueError) else error)
-    _tune_sqlite(engine)
+        ) from error
+    if engine.dialect.name == "sqlite":
+        _tune_sqlite(engine)
     return engine
 
 
@@ -108,10 +96,6 @@ def _in_words(engine: Engine) -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         engine.dispose()
-        if engine.dialect.name == "postgresql":
-            raise StoreError(
-                f"The database {postgresql.in_print(engine)} can't be used: {postgresql.in_words(error)}"
-            ) from error
         cure = ""
         if "malformed" in str(error) or "not a database" in str(error):
             cure = " It is damaged: stop the node and `cxr-node restore` the newest backup."
@@ -126,51 +110,9 @@ def write(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:  # leaving by an exception rolls back
         connection.begin()
         if engine.dialect.name == "sqlite":
-            _drive(connection, "BEGIN IMMEDIATE", ())
+            drive(connection, "BEGIN IMMEDIATE", ())
         yield connection
         connection.commit()
-
-
-class Prepared:
-    """A statement that is made ready once, for what every instance passes: SQLAlchemy's way takes ten times as long.
-
-    Its values go to the driver, and what the driver gives comes back, as they are: for columns of text and numbers, within
-    `write`.
-    """
-
-    def __init__(self, statement: ClauseElement) -> None:
-        self._statement = statement
-        self._compiled: dict[str, tuple[str, list[str] | None]] = {}
-
-    def execute(self, connection: Connection, values: Mapping[str, object]) -> Sequence[tuple[Any, ...]]:
-        """Execute it; gives the rows that it has, if it is one that has any.
-
-        Args:
-            connection: from `write`.
-            values: of all its parameters, always the same ones.
-
-        Raises:
-            SQLAlchemyError: as for any statement; it quotes no values.
-        """
-        dialect = connection.dialect
-        if dialect.name not in self._compiled:
-            compiled: Any = self._statement.compile(dialect=dialect, column_keys=list(values))
-            self._compiled[dialect.name] = (str(compiled), compiled.positiontup if compiled.positional else None)
-        sql, names = self._compiled[dialect.name]
-        return _drive(connection, sql, values if names is None else [values[name] for name in names])
-
-
-def _drive(connection: Connection, sql: str, values: Any) -> Sequence[tuple[Any, ...]]:
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(sql, values)
-        return cursor.fetchall() if cursor.description else ()
-    except Exception as error:
-        dialect = connection.dialect
-        kind = dialect.loaded_dbapi.Error
-        raise DBAPIError.instance(sql, None, error, kind, hide_parameters=True, dialect=dialect) from error
-    finally:
-        cursor.close()
 
 
 def _tune_sqlite(engine: Engine) -> None:
@@ -208,8 +150,6 @@ def _migrate(engine: Engine, settings: Settings) -> None:
     if current is not None and current != SCHEMA_REVISION:
         back_up(settings)  # as it was before the upgrade
     with write(engine) as connection:
-        if engine.dialect.name == "postgresql":
-            postgresql.wait_for_turn_to_migrate(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
