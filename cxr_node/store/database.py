@@ -1,4 +1,4 @@
-"""Opens the database that the roles meet in: engine, SQLite's pragmas, migrations."""
+"""Opens the database that the roles meet in: engine, SQLite's pragmas, migrations; `postgresql` has what that one needs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_node.errors import StoreError
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
+from cxr_node.store import home, postgresql
 from cxr_node.store.backup import back_up, database_file
 from cxr_node.store.instances import make_folders
 from cxr_node.store.prepared import drive
@@ -39,6 +41,9 @@ def open_database(settings: Settings) -> Engine:
         if _revision_of(engine) != SCHEMA_REVISION:
             with _one_at_a_time(folders.root):
                 _migrate(engine, settings)
+        if settings.database.url and not home.is_home(engine, folders.root):
+            with _one_at_a_time(folders.root):
+                home.settle(engine, folders.root)
     return engine
 
 
@@ -56,37 +61,46 @@ def look_into_database(settings: Settings) -> Engine:
     engine = _connect(settings)
     with _in_words(engine):
         current = _revision_of(engine)
+        if current is None:
+            raise StoreError("There is no node in the database that database.url names: start it once with `cxr-node serve`.")
         if current != SCHEMA_REVISION:
             raise StoreError(
                 newer_schema(current)
-                if current is not None and current > SCHEMA_REVISION
+                if current > SCHEMA_REVISION
                 else "The database is one of an older version: start the node once, which brings it up to date."
             )
+        if settings.database.url:
+            home.check(engine, settings.node.data_dir)
     return engine
 
 
 def is_full(error: BaseException) -> bool:
     """Whether a database error says that the disk has no room."""
-    return isinstance(error, SQLAlchemyError) and "disk is full" in str(error)
+    return isinstance(error, SQLAlchemyError) and ("disk is full" in str(error) or postgresql.is_full(error))
 
 
 def _connect(settings: Settings) -> Engine:
     url = settings.database_url
     try:
+        if make_url(url).get_backend_name() == "postgresql":
+            return postgresql.connect(url)
         engine = create_engine(
             url,
             pool_size=5,
             max_overflow=100,
-            pool_pre_ping=not url.startswith("sqlite"),
             hide_parameters=True,  # errors end up in logs, and parameters hold patient IDs
         )
-    except (SQLAlchemyError, ImportError) as error:  # neither quotes the URL, which may hold a password
+        if engine.dialect.name != "sqlite":
+            raise ImportError(f"{engine.dialect.name} is neither PostgreSQL nor SQLite")
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        # the first two don't quote the URL, which may hold a password; the last does, of a port that is no number
+        reason = "its port is no number" if isinstance(error, ValueError) else error
         raise StoreError(
-            f"database.url can't be used ({error}): write it as postgresql+psycopg://USER:PASSWORD@HOST/NAME, "
+            f"database.url can't be used ({reason}): write it as postgresql+psycopg://USER:PASSWORD@HOST/NAME, where @ : / and % "
+            "in the password are written as %40 %3A %2F and %25, "
             "with psycopg installed (the extra `scale`), or leave it empty for SQLite in the data folder."
-        ) from error
-    if engine.dialect.name == "sqlite":
-        _tune_sqlite(engine)
+        ) from (None if isinstance(error, ValueError) else error)
+    _tune_sqlite(engine)
     return engine
 
 
@@ -94,8 +108,13 @@ def _connect(settings: Settings) -> Engine:
 def _in_words(engine: Engine) -> Iterator[None]:
     try:
         yield
+    except StoreError:
+        engine.dispose()
+        raise
     except SQLAlchemyError as error:
         engine.dispose()
+        if engine.dialect.name == "postgresql":
+            raise StoreError(f"The database {postgresql.in_print(engine)} can't be used: {postgresql.in_words(error)}") from error
         cure = ""
         if "malformed" in str(error) or "not a database" in str(error):
             cure = " It is damaged: stop the node and `cxr-node restore` the newest backup."
@@ -149,7 +168,11 @@ def _migrate(engine: Engine, settings: Settings) -> None:
         raise StoreError(newer_schema(current))
     if current is not None and current != SCHEMA_REVISION:
         back_up(settings)  # as it was before the upgrade
+    if current is None and engine.dialect.name == "postgresql":
+        postgresql.check_encoding(engine)
     with write(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            postgresql.wait_for_turn_to_migrate(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

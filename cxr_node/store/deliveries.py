@@ -41,10 +41,12 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
         due = select(deliveries.c.id).where(_due(destination, now)).order_by(deliveries.c.id).limit(limit)
         if engine.dialect.name == "postgresql":
             due = due.with_for_update(skip_locked=True)
+        # asked first: as part of the update, PostgreSQL may ask it more than once, and take more than `limit`
+        chosen = connection.execute(due).scalars().all()
         ids = list(
             connection.execute(
                 update(deliveries)
-                .where(deliveries.c.id.in_(due))
+                .where(deliveries.c.id.in_(chosen))
                 .values(
                     state=DeliveryState.SENDING,
                     attempts=deliveries.c.attempts + 1,

@@ -39,7 +39,7 @@ def count_states(engine: Engine) -> dict[str, Any]:
         return {
             "received": {
                 "instances": one(select(func.count()).select_from(instances)),
-                "bytes": one(select(func.coalesce(func.sum(instances.c.size_bytes), 0))),
+                "bytes": int(one(select(func.coalesce(func.sum(instances.c.size_bytes), 0)))),  # PostgreSQL's sum is a Decimal
                 "kept_unanalysed": one(select(func.count()).select_from(instances).where(instances.c.note != "")),
                 "last_at": one(select(func.max(instances.c.received_at))),
             },

@@ -5,9 +5,22 @@ Times are UTC seconds since the epoch, from the wall clock, so that leases and w
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The newest migration that this program knows; the migrations' test holds the two together."""
 
 metadata = MetaData(
@@ -19,6 +32,8 @@ metadata = MetaData(
     }
 )
 
+_SIZE = BigInteger().with_variant(Integer, "sqlite")
+
 instances = Table(
     "instances",
     metadata,
@@ -26,7 +41,7 @@ instances = Table(
     Column("sop_instance_uid", String(64), nullable=False),
     Column("revision", Integer, nullable=False),  # 0 for the first content seen under this UID
     Column("digest", String(64), nullable=False),
-    Column("size_bytes", Integer, nullable=False),
+    Column("size_bytes", _SIZE, nullable=False),
     Column("path", String(255), nullable=False),
     Column("sop_class_uid", String(64), nullable=False),
     Column("transfer_syntax_uid", String(64), nullable=False),
@@ -80,7 +95,7 @@ results = Table(
     Column("sop_class_uid", String(64), nullable=False),
     Column("transfer_syntax_uid", String(64), nullable=False),
     Column("path", String(255), nullable=False),
-    Column("size_bytes", Integer, nullable=False),
+    Column("size_bytes", _SIZE, nullable=False),
     Column("created_at", Float, nullable=False, index=True),
     Column("removed_at", Float),
     UniqueConstraint("sop_instance_uid"),
@@ -152,10 +167,18 @@ audit = Table(
     Column("detail", Text, nullable=False),
 )
 
+home = Table(  # one row at most: see `home`
+    "home",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("data_folder", String(36), nullable=False),
+)
+
 
 def newer_schema(revision: str) -> str:
     """What to tell a person whose database is of a newer program."""
     return (
-        f"The database was written by a newer version of cxr-node (schema {revision}, this program knows "
-        f"{SCHEMA_REVISION}). Start that version, or restore the backup made before the upgrade (`cxr-node restore`)."
+        f"The database was written by a newer version of cxr-node (schema {revision}, this program knows {SCHEMA_REVISION}). "
+        "Start that version, or restore the backup made before the upgrade (`cxr-node restore`; PostgreSQL "
+        "with its own tools)."
     )

@@ -1,4 +1,4 @@
-"""The queue on a real SQLite file: admissions, claims, leases, endings, deliveries."""
+"""The queue on a real SQLite file and on a PostgreSQL server: admissions, claims, leases, endings, deliveries."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from cxr_node.errors import StoreError
 from cxr_node.records import AuditEvent, DeliveryState, JobState, ResultKind
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
 from cxr_node.store import admissions, audit, deliveries, jobs, leases, overview, retention
-from cxr_node.store.database import open_database, write
+from cxr_node.store.database import look_into_database, open_database, write
 from cxr_node.store.instances import remove
 from cxr_node.store.schema import jobs as jobs_table
 from tests.store import Store
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "var")
+def store(tmp_path, database_url):
+    opened = Store(tmp_path / "var", database_url)
+    yield opened
+    opened.engine.dispose()
 
 
 def test_the_same_content_twice_is_one_job(store):
@@ -112,7 +114,7 @@ def test_a_retried_job_doubles_neither_results_nor_deliveries(store):
     store.receive()
     (job,) = store.claim()
     store.finish(job)
-    with store.engine.connect() as connection:
+    with write(store.engine) as connection:
         connection.execute(update(jobs_table).values(state=JobState.HELD))
     assert overview.retry_job(store.engine, job.id, "admin")
     (again,) = store.claim()
@@ -196,7 +198,7 @@ def test_the_audit_log_is_searched_by_patient_study_event_and_time(store):
     (job,) = store.claim()
     jobs.reject(store.engine, "w", job, ["a lateral view"])
     audit.record(store.engine, AuditEvent("other", patient_id="SOMEONE"))
-    found = list(audit.search(store.engine, patient_id="P*", event="job-*"))
+    found = list(audit.search(store.engine, patient_id="p*", event="job-*"))  # a wildcard disregards case
     assert [(row["event"], row["outcome"], row["detail"]) for row in found] == [("job-rejected", "rejected", "a lateral view")]
     assert len(list(audit.search(store.engine, study_instance_uid="1.5"))) == 2
     assert list(audit.search(store.engine, since=time.time() + 60)) == []
@@ -204,13 +206,16 @@ def test_the_audit_log_is_searched_by_patient_study_event_and_time(store):
 
 
 def test_a_newer_schema_is_named_and_left_alone(store):
-    with store.engine.connect() as connection:
+    with write(store.engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(StoreError, match="newer version"):
         open_database(store.settings)
+    with pytest.raises(StoreError, match="newer version"):
+        look_into_database(store.settings)
 
 
-def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(store):
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
+def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(store, revision):
     from alembic import command
     from alembic.config import Config
 
@@ -221,13 +226,16 @@ def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(store):
     config.set_main_option("script_location", "cxr_node/store/migrations")
     with write(store.engine) as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "0001")
+        command.downgrade(config, revision)
     store.engine.dispose()
+    with pytest.raises(StoreError, match="older version"):
+        look_into_database(store.settings)
     engine = open_database(store.settings)
     assert overview.list_deliveries(engine) == before
     assert len(deliveries.claim(engine, "pacs", "d", 8, 60)) == 2
     engine.dispose()
-    assert len(list((store.folders.root / "backup").iterdir())) == 1  # as it was before
+    if not store.settings.database.url:
+        assert len(list((store.folders.root / "backup").iterdir())) == 1  # as it was before
 
 
 def test_the_schema_and_its_migrations_agree(store):
@@ -250,7 +258,8 @@ def test_files_and_folders_are_the_owner_s_alone(store):
     assert all(path.stat().st_mode & 0o077 == 0 for path in store.folders.instances.rglob("*.dcm"))
 
 
-def test_the_database_flushes_every_commit(store):
+def test_sqlite_flushes_every_commit(tmp_path):
+    store = Store(tmp_path / "var")
     with store.engine.connect() as connection:
         assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"

@@ -15,6 +15,7 @@ DOORS = {
     "pynetdicom": ("receive", "deliver"),
     "sqlalchemy": ("store",),
     "alembic": ("store",),
+    "psycopg": ("store",),
     "highdicom": ("compose",),
     "dicomanonymizer": ("deidentify",),
     "apscheduler": ("housekeeping",),

@@ -1,0 +1,137 @@
+"""A PostgreSQL server of the tests' own: in a temporary folder, on a free port of loopback, gone with the tests."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from tests.orthanc import free_port, wait_until
+
+USER, PASSWORD = "cxr", "hunter2"
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "max_connections": "200",
+    "fsync": "off",  # no power cut is tested here, and the folder goes anyway
+    "log_statement": "none",
+    "lc_messages": "C",
+}
+
+
+class Postgres:
+    """Runs from construction until `close`, with a password asked of everybody; also a context manager.
+
+    The server refuses to run as root: then it runs as the user `postgres`, which its package makes.
+
+    Args:
+        initdb: path of the program; the server lies beside it.
+    """
+
+    def __init__(self, initdb: str) -> None:
+        self._programs = Path(initdb).resolve().parent
+        self._folder = Path(tempfile.mkdtemp(prefix="cxr-postgres-"))
+        self.port = free_port()
+        self._names = (f"test{number}" for number in itertools.count(1))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._prefix = ["setpriv", "--pdeathsig", "QUIT"]  # it ends with the tests, however these end
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("postgres")
+            os.chown(self._folder, user.pw_uid, user.pw_gid)
+            self._prefix += [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        password = self._folder / "password"
+        password.write_text(PASSWORD)
+        password.chmod(0o644)  # in a folder for one user
+        try:
+            self._run(
+                "initdb",
+                *("--pgdata", self._folder / "data", "--username", USER, "--pwfile", password, "--auth", "scram-sha-256"),
+                *("--encoding", "UTF8", "--locale", "C", "--no-sync"),
+            )
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self) -> None:
+        """Start it, on the same port each time, and wait until it answers."""
+        options = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *self._prefix,
+                    self._programs / "postgres",
+                    *("-D", self._folder / "data", "-p", str(self.port), "-k", self._folder, *options),
+                ],
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+            )
+        wait_until(self._answers, 60, f"PostgreSQL answers, see {self._folder / 'log'}")
+
+    def stop(self) -> None:
+        """Stop it at once, as when its machine goes down: every connection breaks."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(60)
+            self._process = None
+
+    def new_database(self, encoding: str = "UTF8") -> str:
+        """Make an empty database; gives its SQLAlchemy URL."""
+        name = next(self._names)
+        self.execute(
+            SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING {} LOCALE 'C'").format(Identifier(name), encoding), "postgres"
+        )
+        return self.url(name)
+
+    def drop_database(self, url: str) -> None:
+        """Remove a database, whoever is still connected."""
+        self.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(url.rpartition("/")[2])), "postgres")
+
+    def url(self, name: str, password: str = PASSWORD) -> str:
+        """The SQLAlchemy URL of a database."""
+        return f"postgresql+psycopg://{USER}:{password}@127.0.0.1:{self.port}/{name}"
+
+    def execute(self, statement: SQL | str, name: str) -> list[tuple[object, ...]]:
+        """Have the database `name` execute a statement of the test's own; its rows, if it gives any."""
+        with self._connect(name) as connection:
+            cursor = connection.execute(statement)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else []
+
+    def close(self) -> None:
+        """Stop it, and remove all it has."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _connect(self, name: str) -> psycopg.Connection[tuple[object, ...]]:
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=name, autocommit=True, connect_timeout=10
+        )
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
+        try:
+            self._connect("postgres").close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        done = subprocess.run(
+            [*self._prefix, self._programs / program, *arguments], cwd=self._folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def __enter__(self) -> Postgres:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
