@@ -93,8 +93,8 @@ def _connect(settings: Settings) -> Engine:
         if engine.dialect.name != "sqlite":
             raise ImportError(f"{engine.dialect.name} is neither PostgreSQL nor SQLite")
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        # the first two don't quote the URL, which may hold a password; the last does, of a port that is no number
-        reason = "its port is no number" if isinstance(error, ValueError) else error
+        # the first two don't quote the URL, which may hold a password; the last may, of a port that is no number
+        reason = "its password or its port can't be made out" if isinstance(error, ValueError) else error
         raise StoreError(
             f"database.url can't be used ({reason}): write it as postgresql+psycopg://USER:PASSWORD@HOST/NAME, where @ : / and % "
             "in the password are written as %40 %3A %2F and %25, "

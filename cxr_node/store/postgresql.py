@@ -39,8 +39,11 @@ def connect(url: str) -> Engine:
 
     Raises:
         SQLAlchemyError, ImportError: the URL names another driver, or psycopg is not installed.
+        ValueError: it can't be taken apart.
     """
-    named = make_url(url).query
+    parts = make_url(url)
+    if "@" in (parts.host or ""):  # the end of a password
+        raise ValueError("the host holds an @")
     engine = create_engine(
         url,
         pool_size=_POOL_SIZE,
@@ -48,7 +51,7 @@ def connect(url: str) -> Engine:
         pool_pre_ping=True,  # a connection that broke while it was not in use is replaced
         isolation_level="READ COMMITTED",
         hide_parameters=True,  # errors end up in logs, and parameters hold patient IDs
-        connect_args={name: value for name, value in _CONNECT.items() if name not in named},
+        connect_args={name: value for name, value in _CONNECT.items() if name not in parts.query},
     )
     if engine.dialect.driver != "psycopg":
         raise ImportError(f"the driver {engine.dialect.driver} is not psycopg")
