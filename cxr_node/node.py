@@ -26,7 +26,7 @@ from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 from cxr_node.store import lock
 from cxr_node.store.backup import check_integrity
-from cxr_node.store.database import open_database
+from cxr_node.store.database import open_database, why_commits_may_be_lost
 from cxr_node.store.instances import make_folders
 
 log = structlog.get_logger()
@@ -119,6 +119,8 @@ def _house(settings: Settings, *, alone: bool) -> Iterator[None]:
 
     engine = open_database(settings)
     check_integrity(engine)
+    if reason := why_commits_may_be_lost(engine):
+        log.warning(reason)
     clock = housekeeping.start(settings, engine)
     try:
         yield

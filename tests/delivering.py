@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from cxr_node.deliver import loop
 from cxr_node.deliver.loop import Courier
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
-from cxr_node.settings import DestinationSettings, NodeSettings, Settings
+from cxr_node.settings import DatabaseSettings, DestinationSettings, NodeSettings, Settings
 from cxr_node.store import admissions, jobs
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import keep_instance, write_result
@@ -22,10 +22,11 @@ from tests.scps import write_instance
 CLASSES = {ResultKind.REPORT: Comprehensive3DSRStorage, ResultKind.OVERLAY: SecondaryCaptureImageStorage}
 
 
-def settings_for(folder, *ports: int, **destination) -> Settings:
+def settings_for(folder, *ports: int, database_url: str = "", **destination) -> Settings:
     """Settings with a destination for each port, named pacs0, pacs1, …"""
     return Settings(
         node=NodeSettings(data_dir=folder / "var"),
+        database=DatabaseSettings(url=database_url),
         destinations=tuple(
             DestinationSettings(
                 name=f"pacs{n}", ae_title="PACS", host="127.0.0.1", port=port, **{"timeout_s": 10.0, **destination}
@@ -49,7 +50,7 @@ class Queue:
         header = InstanceHeader(generate_uid(), "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2", generate_uid(), "1.2", "", "")
         temporary = self.folders.incoming / header.sop_instance_uid
         temporary.write_bytes(b"image")
-        stored = keep_instance(self.folders, temporary, header, f"blake3:{header.sop_instance_uid}")
+        stored = keep_instance(self.folders, temporary, header, f"blake3:{header.sop_instance_uid}"[:64])
         admissions.admit(self.engine, self.folders, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=True)
         [job] = jobs.claim(self.engine, "worker", 1, 60, 3)
         made = []

@@ -21,7 +21,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from sqlalchemy import select
 
 from cxr_node.receive import scp
-from cxr_node.settings import NodeSettings, ReceiveSettings, Settings, TlsSettings
+from cxr_node.settings import DatabaseSettings, NodeSettings, ReceiveSettings, Settings, TlsSettings
 from cxr_node.store import schema
 from cxr_node.store.database import open_database
 
@@ -29,10 +29,18 @@ from cxr_node.store.database import open_database
 class Receiver:
     """The receive role on a free port of loopback, from `with` to its end."""
 
-    def __init__(self, folder: Path, senders: tuple[Any, ...] = (), tls: TlsSettings | None = None, **receive: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        senders: tuple[Any, ...] = (),
+        tls: TlsSettings | None = None,
+        database_url: str = "",
+        **receive: Any,
+    ) -> None:
         self.folder = folder
         self.settings = Settings(
             node=NodeSettings(ae_title="NODE", port=0, data_dir=folder),
+            database=DatabaseSettings(url=database_url),
             receive=ReceiveSettings(**({"min_free_mb": 0, "processes": 1} | receive)),
             senders=senders,
             tls=tls or TlsSettings(),

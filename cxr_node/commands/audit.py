@@ -44,21 +44,22 @@ def audit_search(
     config: Config = None,
 ) -> None:
     """Search the audit log, oldest first. The search itself is audited."""
-    engine = open_engine(config)
-    rows = [
-        {**row, "at": datetime.fromtimestamp(row["at"], UTC).isoformat(timespec="milliseconds")}
-        for row in audit.search(
-            engine,
-            patient_id=patient,
-            study_instance_uid=study,
-            event=event,
-            user=user,
-            since=since.timestamp() if since else None,
-            until=until.timestamp() if until else None,
-            limit=limit,
-        )
-    ]
-    audit.record(engine, AuditEvent("audit-searched", user=operator(), patient_id=patient, study_instance_uid=study))
+    with open_engine(config) as engine:
+        rows = [
+            {**row, "at": datetime.fromtimestamp(row["at"], UTC).isoformat(timespec="milliseconds")}
+            for row in audit.search(
+                engine,
+                patient_id=patient,
+                study_instance_uid=study,
+                event=event,
+                user=user,
+                since=since.timestamp() if since else None,
+                until=until.timestamp() if until else None,
+                limit=limit,
+            )
+        ]
+        searched = AuditEvent("audit-searched", user=operator(), patient_id=patient[:64], study_instance_uid=study[:64])
+        audit.record(engine, searched)
     if table_format == TableFormat.JSON:
         print(json.dumps(rows, indent=2))
     elif table_format == TableFormat.CSV:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,11 +32,16 @@ def operator() -> str:
         return f"uid {os.getuid()}"
 
 
-def open_engine(config: Path | None) -> Engine:
+@contextmanager
+def open_engine(config: Path | None) -> Iterator[Engine]:
     """The database of the node that the settings name; it is looked into, and never made or migrated."""
     from cxr_node.store.database import look_into_database
 
-    return look_into_database(load_settings(config))
+    engine = look_into_database(load_settings(config))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def in_words(value: Any) -> str:

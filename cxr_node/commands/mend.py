@@ -13,7 +13,7 @@ from cxr_node.errors import CxrNodeError, Rejected, StoreError
 from cxr_node.records import AuditEvent, DataFolder, Sender, StoredInstance
 from cxr_node.settings import Settings, load_settings
 from cxr_node.store import admissions, audit, backup, differences, digests, instances, lock
-from cxr_node.store.database import open_database
+from cxr_node.store.database import open_database, why_commits_may_be_lost
 from cxr_node.store.differences import CURES, Difference, Kind
 from cxr_node.store.overview import held_by_reason
 
@@ -30,17 +30,21 @@ def doctor(
 ) -> None:
     """Look for damage, and for files and rows that don't agree; exit status 1 if any is left."""
     settings = load_settings(config)
-    engine = open_engine(config)
     ill = False
-    try:
-        try:
-            backup.check_integrity(engine, thoroughly=True)
-            print("The database is whole.")
-        except StoreError as error:
-            print(error)
-            ill = True
-        newest = backup.backups(settings)[:1]
-        print(f"The newest backup is {newest[0]}." if newest else "There is no backup yet.")
+    with open_engine(config) as engine:
+        if settings.database.url:
+            print("The database is not the node's own: whether it is whole, and its backups, are for its own tools to say.")
+            if reason := why_commits_may_be_lost(engine):
+                print(reason)
+        else:
+            try:
+                backup.check_integrity(engine, thoroughly=True)
+                print("The database is whole.")
+            except StoreError as error:
+                print(error)
+                ill = True
+            newest = backup.backups(settings)[:1]
+            print(f"The newest backup is {newest[0]}." if newest else "There is no backup yet.")
         found = differences.find_differences(engine, DataFolder(settings.node.data_dir), _UNDER_WAY_S)
         _show(found)
         if mend and found:
@@ -50,8 +54,6 @@ def doctor(
             print("Nothing was changed; --mend does what stands behind the arrows.")
         for row in held_by_reason(engine):
             print(f"held: {row['count']} {row['what']}: {row['reason']}")
-    finally:
-        engine.dispose()
     if ill or (found and not mend):
         raise typer.Exit(1)
 
@@ -59,10 +61,11 @@ def doctor(
 def back_up(config: Config = None) -> None:
     """Copy the database while the node runs (it does so every hour by itself); prints where to."""
     settings = load_settings(config)
-    open_engine(config).dispose()
+    with open_engine(config):  # there is a node
+        pass
     path = backup.back_up(settings)
     if path is None:
-        raise CxrNodeError("database.url names another database than the node's own: back it up with its own tools.")
+        raise CxrNodeError("database.url names a database that is not the node's own: back it up with its own tools (pg_dump).")
     print(path)
 
 
@@ -72,6 +75,8 @@ def restore(
 ) -> None:
     """Put a backup of the database back, and enter what was received since; the node must be stopped."""
     settings = load_settings(config)
+    if settings.database.url:
+        raise CxrNodeError(backup.NOT_OURS)
     there_are = backup.backups(settings)
     chosen = file or next(iter(there_are), None)
     if chosen is None:

@@ -38,11 +38,12 @@ def queue_list(
     states: type[StrEnum] = JobState if what == What.JOBS and not destination else DeliveryState
     if state and state not in list(states):
         raise CxrNodeError(f"--state {state!r} is none of {', '.join(states)}.")
-    engine = open_engine(config)
-    if states is JobState:
-        rows = overview.list_jobs(engine, state=state, study=study, sender=sender, limit=limit)
-    else:
-        rows = overview.list_deliveries(engine, state=state, study=study, sender=sender, destination=destination, limit=limit)
+    filters: dict[str, Any] = {"state": state, "study": study, "sender": sender, "limit": limit}
+    with open_engine(config) as engine:
+        if states is JobState:
+            rows = overview.list_jobs(engine, **filters)
+        else:
+            rows = overview.list_deliveries(engine, destination=destination, **filters)
     if as_json:
         print(json.dumps(rows, indent=2))
     elif states is JobState:
@@ -55,7 +56,8 @@ def queue_list(
 @app.command("show")
 def queue_show(job: Annotated[int, typer.Argument(help="Job number.")], config: Config = None, as_json: AsJson = False) -> None:
     """Show one job with its results and deliveries."""
-    found = overview.show_job(open_engine(config), job)
+    with open_engine(config) as engine:
+        found = overview.show_job(engine, job)
     if found is None:
         raise CxrNodeError(f"There is no job {job}; `cxr-node queue list` shows those there are.")
     if as_json:
@@ -74,15 +76,9 @@ def _change(action: str, help_text: str) -> None:
         destination: Annotated[str, typer.Option(help="With --held: deliveries to this destination.")] = "",
         config: Config = None,
     ) -> None:
-        engine = open_engine(config)
         deliveries = of_deliveries or bool(destination)
-        chosen = list(numbers or [])
-        if all_held and deliveries:
-            chosen += [row["id"] for row in overview.list_deliveries(engine, state="held", destination=destination)]
-        elif all_held:
-            chosen += [row["id"] for row in overview.list_jobs(engine, state="held")]
         noun = "delivery" if deliveries else "job"
-        if not chosen and not all_held:
+        if not numbers and not all_held:
             raise CxrNodeError(f"Name the {noun} by its number, or all that are held with --held.")
         changes = {
             ("retry", False): overview.retry_job,
@@ -91,7 +87,13 @@ def _change(action: str, help_text: str) -> None:
             ("cancel", True): overview.cancel_delivery,
         }
         change = changes[action, deliveries]
-        refused = [number for number in chosen if not change(engine, number, operator())]
+        with open_engine(config) as engine:
+            chosen = list(numbers or [])
+            if all_held and deliveries:
+                chosen += [row["id"] for row in overview.list_deliveries(engine, state="held", destination=destination)]
+            elif all_held:
+                chosen += [row["id"] for row in overview.list_jobs(engine, state="held")]
+            refused = [number for number in chosen if not change(engine, number, operator())]
         print(f"{action}: {len(chosen) - len(refused)} of {len(chosen)}")
         if refused:
             listed = ", ".join(map(str, refused))

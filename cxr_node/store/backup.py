@@ -18,6 +18,12 @@ from cxr_node.store.schema import SCHEMA_REVISION, newer_schema
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+NOT_OURS = (
+    "database.url names a database that is not the node's own: restore it with its own tools (pg_restore) while the node is "
+    "stopped, then `cxr-node doctor --mend`, which enters what was received since."
+)
+"""What to say to who would restore another database than SQLite."""
+
 _NAME = "cxr-node-%Y%m%dT%H%M%SZ.sqlite3"
 _HOURLY, _DAILY = 6, 7
 
@@ -97,7 +103,7 @@ def restore(settings: Settings, backup: Path) -> Path | None:
         StoreError: the backup is damaged or of a newer program, or it can't be written.
     """
     if settings.database.url:
-        raise StoreError("database.url names another database than the node's own: restore it with its own tools.")
+        raise StoreError(NOT_OURS)
     check_file(backup)
     current = database_file(settings)
     temporary = current.with_suffix(".restoring")

@@ -74,6 +74,13 @@ def look_into_database(settings: Settings) -> Engine:
     return engine
 
 
+def why_commits_may_be_lost(engine: Engine) -> str:
+    """Why a power cut could take what was acknowledged, for a person; empty if it couldn't."""
+    if engine.dialect.name == "postgresql" and postgresql.loses_at_power_cut(engine):
+        return "The PostgreSQL server runs with fsync = off: a power cut may take what the node has acknowledged. Turn it on."
+    return ""
+
+
 def is_full(error: BaseException) -> bool:
     """Whether a database error says that the disk has no room."""
     return isinstance(error, SQLAlchemyError) and ("disk is full" in str(error) or postgresql.is_full(error))

@@ -19,7 +19,7 @@ from cxr_node.deliver.scu import Association
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, ReceiveSettings, SenderSettings, Settings
 from cxr_node.store import commitments, overview, reports
-from cxr_node.store.database import open_database
+from cxr_node.store.database import open_database, write
 from tests.committing import UNCOMPRESSED, Committing, Modality, everything
 from tests.delivering import NEVER, Queue, courier_for, running, settings_for, until
 from tests.orthanc import Orthanc, free_port, wait_until
@@ -33,11 +33,13 @@ def events(queue):
 
 
 @pytest.fixture
-def queue_for(tmp_path):
+def queue_for(tmp_path, database_url):
     queues = []
 
     def make(port, **destination):
-        queues.append(Queue(settings_for(tmp_path, port, storage_commitment=True, **destination), tmp_path))
+        queues.append(
+            Queue(settings_for(tmp_path, port, database_url=database_url, storage_commitment=True, **destination), tmp_path)
+        )
         return queues[-1]
 
     yield make
@@ -46,7 +48,7 @@ def queue_for(tmp_path):
 
 
 def let_time_pass(queue):
-    with queue.engine.connect() as connection:
+    with write(queue.engine) as connection:
         connection.execute(text("UPDATE deliveries SET not_before = 0"))
 
 
@@ -130,7 +132,7 @@ class TestAskingADestination:
     def test_one_that_never_reports_is_held_in_the_end_with_the_reason(self, queue_for):
         queue = queue_for(1)
         queue.analyse_one()
-        with queue.engine.connect() as connection:
+        with write(queue.engine) as connection:
             connection.execute(text("UPDATE deliveries SET state = 'committing', attempts = 1"))
         for _ in range(12):
             assert commitments.prepare_to_ask(queue.engine, "pacs0", 600) is not None
@@ -178,7 +180,7 @@ class TestAskingADestination:
     def test_switched_off_what_is_stored_is_sent(self, queue_for):
         queue = queue_for(1)
         queue.analyse_one()
-        with queue.engine.connect() as connection:
+        with write(queue.engine) as connection:
             connection.execute(text("UPDATE deliveries SET state = 'committing'"))
         commitments.ask_no_more(queue.engine, "pacs0")
         assert queue.states() == ["sent"] * 2
@@ -186,7 +188,7 @@ class TestAskingADestination:
     def test_a_report_of_an_unknown_transaction_changes_nothing(self, queue_for):
         queue = queue_for(1)
         made = queue.analyse_one()
-        with queue.engine.connect() as connection:
+        with write(queue.engine) as connection:
             connection.execute(text("UPDATE deliveries SET state = 'committing', transaction_uid = '2.25.1'"))
         assert commitments.note_report(queue.engine, "2.25.2", list(made.values()), {}) == 0
         assert queue.states() == ["committing"] * 2
@@ -194,7 +196,7 @@ class TestAskingADestination:
     def test_what_is_never_kept_is_held_in_the_end_with_the_reason(self, queue_for):
         queue = queue_for(1)
         made = queue.analyse_one()
-        with queue.engine.connect() as connection:
+        with write(queue.engine) as connection:
             connection.execute(text("UPDATE deliveries SET state = 'committing', transaction_uid = '2.25.1', attempts = 20"))
         commitments.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made.values(), NO_SUCH_INSTANCE))
         assert queue.states() == ["held"] * 2
@@ -203,7 +205,7 @@ class TestAskingADestination:
     def test_a_report_that_forgets_an_object_leaves_it_to_be_asked_for_again(self, queue_for):
         queue = queue_for(1)
         made = list(queue.analyse_one().values())
-        with queue.engine.connect() as connection:
+        with write(queue.engine) as connection:
             connection.execute(text("UPDATE deliveries SET state = 'committing', transaction_uid = '2.25.1'"))
         commitments.note_report(queue.engine, "2.25.1", made[:1], {})
         assert sorted(queue.states()) == ["committing", "sent"]
@@ -245,9 +247,9 @@ def test_orthanc_reports_over_an_association_of_its_own(tmp_path, peer):
 
 
 class TestCommittingForAModality:
-    def test_over_the_association_of_the_request(self, tmp_path):
+    def test_over_the_association_of_the_request(self, tmp_path, database_url):
         modality = Modality()
-        with Receiver(tmp_path / "var", processes=1) as receiver:
+        with Receiver(tmp_path / "var", database_url=database_url, processes=1) as receiver:
             here, elsewhere = radiograph(), radiograph()
             with associated(receiver) as assoc:
                 assert send(assoc, here) == 0
@@ -288,13 +290,13 @@ class TestCommittingForAModality:
                     wait_until(lambda: receiver.rows("commitment_reports")[0]["state"] == "sent", 20, "the report noted")
         assert modality.reports == [(transaction_uid, [ds.SOPInstanceUID], {})]
 
-    def test_one_that_cannot_be_told_is_held_with_the_reason_and_told_once_the_settings_say_where(self, tmp_path):
+    def test_one_that_cannot_be_told_is_held_with_the_reason_and_told_once_the_settings_say_where(self, tmp_path, database_url):
         modality = Modality()
-        with Receiver(tmp_path / "var", processes=1) as receiver:
+        with Receiver(tmp_path / "var", database_url=database_url, processes=1) as receiver:
             modality.ask(receiver.port, [(ComputedRadiographyImageStorage, "1.2.3")], stay=False)
             engine = open_database(receiver.settings)
             wait_until(lambda: receiver.rows("commitment_reports")[0]["reason"], 20, "the association found closed")
-            with engine.connect() as connection:
+            with write(engine) as connection:
                 connection.execute(text("UPDATE commitment_reports SET not_before = 0"))
             with running(receiver.settings):
                 wait_until(lambda: receiver.rows("commitment_reports")[0]["state"] == "held", 20, "held")
@@ -307,8 +309,8 @@ class TestCommittingForAModality:
                 with running(receiver.settings.model_copy(update={"senders": (sender,)})):
                     assert modality.reported.wait(20)
 
-    def test_old_reports_are_forgotten(self, tmp_path):
-        engine = open_database(Settings(node=NodeSettings(data_dir=tmp_path / "var")))
+    def test_old_reports_are_forgotten(self, tmp_path, database_url):
+        engine = open_database(settings_for(tmp_path, database_url=database_url))
         for _ in range(2):
             report = reports.owe_report(engine, "2.25.1", "MODALITY1", "127.0.0.1", [], {}, wait_s=0)
         reports.report_sent(engine, report)

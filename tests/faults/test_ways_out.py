@@ -19,7 +19,7 @@ from cxr_node.limits import is_trouble_here
 from cxr_node.records import DeliveryState, JobState
 from cxr_node.settings import NodeSettings, ReceiveSettings, RetentionSettings, Settings
 from cxr_node.store import deliveries, instances, jobs, leases, lock, overview, retention
-from cxr_node.store.database import open_database
+from cxr_node.store.database import open_database, write
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import jobs as jobs_table
@@ -29,8 +29,10 @@ YEAR_S = 365 * 86400.0
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "var")
+def store(tmp_path, database_url):
+    opened = Store(tmp_path / "var", database_url)
+    yield opened
+    opened.engine.dispose()
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def finished(store):
 
 
 def change(store, table, **values):
-    with store.engine.connect() as connection:
+    with write(store.engine) as connection:
         connection.execute(update(table).values(**values))
 
 

@@ -24,7 +24,7 @@ from cxr_node.errors import CxrNodeError
 from cxr_node.phantom import chest_phantom
 from cxr_node.receive.small_pacs import SmallPACS
 from cxr_node.records import LABELS
-from tests.integration.test_queue import Store
+from tests.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,18 @@ def phantom_png(tmp_path_factory):
 
 
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path, database_url):
     path = tmp_path / "node.toml"
-    path.write_text(f'[node]\nport = 0\ndata_dir = "{tmp_path / "var"}"\n')
+    path.write_text(f'[node]\nport = 0\ndata_dir = "{tmp_path / "var"}"\n[database]\nurl = "{database_url}"\n')
     return path
+
+
+@pytest.fixture
+def store(tmp_path, database_url):
+    """The node that `config` is of."""
+    opened = Store(tmp_path / "var", database_url)
+    yield opened
+    opened.engine.dispose()
 
 
 def run(*arguments):
@@ -137,8 +145,7 @@ def test_the_same_picture_gets_the_same_results_each_time(tmp_path, phantom_png)
     assert uids[0] == uids[1]
 
 
-def test_status_counts_by_state(tmp_path, config):
-    store = Store(tmp_path / "var")
+def test_status_counts_by_state(store, config):
     store.receive(uid="1.2.1", content=b"a")
     store.receive(uid="1.2.2", content=b"b")
     store.finish(store.claim(limit=1)[0])
@@ -154,8 +161,7 @@ def test_status_counts_by_state(tmp_path, config):
     assert found["model_version"] == found["model"]["version"]
 
 
-def test_queue_lists_filters_shows_retries_and_cancels(tmp_path, config):
-    store = Store(tmp_path / "var")
+def test_queue_lists_filters_shows_retries_and_cancels(store, config):
     store.receive(uid="1.2.1", content=b"a")
     store.receive(uid="1.2.2", content=b"b")
     job = store.claim(limit=1)[0]
@@ -175,8 +181,7 @@ def test_queue_lists_filters_shows_retries_and_cancels(tmp_path, config):
 
 
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
-def test_audit_search_finds_the_patient_and_is_itself_audited(tmp_path, config, form):
-    store = Store(tmp_path / "var")
+def test_audit_search_finds_the_patient_and_is_itself_audited(store, config, form):
     store.receive()
     result = run("audit", "search", "--patient", "PID", "--format", form, "--config", config)
     assert result.exit_code == 0, result.output
@@ -291,20 +296,19 @@ def test_a_file_that_can_not_be_sent_costs_itself_alone(tmp_path, phantom_png):
     assert len(pacs.received) == 1
 
 
-def test_audit_search_works_for_a_user_without_a_name(tmp_path, config, monkeypatch):
+def test_audit_search_works_for_a_user_without_a_name(store, config, monkeypatch):
     import getpass
 
     def nameless():
         raise KeyError("getpwuid(): uid not found")
 
-    Store(tmp_path / "var")
     monkeypatch.setattr(getpass, "getuser", nameless)
     assert run("audit", "search", "--config", config).exit_code == 0
     assert "uid " in run("audit", "search", "--config", config).stdout
 
 
-def test_an_empty_audit_search_has_the_same_columns(tmp_path, config):
-    Store(tmp_path / "var").receive()
+def test_an_empty_audit_search_has_the_same_columns(store, config):
+    store.receive()
     full = run("audit", "search", "--format", "csv", "--config", config).stdout.splitlines()[0]
     empty = run("audit", "search", "--format", "csv", "--patient", "NOBODY", "--config", config).stdout.splitlines()
     assert empty == [full]

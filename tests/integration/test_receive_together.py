@@ -1,4 +1,4 @@
-"""Group commit on a real SQLite file."""
+"""Group commit on a real SQLite file, and on a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy import event, func, select
 
 from cxr_node.receive.together import Together
 from cxr_node.records import DataFolder, InstanceHeader, Sender, StoredInstance
-from cxr_node.settings import NodeSettings, Settings
+from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
 from cxr_node.store.admissions import Admission, Arrival
 from cxr_node.store.database import open_database
 from cxr_node.store.schema import instances
@@ -21,14 +21,19 @@ from tests.orthanc import wait_until
 
 
 @pytest.fixture
-def engine(tmp_path):
-    opened = open_database(Settings(node=NodeSettings(data_dir=tmp_path)))
+def settings(tmp_path, database_url):
+    return Settings(node=NodeSettings(data_dir=tmp_path), database=DatabaseSettings(url=database_url))
+
+
+@pytest.fixture
+def engine(settings):
+    opened = open_database(settings)
     yield opened
     opened.dispose()
 
 
-def together_on(engine):
-    return Together(engine, Path(engine.url.database).with_name("lock"))
+def together_on(engine, settings):
+    return Together(engine, settings.node.data_dir / "lock")
 
 
 def arrival(number, digest=""):
@@ -78,30 +83,30 @@ def gathered(together, expected):
     return wait
 
 
-def test_enters_one_alone_at_once(engine):
-    assert together_on(engine).admit(arrival(1)) is Admission.QUEUED
+def test_enters_one_alone_at_once(engine, settings):
+    assert together_on(engine, settings).admit(arrival(1)) is Admission.QUEUED
     assert count(engine) == 1
 
 
-def test_those_who_waited_are_entered_in_one_transaction(engine):
+def test_those_who_waited_are_entered_in_one_transaction(engine, settings):
     commits = []
     event.listen(engine, "commit", lambda _connection: commits.append(1))
-    together = together_on(engine)
+    together = together_on(engine, settings)
     outcomes = admit_at_once(together, engine, [arrival(number) for number in range(8)], gathered(together, 7))
     assert outcomes == [Admission.QUEUED] * 8
     assert count(engine) == 8
     assert len(commits) == 2, "the first alone, then the seven that had gathered"
 
 
-def test_the_same_instance_twice_in_one_transaction_is_one(engine):
-    together = together_on(engine)
+def test_the_same_instance_twice_in_one_transaction_is_one(engine, settings):
+    together = together_on(engine, settings)
     outcomes = admit_at_once(together, engine, [arrival(1), arrival(2), arrival(2)], gathered(together, 2))
     assert sorted(outcomes) == [Admission.DUPLICATE, Admission.QUEUED, Admission.QUEUED]
     assert count(engine) == 2
 
 
-def test_one_that_fails_fails_alone(engine):
-    together = together_on(engine)
+def test_one_that_fails_fails_alone(engine, settings):
+    together = together_on(engine, settings)
     broken = arrival(3)
     broken = replace(broken, stored=replace(broken.stored, path=object()))
     outcomes = admit_at_once(together, engine, [arrival(1), arrival(2), broken, arrival(4)], gathered(together, 3))
@@ -110,20 +115,20 @@ def test_one_that_fails_fails_alone(engine):
     assert count(engine) == 3
 
 
-def _admit_many(folder, begin):
+def _admit_many(settings, begin):
     """In a process of its own: enter instances of that process, one after the other."""
-    opened = open_database(Settings(node=NodeSettings(data_dir=folder)))
-    together = together_on(opened)
+    opened = open_database(settings)
+    together = together_on(opened, settings)
     for number in range(begin, begin + 20):
         together.admit(arrival(number))
     opened.dispose()
 
 
-def test_processes_enter_one_after_the_other_and_nothing_is_lost(engine, tmp_path):
-    processes = [multiprocessing.get_context("spawn").Process(target=_admit_many, args=(tmp_path, at)) for at in (100, 200)]
+def test_processes_enter_one_after_the_other_and_nothing_is_lost(engine, settings):
+    processes = [multiprocessing.get_context("spawn").Process(target=_admit_many, args=(settings, at)) for at in (100, 200)]
     for process in processes:
         process.start()
-    together = together_on(engine)
+    together = together_on(engine, settings)
     for number in range(20):
         together.admit(arrival(number))
     for process in processes:
@@ -132,10 +137,10 @@ def test_processes_enter_one_after_the_other_and_nothing_is_lost(engine, tmp_pat
     assert count(engine) == 60
 
 
-def test_waits_for_another_process_that_commits(engine):
-    together = together_on(engine)
+def test_waits_for_another_process_that_commits(engine, settings):
+    together = together_on(engine, settings)
     entered = threading.Event()
-    with Path(engine.url.database).with_name("lock").open("w") as other:
+    with (settings.node.data_dir / "lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         thread = threading.Thread(target=lambda: (together.admit(arrival(1)), entered.set()))
         thread.start()
