@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
+from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from cxr_node import tls
@@ -105,16 +106,24 @@ class Housekeeping:
         instances.remove(self._folders, path)
 
 
+def _note_failure(event: JobExecutionEvent) -> None:
+    """It is tried again when its time comes."""
+    log.error("housekeeping failed", what=event.job_id, exc_info=event.exception)
+
+
 def start(settings: Settings, engine: Engine) -> BackgroundScheduler:
     """Start the clock; the caller shuts it down."""
     scheduler = BackgroundScheduler(timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": 3600})
     keeper = Housekeeping(settings, engine)
     now = datetime.now(UTC)
-    scheduler.add_job(keeper.keep_retention, "interval", hours=1, next_run_time=now + timedelta(minutes=1))
-    scheduler.add_job(keeper.back_up, "interval", hours=1, next_run_time=now + timedelta(minutes=2))
-    scheduler.add_job(keeper.make_room, "interval", seconds=20, next_run_time=now)
-    scheduler.add_job(keeper.watch_the_clock, "interval", minutes=1)
-    scheduler.add_job(tls.warn_of_ends, "interval", (settings,), hours=24, next_run_time=datetime.now(UTC) + timedelta(minutes=1))
-    scheduler.add_job(leases.release_dead, "interval", (engine,), seconds=15)
+    scheduler.add_job(keeper.keep_retention, "interval", id="retention", hours=1, next_run_time=now + timedelta(minutes=1))
+    scheduler.add_job(keeper.back_up, "interval", id="backup", hours=1, next_run_time=now + timedelta(minutes=2))
+    scheduler.add_job(keeper.make_room, "interval", id="room", seconds=20, next_run_time=now)
+    scheduler.add_job(keeper.watch_the_clock, "interval", id="clock", minutes=1)
+    scheduler.add_job(
+        tls.warn_of_ends, "interval", (settings,), id="certificates", hours=24, next_run_time=now + timedelta(minutes=1)
+    )
+    scheduler.add_job(leases.release_dead, "interval", (engine,), id="leases", seconds=15)
+    scheduler.add_listener(_note_failure, EVENT_JOB_ERROR)
     scheduler.start()
     return scheduler

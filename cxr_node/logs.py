@@ -41,20 +41,22 @@ def set_up(level: str = "info", role: str = "") -> None:
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # whatever stderr is at the time
         cache_logger_on_first_use=False,
     )
-    # the DICOM libraries log and warn of values, and with them of patients' names
-    for name in ("pynetdicom", "pydicom", "highdicom"):
+    # the DICOM libraries log and warn of values, and with them of patients' names; the scheduler of whole errors, which
+    # `housekeeping` does better
+    for name in ("pynetdicom", "pydicom", "highdicom", "apscheduler"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
 
 
 def explain(error: BaseException) -> str:
-    """An exception without the values it may quote: our own in full, others as their type and where they came from."""
+    """An exception without the values it may quote: our own in full, others as their type, their place and our notes."""
     if isinstance(error, CxrNodeError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    ours = "".join(f": {note}" for note in getattr(error, "__notes__", ()))
     system = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
-    return f"{type(error).__name__}{system}{place}"
+    return f"{type(error).__name__}{system}{place}{ours}"
 
 
 def _without_values(_logger: object, _name: str, event: EventDict) -> EventDict:

@@ -127,16 +127,18 @@ class Reporter:
 
     def run(self, stop: threading.Event) -> None:
         """Report until `stop` is set."""
-        first = True
+        first, troubles = True, 0
         while not stop.is_set():
             try:
                 if first:
                     reports.retry_held_reports(self._engine, self._listening)
                     first = False
                 self.report_due(stop)
+                troubles = 0
             except Exception:
                 log.exception("reports of storage commitment failed")
-            stop.wait(_BETWEEN_LOOKS_S)
+                troubles += 1
+            stop.wait(backoff_s(troubles, _FIRST_PAUSE_S, _LONGEST_PAUSE_S) if troubles else _BETWEEN_LOOKS_S)
 
     def report_due(self, stop: threading.Event) -> None:
         """Send each report that is due."""

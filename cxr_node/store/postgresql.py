@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from cxr_node.errors import StoreError
@@ -30,6 +30,7 @@ _CONNECT = {
 _MIGRATION_LOCK = 0x63_78_72_2D_6E_6F_64_65
 """The letters of the program's name: what keeps roles on several machines from migrating at the same time."""
 
+_GOING = ("08", "57P")
 _DISK_FULL, _READ_ONLY, _NOT_ALLOWED = "53100", "25006", "42501"
 """SQLSTATEs (PostgreSQL's documentation, appendix A)."""
 
@@ -94,7 +95,7 @@ def in_words(error: SQLAlchemyError) -> str:
     """What the server, or the way to it, said, and what to do; without rows, which the server quotes after the first line."""
     cause = getattr(error, "orig", None)
     state = getattr(cause, "sqlstate", None)
-    said = getattr(getattr(cause, "diag", None), "message_primary", None) or " ".join(str(cause or error).split())
+    said = getattr(getattr(cause, "diag", None), "message_primary", None) or str(cause or error).partition("\n")[0]
     if state is None and isinstance(error, OperationalError):
         cure = (
             "Is the server running, does it listen there, does it know the user, the password and the database that "
@@ -112,6 +113,12 @@ def in_words(error: SQLAlchemyError) -> str:
 def is_full(error: SQLAlchemyError) -> bool:
     """Whether the server's disk has no room."""
     return getattr(getattr(error, "orig", None), "sqlstate", None) == _DISK_FULL
+
+
+def _is_away(error: SQLAlchemyError) -> bool:
+    """Whether the server can't be reached, or goes just now: what it then says quotes no row."""
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return isinstance(error, OperationalError) and (state is None or state.startswith(_GOING))
 
 
 def _tune(engine: Engine) -> None:
@@ -134,3 +141,10 @@ def _tune(engine: Engine) -> None:
                 "SELECT set_config(%s, %s, false) WHERE current_setting(%s) = %s", (name, value, name, unset)
             ).close()
         connection.commit()
+
+    @event.listens_for(engine, "handle_error")
+    def on_error(context: ExceptionContext) -> None:
+        if context.sqlalchemy_exception is not None and _is_away(context.sqlalchemy_exception):
+            context.sqlalchemy_exception.add_note(
+                f"The database {in_print(engine)} is away: {in_words(context.sqlalchemy_exception)}"
+            )

@@ -12,6 +12,7 @@ import time
 import pytest
 from sqlalchemy import update
 
+from cxr_node import housekeeping, logs
 from cxr_node.commands.status import node_status
 from cxr_node.errors import StoreError
 from cxr_node.housekeeping import Housekeeping
@@ -23,6 +24,7 @@ from cxr_node.store.database import open_database, write
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import jobs as jobs_table
+from tests.orthanc import wait_until
 from tests.store import Store
 
 YEAR_S = 365 * 86400.0
@@ -186,6 +188,26 @@ class TestRoomOnTheDisk:
         keeper.make_room()
         assert list(finished.folders.instances.rglob("*.dcm")) == []
         assert len(list(finished.folders.results.rglob("*.dcm"))) == 2  # not sent yet
+
+
+def test_housekeeping_that_fails_is_told_in_one_line_that_quotes_nothing(store, monkeypatch, capfd):
+    logs.set_up()
+
+    def broken(_root):
+        raise RuntimeError("ZEBRA")
+
+    monkeypatch.setattr(instances, "free_bytes", broken)
+    said = []
+    clock = housekeeping.start(store.settings, store.engine)
+    try:
+        wait_until(lambda: said.append(capfd.readouterr().err) or "housekeeping failed" in "".join(said), 20, "the failure told")
+    finally:
+        clock.shutdown()
+    said = "".join(said) + capfd.readouterr().err
+    assert '"what": "room"' in said
+    assert "RuntimeError" in said
+    assert "Traceback" not in said
+    assert "ZEBRA" not in said
 
 
 class TestTheDataFolder:

@@ -18,6 +18,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_node.errors import StoreError
+from cxr_node.logs import explain
 from cxr_node.records import AuditEvent, InstanceHeader, Sender, StoredInstance
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
 from cxr_node.store import admissions, audit, database, deliveries, overview
@@ -158,10 +159,12 @@ class TestPostgreSQL:
         on_postgres.receive()
         postgres.stop()
         try:
-            with pytest.raises(DatabaseTrouble):
+            with pytest.raises(DatabaseTrouble) as told:
                 on_postgres.claim()
         finally:
             postgres.start()
+        assert "is away: connection failed" in explain(told.value)  # which the log says
+        assert PASSWORD not in explain(told.value)
         assert len(on_postgres.claim()) == 1
 
     def test_a_transaction_that_the_server_s_end_cuts_off_leaves_nothing(self, on_postgres, postgres):
