@@ -53,6 +53,7 @@ def find_elements(
     tags: Collection[int],
     inside: int,
     is_cut: bool = False,
+    is_beginning: bool = False,
 ) -> tuple[dict[int, bytes], list[dict[int, bytes]]]:
     """The values of some elements that come before the pixels.
 
@@ -64,6 +65,7 @@ def find_elements(
         tags: what to look for.
         inside: the tag of a sequence in whose items they are looked for too.
         is_cut: `content` may end anywhere: what goes beyond ends the search.
+        is_beginning: `content` is the beginning of it all, and enough only if the pixels begin in it.
 
     Returns:
         the values at the top, and those in each item of that sequence.
@@ -86,9 +88,9 @@ def find_elements(
             stack.pop()
             frame = stack[-1]
         if at + 8 > (frame.end if frame.end != UNDEFINED else size):
-            if len(stack) == 1 or is_cut:
+            if is_cut or (len(stack) == 1 and not is_beginning):
                 return top, items
-            raise Broken("it ends within a sequence")
+            raise Broken("it ends too soon")
         group, number = tag_of.unpack_from(content, at)
         tag = group << 16 | number
         if frame.holds_items:

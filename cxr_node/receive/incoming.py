@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
+import mmap
 import os
 import struct
-import uuid
 from pathlib import Path
 
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID
@@ -17,11 +18,15 @@ from cxr_node.store.digests import Digest
 
 _GATHERED_BYTES = 1024 * 1024
 """Fragments are hashed and written together, so many bytes at once: each call gives up the interpreter lock, and with
-several associations it is long before it comes back."""
+several associations it is long before it comes back. A multiple of _BLOCK_BYTES."""
+_BEGINNING_BYTES = 64 * 1024
 _BETWEEN_LOOKS_AT_ROOM = 32 * 1024 * 1024
 _BETWEEN_HINTS = 4 * 1024 * 1024
 _SYNC_FILE_RANGE_WRITE = 2
 _C = ctypes.CDLL(None)
+_BLOCK_BYTES = 4096
+"""What is written past the system's cache begins in memory and in the file at a multiple of this, and is as long as one."""
+_DIRECT = getattr(os, "O_DIRECT", 0)
 _spare_buffers: list[memoryview] = []
 _NO_ROOM = Answer(OUT_OF_RESOURCES, "Too little free disk; send it again later")
 _CANNOT_WRITE = Answer(OUT_OF_RESOURCES, "The instance could not be written; send it again later")
@@ -38,6 +43,7 @@ class IncomingDataSet:
         transfer_syntax_uid: as negotiated.
         refusal: the response that it will get, if nothing is kept of it.
         path: the file, preamble and file meta information included.
+        beginning: its first bytes, 64 KiB where it has them; after `finish`.
         offset: where in it the data set begins, in bytes.
         size_bytes: of the data set, so far.
         digest: of the data set, without preamble and file meta information; after `finish`.
@@ -60,7 +66,8 @@ class IncomingDataSet:
         self.sop_instance_uid = sop_instance_uid
         self.transfer_syntax_uid = transfer_syntax_uid
         self.refusal = refusal
-        self.path = folder / f"{uuid.uuid4().hex}.dcm"
+        self.path = folder / f"{os.urandom(16).hex()}.dcm"
+        self.beginning = b""
         self.offset = 0
         self.size_bytes = 0
         self.digest = ""
@@ -73,15 +80,17 @@ class IncomingDataSet:
         self._filled = 0
         self._written = self._hinted = 0
         self._descriptor = -1
+        self._is_direct = False
         if self.refusal is None and not room.is_left():
             self.refusal = _NO_ROOM
         if self.refusal is None:
             meta = file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, sender.calling_ae_title)
-            self.offset = len(meta)
+            self.offset = self._filled = len(meta)
+            self._gathered[: self.offset] = meta
             try:
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                self._write_direct(bool(_DIRECT))
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `remove_leftovers` leaves it alone
-                self._write(memoryview(meta))
             except OSError:
                 self._refuse(_CANNOT_WRITE)
 
@@ -92,9 +101,16 @@ class IncomingDataSet:
 
     def write(self, fragment: memoryview) -> None:
         """Take the next bytes of the data set."""
-        self._came_bytes += len(fragment)
+        size = len(fragment)
+        self._came_bytes += size
         if self._came_bytes > self._most_bytes and self.refusal is None:
             self._refuse(Answer(OUT_OF_RESOURCES, f"Larger than {self._most_bytes // 2**20} MiB, the most that is taken here"))
+        filled = self._filled + size
+        if filled < _GATHERED_BYTES and self.refusal is None:
+            self._gathered[self._filled : filled] = fragment
+            self._filled = filled
+            self.size_bytes += size
+            return
         while fragment and self.refusal is None:
             taken = fragment[: _GATHERED_BYTES - self._filled]
             self._gathered[self._filled : self._filled + len(taken)] = taken
@@ -122,13 +138,16 @@ class IncomingDataSet:
 
     def _flush(self) -> None:
         gathered, self._filled = self._gathered[: self._filled], 0
+        is_first = self._written == 0
+        if is_first:
+            self.beginning = bytes(gathered[:_BEGINNING_BYTES])
         try:
-            self._content.update(gathered)
+            self._content.update(gathered[self.offset :] if is_first else gathered)
             self._write(gathered)
         except OSError:
             self._refuse(_CANNOT_WRITE)
             return
-        if self._written - self._hinted >= _BETWEEN_HINTS:
+        if self._written - self._hinted >= _BETWEEN_HINTS and not self._is_direct:
             self._start_sync()
         if self.size_bytes >= self._look_at:  # no sender fills the disk with one endless data set
             self._look_at += _BETWEEN_LOOKS_AT_ROOM
@@ -136,7 +155,7 @@ class IncomingDataSet:
                 self._refuse(_NO_ROOM)
 
     def _start_sync(self) -> None:
-        """Let the disk write what is here while the rest arrives: the fsync at the end then waits a quarter less.
+        """Let the disk write what the cache has while the rest arrives: the fsync at the end then waits a quarter less.
 
         Small files gain nothing by it: the call itself may wait for the disk's queue. Linux alone has it; elsewhere, or if
         it fails, nothing is lost but time.
@@ -149,7 +168,29 @@ class IncomingDataSet:
     def _write(self, content: memoryview) -> None:
         self._written += len(content)
         while content:
-            content = content[os.write(self._descriptor, content) :]
+            portion = content[: len(content) // _BLOCK_BYTES * _BLOCK_BYTES] if self._is_direct else content
+            try:
+                written = os.write(self._descriptor, portion) if portion else 0
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._is_direct:
+                    raise
+                written = 0  # its blocks are larger, or other
+            if written == 0:
+                self._write_direct(False)
+            content = content[written:]
+
+    def _write_direct(self, is_direct: bool) -> None:
+        """From here on write past the system's cache, or through it.
+
+        The cache would take a copy and its pages for what nobody reads soon: half of the processor time of writing, and of a
+        large instance more than that. Where a filesystem will have none of it, and for the end of a file, which is no whole
+        block, it is used.
+        """
+        try:
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, _DIRECT if is_direct else 0)
+            self._is_direct = is_direct
+        except OSError:
+            self._is_direct = False
 
     def _refuse(self, answer: Answer) -> None:
         self.refusal = answer
@@ -160,7 +201,8 @@ def _take_buffer() -> memoryview:
     try:
         return _spare_buffers.pop()
     except IndexError:
-        return memoryview(bytearray(_GATHERED_BYTES))
+        # of whole pages, as writing past the cache asks for
+        return memoryview(mmap.mmap(-1, _GATHERED_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae_title: str) -> bytes:

@@ -98,7 +98,7 @@ class Intake:
         if incoming.refusal is not None:
             return self._record_refusal(incoming, incoming.refusal)
         try:
-            header, is_own = read_header(incoming.path, incoming.offset, incoming.transfer_syntax_uid)
+            header, is_own = read_header(incoming.path, incoming.offset, incoming.transfer_syntax_uid, incoming.beginning)
         except Rejected as rejected:
             return self._keep_unparsed(incoming, CANNOT_UNDERSTAND, str(rejected))
         if (header.sop_class_uid, header.sop_instance_uid) != (incoming.sop_class_uid, incoming.sop_instance_uid):

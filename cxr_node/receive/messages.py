@@ -53,6 +53,8 @@ class Messages(DIMSEServiceProvider):
         self._command = bytearray()
         self._request: StoreRequest | None = None
         self._incoming: IncomingDataSet | None = None
+        self._sender: Sender | None = None
+        self._transfer_syntaxes: dict[int, str] = {}
 
     @property
     def is_receiving(self) -> bool:
@@ -112,8 +114,10 @@ class Messages(DIMSEServiceProvider):
         if self._request is None:
             self._pass_on(context_id, COMMAND | LAST, command)
             return
-        transfer_syntax = str(self._context(context_id).transfer_syntax[0])
-        self._incoming = self._intake.begin(sender_of(self.assoc), self._request, transfer_syntax)
+        self._sender = self._sender or sender_of(self.assoc)
+        if context_id not in self._transfer_syntaxes:
+            self._transfer_syntaxes[context_id] = str(self._context(context_id).transfer_syntax[0])
+        self._incoming = self._intake.begin(self._sender, self._request, self._transfer_syntaxes[context_id])
         if not self._request.has_data_set:
             self._end(context_id)
 

@@ -19,6 +19,7 @@ from cxr_node.errors import StoreError
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, Job, Result, StoredInstance
 
 _LONGEST_WRITE_S = 3600.0
+_INSTANCES = DataFolder(Path()).instances.name
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -64,12 +65,12 @@ def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, 
     """
     faults.point("instance-received", header.sop_instance_uid)
     name = name_of(header, digest)
-    path = f"{folders.instances.name}/{name[:2]}/{name}.dcm"
-    final = folders.root / path
+    path = f"{_INSTANCES}/{name[:2]}/{name}.dcm"
+    final = f"{folders.root}/{path}"
     try:
         size_bytes = _publish(temporary, final)
     except FileNotFoundError:  # somebody has removed the folder, which is seldom enough not to look first
-        final.parent.mkdir(mode=0o700)
+        (folders.root / path).parent.mkdir(mode=0o700)
         _sync_folder(folders.instances)
         size_bytes = _publish(temporary, final)
     faults.point("instance-kept", header.sop_instance_uid)
@@ -146,7 +147,7 @@ def free_bytes(root: Path) -> int:
     return shutil.disk_usage(root).free
 
 
-def _publish(temporary: Path, final: Path) -> int:
+def _publish(temporary: Path, final: Path | str) -> int:
     """Flush, rename, flush the folder (the order that makes a rename durable); the file's size in bytes."""
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
@@ -155,12 +156,12 @@ def _publish(temporary: Path, final: Path) -> int:
         size_bytes = os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)
-    temporary.replace(final)
-    _sync_folder(final.parent)
+    os.replace(temporary, final)  # noqa: PTH105 - this and the next, as paths, take as long as the system's calls
+    _sync_folder(os.path.dirname(final))  # noqa: PTH120
     return size_bytes
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path | str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

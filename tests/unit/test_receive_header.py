@@ -51,6 +51,34 @@ def test_needs_nothing_from_the_pixels_on(tmp_path):
     assert header.patient_id == "P1"
 
 
+@pytest.mark.parametrize("transfer_syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian])
+def test_opens_no_file_whose_beginning_is_at_hand_as_far_as_the_pixels(tmp_path, transfer_syntax):
+    content = encoded(radiograph(), transfer_syntax)
+    header, _ = read_header(tmp_path / "there is none", 4, transfer_syntax, b"meta" + content[: len(content) - 100])
+    assert header == read_header(write(tmp_path, content), 0, transfer_syntax)[0]
+
+
+def test_reads_the_same_header_wherever_the_beginning_ends(tmp_path):
+    """Most of all where that is between two elements, and what is missing is an accession number or a model name."""
+    content = encoded(radiograph(ContributingEquipmentSequence=[contribution(MODEL_NAME)]))
+    path = write(tmp_path, content)
+    expected = read_header(path, 0, uid.ExplicitVRLittleEndian)
+    assert expected[1]
+    for end in range(1, content.index(b"\xe0\x7f\x10\x00") + 20):
+        assert read_header(path, 0, uid.ExplicitVRLittleEndian, content[:end]) == expected, end
+
+
+def test_a_beginning_makes_a_broken_data_set_no_better(tmp_path):
+    content = encoded(radiograph())
+    broken = content[:40] + b"\xff" * 8 + content[48:]
+    told = []
+    for beginning in (b"", broken[:60], broken):
+        with pytest.raises(Rejected) as rejected:
+            read_header(write(tmp_path, broken), 0, uid.ExplicitVRLittleEndian, beginning)
+        told.append(str(rejected.value))
+    assert len(set(told)) == 1
+
+
 @pytest.mark.parametrize(
     ("character_set", "patient_id"), [("ISO_IR 100", "Müller-7"), ("ISO_IR 192", "患者-7"), (["", "ISO 2022 IR 87"], "P-7")]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 
 import pydicom
@@ -61,6 +62,45 @@ def test_writes_much_data_unchanged(tmp_path):
     arriving.finish()
     assert arriving.path.read_bytes()[arriving.offset :] == content + content
     assert arriving.digest == digest(content + content)
+    arriving.discard()
+
+
+LENGTHS = [0, 1, 4095, 4096, 2**16, 2**20 - 1, 2**20, 2**20 + 1, 2**21, 2**21 + 4096]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_writes_a_file_of_any_length_past_the_cache_or_through_it(tmp_path, length):
+    whole = os.urandom(length)
+    arriving = incoming(tmp_path)
+    content = whole[: max(0, length - arriving.offset)]  # the file has that length
+    for at in range(0, len(content), 131066):
+        arriving.write(memoryview(content)[at : at + 131066])
+    arriving.finish()
+    file = arriving.path.read_bytes()
+    assert file[arriving.offset :] == content
+    assert arriving.beginning == file[: 2**16]
+    assert arriving.digest == digest(content)
+    arriving.discard()
+
+
+def test_writes_through_the_cache_where_a_filesystem_takes_nothing_past_it(tmp_path, monkeypatch):
+    content = os.urandom(5 * 2**19)
+    arriving = incoming(tmp_path)
+    write, refused = os.write, []
+
+    def write_through_cache(descriptor, portion):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(portion)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return write(descriptor, portion)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_through_cache)
+        arriving.write(memoryview(content))
+        arriving.finish()
+    assert len(refused) == 1, "then it isn't tried again"
+    assert arriving.refusal is None
+    assert arriving.path.read_bytes()[arriving.offset :] == content
     arriving.discard()
 
 
