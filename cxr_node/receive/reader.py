@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 from ssl import SSLSocket
 
 from cxr_node.receive.guard import Pace
@@ -13,12 +14,18 @@ LONGEST_PORTION = 262144
 """Bytes that are read at once; longer than any PDU that keeps to what was negotiated."""
 
 
+_P_DATA_TF = 0x04
+_ONE_PDV = struct.Struct(">BxLLBB")
+"""PDU type and length, the length of its first item, presentation context, message control header (PS3.8 section 9.3.5)."""
+
+
 class Exactly:
     """Reads a connection, and nothing beyond what is asked for: what comes next may be another's to read."""
 
     def __init__(self, connection: socket.socket, pace: Pace) -> None:
         self._connection = connection
         self._pace = pace
+        self._has_received = False
 
     def read(self, size: int) -> memoryview:
         """The next `size` bytes.
@@ -32,6 +39,15 @@ class Exactly:
             filled += self._receive(content[filled:])
         return content
 
+    def read_one_pdv(self) -> tuple[int, int, memoryview] | None:
+        """None: nothing has been read that wasn't asked for; see `Reader`."""
+        return None
+
+    def has_received(self) -> bool:
+        """Whether anything has come over the connection since this was asked last."""
+        has_received, self._has_received = self._has_received, False
+        return has_received
+
     def _receive(self, into: memoryview) -> int:
         timeout_s, left_s = self._connection.gettimeout(), self._pace.left_s()
         is_short = timeout_s is None or left_s < timeout_s
@@ -43,6 +59,7 @@ class Exactly:
         if not received:
             raise EOFError("closed by the peer")
         self._pace.has_sent(received)
+        self._has_received = True
         return received
 
 
@@ -68,6 +85,25 @@ class Reader(Exactly):
         if isinstance(self._connection, SSLSocket) and self._connection.pending() > 0:
             return True
         return bool(self._poll.poll(timeout_s * 1000))
+
+    def read_one_pdv(self) -> tuple[int, int, memoryview] | None:
+        """The next PDU, if it is a P-DATA-TF PDU of a single PDV, and its beginning has been read already.
+
+        Data sets come in such PDUs, nearly without exception. Otherwise nothing is taken from the buffer.
+
+        Returns:
+            the presentation context, the message control header, and the fragment, which is valid until the next call.
+
+        Raises:
+            EOFError, OSError: the connection has ended, or the peer is too slow.
+        """
+        if self._end - self._begin < _ONE_PDV.size:
+            return None
+        pdu_type, pdu_length, item_length, context_id, control = _ONE_PDV.unpack_from(self._buffer, self._begin)
+        if pdu_type != _P_DATA_TF or pdu_length != 4 + item_length or not 2 <= item_length <= LONGEST_PORTION:
+            return None
+        self._begin += _ONE_PDV.size
+        return context_id, control, self.read(item_length - 2)
 
     def read(self, size: int) -> memoryview:
         """The next `size` bytes, at most LONGEST_PORTION; valid until the next call.

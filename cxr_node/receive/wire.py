@@ -4,8 +4,7 @@ pynetdicom's own loops (3.0) read the socket 4,096 bytes at a time, copy each fr
 and wake two threads of every association a thousand times a second. Here, once an association is established:
 
 - its upper-layer thread sleeps in the kernel until the peer sends something;
-- what has arrived is read at once, several PDUs of it, and fragments of a C-STORE data set go from there to an
-  `IncomingDataSet`;
+- what has arrived is read at once, several PDUs of it; fragments of a C-STORE data set go on to an `IncomingDataSet`;
 - a complete C-STORE or C-ECHO request is served in that same thread, so no response waits for another thread's turn.
 
 Negotiation, release, abort, the state machine, and every other message stay pynetdicom's. Its notification events for
@@ -42,9 +41,8 @@ _LONGEST_OTHER_BYTES = 262144
 """Release and abort PDUs have 4 bytes, association requests some thousand."""
 _MOST_DISCARDED_BYTES = 16 * 1024 * 1024
 """What is taken in from a peer that goes on sending after an invalid PDU; then its connection is closed."""
-_PDU_TYPES = range(0x01, 0x08)
+_PDU_TYPES, _P_DATA_TF = range(0x01, 0x08), 0x04
 _LONGEST_SILENCE_S = 60.0
-_P_DATA_TF = 0x04
 _DATA_TRANSFER, _CONNECTION_CLOSED, _INVALID_PDU = "Sta6", "Evt17", "Evt19"
 
 
@@ -84,10 +82,10 @@ class Server(ThreadedAssociationServer):
         cast("socket.socket", self.socket).close()  # TCPServer makes one for listening
 
     def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool = False) -> None:
-        """Begin an association on a connection that was accepted.
+        """Begin an association.
 
         Args:
-            connection: it is closed when the association ends.
+            connection: one that was accepted; it is closed when the association ends.
             host: the address that it comes from.
             is_beyond_limit: there are too many already: the association will be refused, with that reason.
         """
@@ -105,8 +103,7 @@ class Server(ThreadedAssociationServer):
     def server_bind(self) -> None:
         """Nothing: it doesn't listen."""
 
-    def server_activate(self) -> None:
-        """Nothing: it doesn't listen."""
+    server_activate = server_bind
 
     def is_over(self, address: object) -> None:
         """A connection is over; said twice, it counts once."""
@@ -115,7 +112,7 @@ class Server(ThreadedAssociationServer):
             self._ended(host)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """No association could be begun on a connection, such as for want of threads."""
+        """No association could be begun, such as for want of threads."""
         log.exception("connection dropped", host=client_address[0])
         self.is_over(client_address)
 
@@ -206,8 +203,7 @@ class _UpperLayer(DULServiceProvider):
             super().run_reactor()
         except Exception as error:  # pynetdicom's state machine, over a PDU with values that it doesn't know
             log.warning("association out of step", reason=explain_error(error), host=self.assoc.requestor.address)
-            self.assoc.is_aborted, self.assoc.is_established = True, False
-            self.assoc._kill = True
+            self.assoc.is_aborted, self.assoc.is_established, self.assoc._kill = True, False, True
         finally:
             cast("Messages", self.assoc.dimse).discard()
             # the association's thread may still wait for a request, for a peer that only knocked: half a minute otherwise
@@ -230,8 +226,9 @@ class _UpperLayer(DULServiceProvider):
             self._pace.begin()
         while True:  # to the end of a data set, since pynetdicom's loop sleeps after each turn
             self._read_pdu(self._reader, messages)
-            self._idle_timer.restart()
-            if not messages.is_receiving or not self.event_queue.empty() or not self.to_provider_queue.empty():
+            if self._reader.has_received():
+                self._idle_timer.restart()
+            if not messages.is_receiving or self.event_queue.queue or self.to_provider_queue.queue:
                 break
         self._process_recv_primitive()  # the response, or our abort
         return True
@@ -248,6 +245,9 @@ class _UpperLayer(DULServiceProvider):
     def _read_pdu(self, reader: Exactly, messages: Messages | None) -> None:
         """Read one PDU; what isn't P-DATA-TF becomes an event of the state machine (PS3.8 table 9-10)."""
         try:
+            if messages is not None and (pdv := reader.read_one_pdv()):
+                messages.receive(*pdv)
+                return
             head = bytes(reader.read(6))
             pdu_type, length = struct.unpack(">BxL", head)
             if pdu_type == _P_DATA_TF and messages is not None:
@@ -286,8 +286,7 @@ class _UpperLayer(DULServiceProvider):
             if length < 6:
                 raise Malformed("a PDV item that doesn't fit its PDU")
             item_length, context_id, control = struct.unpack(">LBB", reader.read(6))
-            length -= 4 + item_length
-            remaining = item_length - 2
+            remaining, length = item_length - 2, length - 4 - item_length
             if remaining < 0 or length < 0:
                 raise Malformed("a PDV item that doesn't fit its PDU")
             while remaining > LONGEST_PORTION:
