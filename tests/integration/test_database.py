@@ -6,6 +6,7 @@ Over 300 lines: what both engines have in common stands beside what is PostgreSQ
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from cxr_node.errors import StoreError
 from cxr_node.logs import explain
 from cxr_node.records import AuditEvent, InstanceHeader, Sender, StoredInstance
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
-from cxr_node.store import admissions, audit, database, deliveries, overview
+from cxr_node.store import admissions, audit, database, deliveries, jobs, overview
 from cxr_node.store.database import DatabaseTrouble, is_full, look_into_database, open_database, write
 from cxr_node.store.schema import home
 from cxr_node.store.schema import jobs as jobs_table
@@ -200,6 +201,31 @@ class TestClaimsBesideAnotherTransaction:
         with connection:
             assert [item.id for item in deliveries.claim(on_postgres.engine, "pacs", "d", 8, 60)] == [locked[0] + 1]
         assert [item.id for item in deliveries.claim(on_postgres.engine, "pacs", "d", 8, 60)] == locked
+
+
+def _claim_all(of, owner, begin, taken):
+    """In a process of its own: claim until nothing is left."""
+    engine = open_database(of)
+    begin.wait(60)
+    while claimed := jobs.claim(engine, owner, 3, 60, 3):
+        taken.put((owner, [job.id for job in claimed]))
+    engine.dispose()
+
+
+def test_several_processes_claim_each_job_once(store):
+    for number in range(60):
+        store.receive(uid=f"1.2.{number}", content=str(number).encode())
+    spawn = multiprocessing.get_context("spawn")
+    begin, taken = spawn.Barrier(3), spawn.Manager().Queue()
+    processes = [spawn.Process(target=_claim_all, args=(store.settings, f"w{n}", begin, taken)) for n in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    claimed = [taken.get() for _ in range(taken.qsize())]
+    assert sorted(job for _, ids in claimed for job in ids) == list(range(1, 61))
+    assert all(len(ids) <= 3 for _, ids in claimed)
 
 
 class TestTheSameInstanceFromManyAtOnce:

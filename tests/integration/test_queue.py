@@ -233,6 +233,27 @@ def test_setting_the_clock_kills_nobody(monkeypatch):
     assert not leases.is_gone(owner)
 
 
+def test_each_filter_of_the_audit_log_finds_what_it_says(store):
+    for number, patient in enumerate(("A_1", "AB1", "a%1", "B")):
+        audit.record(
+            store.engine, AuditEvent(f"event-{number}", user=f"USER{number}", patient_id=patient, study_instance_uid="1.5")
+        )
+
+    def found(**filters):
+        return [row["patient_id"] for row in audit.search(store.engine, **filters)]
+
+    assert found() == ["A_1", "AB1", "a%1", "B"]
+    assert found(patient_id="A_1") == found(patient_id="a_*") == ["A_1"]  # of these characters the star alone is a wildcard
+    assert found(patient_id="a%*") == ["a%1"]
+    assert found(patient_id="a*1") == ["A_1", "AB1", "a%1"]
+    assert found(patient_id="a_1") == []
+    assert found(event="event-2") == found(user="USER2") == found(user="*2") == ["a%1"]
+    assert found(study_instance_uid="1.*", limit=2) == ["a%1", "B"]
+    times = [row["at"] for row in audit.search(store.engine)]
+    assert found(since=times[1], until=times[3]) == ["AB1", "a%1"]
+    assert found(event="event-1", user="USER2") == []
+
+
 def test_the_audit_log_says_of_a_patient_where_results_went(store):
     store.receive()
     store.finish(store.claim()[0])
