@@ -69,13 +69,16 @@ def classify(
     recipe: Recipe = Path("conf/classify.toml"),
     segment: LungUNet = Path("runs/segment/best.pt"),
     imagenet: Annotated[Path | None, typer.Option(help="ImageNet weights of the encoder (safetensors).")] = None,
+    begin_with: Annotated[
+        Path | None, typer.Option(help="Weights to go on from instead, such as cxr_node/nets/weights (the shipped ones).")
+    ] = None,
     without: Annotated[str, typer.Option(help="A source to leave out, so as to be measured on it.")] = "",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Another value in the recipe, such as encoder_stage.images=600."),
     ] = None,
 ) -> None:
-    """Train CXRNet on lungs cut out (or whole images, by recipe)."""
+    """Train CXRNet on whole radiographs, or on lungs cut out, as the recipe says."""
     from training.classify import train
     from training.recipe import keep_recipe
 
@@ -83,7 +86,7 @@ def classify(
         kept = keep_recipe(recipe, settings or (), out)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    train(kept, data, segment, imagenet, out, without)
+    train(kept, data, segment, imagenet, out, without, begin_with)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from cxr_node.analyse.enhance import classifier_input
+from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import CXRNet
 from training.dataset import manifest_digest, read_manifest
 from training.inputs import batches, bias_of_draws, needs_lungs
@@ -47,7 +48,40 @@ def predict_logits(network: CXRNet, split: Split, recipe: dict[str, Any], batch_
     return torch.cat(logits).numpy()
 
 
-def train(recipe_path: Path, data: Path, segment: Path | None, imagenet: Path | None, out: Path, without: str = "") -> None:
+def first_network(recipe: dict[str, Any], imagenet: Path | None, begin_with: Path | None = None) -> CXRNet:
+    """What the first stage begins with: another training's weights, or an encoder from ImageNet's, or nothing learnt yet.
+
+    Raises:
+        ValueError: the weights are of another encoder or representation than the recipe's.
+        WeightsError: a file of `begin_with` is missing or damaged.
+    """
+    network = CXRNet(recipe["encoder"], representation=recipe["representation"])
+    if begin_with is not None:
+        loaded = weights.load_cxrnet(begin_with)
+        architecture = loaded.description["architecture"]
+        for key in ("encoder", "representation"):
+            if architecture[key] != recipe[key]:
+                raise ValueError(
+                    f"{begin_with} is of {key} {architecture[key]!r}, the recipe asks for {recipe[key]!r}: --set it."
+                )
+        network.load_state_dict(loaded.network.state_dict())
+    elif imagenet is not None:
+        missing = network.encoder.load_state_dict({k: v.float() for k, v in load_file(imagenet).items()}, strict=False)
+        unfit = [key for key in missing.missing_keys if not key.endswith("num_batches_tracked")]
+        if unfit:
+            raise ValueError(f"{imagenet} lacks {', '.join(unfit[:5])}: is it of {recipe['encoder']}?")
+    return network
+
+
+def train(
+    recipe_path: Path,
+    data: Path,
+    segment: Path | None,
+    imagenet: Path | None,
+    out: Path,
+    without: str = "",
+    begin_with: Path | None = None,
+) -> None:
     """Train by the recipe, resuming from OUT/checkpoint.pt if it is there; the network ends as OUT/last.pt.
 
     Args:
@@ -57,9 +91,10 @@ def train(recipe_path: Path, data: Path, segment: Path | None, imagenet: Path | 
         imagenet: safetensors that the encoder starts from; None: from random weights.
         out: folder of checkpoints and logs.
         without: a source that is left out of everything, to be evaluated on afterwards.
+        begin_with: folder of weights to go on from, such as the shipped ones, instead of `imagenet`.
 
     Raises:
-        ValueError: no radiograph of the training split is of the source to be left out, or the weights are of another encoder.
+        ValueError: no radiograph of the training split is of the source to be left out; see also `first_network`.
     """
     recipe = read_recipe(recipe_path)
     place = take_place(recipe.get("threads"))
@@ -68,12 +103,7 @@ def train(recipe_path: Path, data: Path, segment: Path | None, imagenet: Path | 
     if without and without not in (sources := {row.source for row in read_manifest(data, "train")}):
         raise ValueError(f"{without!r} is no source of the training split; these are: {', '.join(sorted(sources))}")
     splits = tuple(load_split(data, name, unet, out).without(without) for name in ("train", "val"))
-    network = CXRNet(recipe["encoder"], representation=recipe["representation"])
-    if imagenet is not None:
-        missing = network.encoder.load_state_dict({k: v.float() for k, v in load_file(imagenet).items()}, strict=False)
-        unfit = [key for key in missing.missing_keys if not key.endswith("num_batches_tracked")]
-        if unfit:
-            raise ValueError(f"{imagenet} lacks {', '.join(unfit[:5])}: is it of {recipe['encoder']}?")
+    network = first_network(recipe, imagenet, begin_with)
     state = load_checkpoint(out / "checkpoint.pt") or {"stage": 0, "step": 0}
     if "network" in state:
         network.load_state_dict(state["network"])
@@ -86,7 +116,13 @@ def train(recipe_path: Path, data: Path, segment: Path | None, imagenet: Path | 
     if place.first:
         save_checkpoint(
             out / "last.pt",
-            {"network": network.state_dict(), "recipe": recipe, "data": manifest_digest(data), "without": without},
+            {
+                "network": network.state_dict(),
+                "recipe": recipe,
+                "data": manifest_digest(data),
+                "without": without,
+                "begun_with": weights.model_of(begin_with).digest if begin_with else "",
+            },
         )
 
 
@@ -121,11 +157,11 @@ def _train_stage(
     state: dict[str, Any],
 ) -> None:
     """One stage from where `state` left it; the network ends as the running average of its last steps."""
-    plan = {"label_smoothing": recipe["label_smoothing"], **recipe[name]}
+    plan = {**recipe, **recipe[name]}
     stage = STAGES[name](network, plan)
     shared = place.share(stage)
-    average = AveragedModel(network, multi_avg_fn=running_average(recipe["averaging"]), use_buffers=True)
-    optimiser = torch.optim.AdamW(stage.trained(), lr=plan["learning_rate"], weight_decay=recipe["weight_decay"])
+    average = AveragedModel(network, multi_avg_fn=running_average(plan["averaging"]), use_buffers=True)
+    optimiser = torch.optim.AdamW(stage.trained(), lr=plan["learning_rate"], weight_decay=plan["weight_decay"])
     first_step = 0
     if number == state["stage"]:
         first_step = state["step"]
@@ -134,7 +170,7 @@ def _train_stage(
         if "average" in state:
             average.load_state_dict(state["average"])
     steps = plan["images"] // (recipe["batch_size"] * place.world)
-    drawn = batches(splits[0], {**recipe, **plan}, range(first_step, steps), number, place)
+    drawn = batches(splits[0], plan, range(first_step, steps), number, place)
     bar = tqdm(drawn, initial=first_step, total=steps, desc=name, mininterval=15, disable=not place.first)
     log = Log(out / name) if place.first else None
     figures: list[dict[str, float]] = []

@@ -65,7 +65,12 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
             },
             "calibration": {"temperature": temperature},
             "indeterminate_below": indeterminate_threshold(val.targets, softmax(logits, temperature)),
-            "training": {"manifest_sha256": state["data"], "without": state.get("without", ""), "recipe": recipe},
+            "training": {
+                "manifest_sha256": state["data"],
+                "without": state.get("without", ""),
+                "begun_with": state.get("begun_with", ""),
+                "recipe": recipe,
+            },
             "metrics": {"val_accuracy": float((logits.argmax(1) == val.targets).mean())},
             "licence": _LICENCE,
         },

@@ -32,8 +32,8 @@ def missing(run: Run) -> str:
 def budget(run: Run) -> list[str]:
     """Input size and images drawn in training, as the run's own recipe says."""
     recipe = run.recipe() or {}
-    stage = recipe.get("encoder_stage", recipe.get("joint_stage", {}))
-    return [number(recipe.get("input_size_px"), 0), number(stage.get("images"), 0)]
+    images = [recipe[stage]["images"] for stage in ("encoder_stage", "refining_stage", "joint_stage") if stage in recipe]
+    return [number(recipe.get("input_size_px"), 0), number(sum(images) if images else None, 0)]
 
 
 def figure_or_note(path: Path, caption: str, note: str) -> str:
