@@ -32,8 +32,14 @@ def send_until_acknowledged(node, path):
     wait_until(stored, 120, f"{path.name} acknowledged")
 
 
+@pytest.fixture
+def extra(database_url):
+    """Settings that name the database."""
+    return f'[database]\nurl = "{database_url}"\n'
+
+
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_image_ends_once_whatever_dies(tmp_path, data_folder, seed):
+def test_every_image_ends_once_whatever_dies(tmp_path, data_folder, extra, seed):
     rng = random.Random(seed)
     pictures = sorted((data_folder / "fullres").glob("*.jpg"))[:IMAGES]
     files = []
@@ -41,7 +47,7 @@ def test_every_image_ends_once_whatever_dies(tmp_path, data_folder, seed):
         files.append(tmp_path / f"{picture.stem}.dcm")
         radiograph_from_image(picture).save_as(files[-1], enforce_file_format=True)
     with SmallPACS(tmp_path / "pacs") as pacs:
-        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)])
+        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], extra)
         node.start()
         sender = threading.Thread(target=lambda: [send_until_acknowledged(node, path) for path in files])
         sender.start()
