@@ -128,7 +128,7 @@ class CXRNet(nn.Module):
         return (image * drawn if self.representation == "mask" else drawn), drawn
 
     def forward(self, image: Tensor) -> CXRNetOutput:
-        """Classify and explain lungs cut out and enhanced, float (N, 1, H, W) in 0..1."""
+        """Classify and explain radiographs, or lungs cut out of them, enhanced, float (N, 1, H, W) in 0..1."""
         features = self.encode(image)
         representation, relevance = self.decode(features, image)
         second = self.encode(representation)
