@@ -26,7 +26,7 @@ RUN set -eu; \
         *) echo "VARIANT is cpu or cuda, not '$VARIANT'" >&2; exit 1 ;; \
     esac
 COPY setup.cfg pyproject.toml README.md LICENSE NOTICE ./
-RUN pip install -c constraints.txt ".[web,scale]" && pip uninstall -y cxr-node && rm -rf build ./*.egg-info
+RUN pip install -c constraints.txt ".[web,scale,openvino]" && pip uninstall -y cxr-node && rm -rf build ./*.egg-info
 COPY cxr_node ./cxr_node
 RUN pip install --no-deps . && pip check
 

@@ -69,7 +69,7 @@ soak: .venv/.installed-dev peers  ## the fault campaign for MINUTES, with memory
 
 .PHONY: lock
 lock: .tools/.installed  ## pin what a release installs, with hashes, in requirements.lock (pip install --require-hashes -r)
-	.tools/bin/uv pip compile setup.cfg --extra web --extra scale -c constraints.txt --generate-hashes --python-version 3.11 \
+	.tools/bin/uv pip compile setup.cfg --extra web --extra scale --extra openvino -c constraints.txt --generate-hashes --python-version 3.11 \
 		--quiet --custom-compile-command 'make lock' --output-file requirements.lock
 
 .PHONY: sbom

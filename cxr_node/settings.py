@@ -198,7 +198,9 @@ class InferenceSettings(_Section):
     """[inference]"""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    engine: Literal["torch", "openvino"] = "torch"
+    """What computes the networks; OpenVINO only on the CPU, where it is faster and takes seconds longer to start."""
     max_batch: int = Field(8, ge=1)
     max_attempts: int = Field(3, ge=1)
     lease_s: float = Field(120, gt=0)

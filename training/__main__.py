@@ -130,17 +130,30 @@ def export(
 
 
 @app.command()
+def quantise(
+    data: DataFolder,
+    weights: Annotated[Path, typer.Option(help="Folder of weight files, which is changed.")] = Path("runs/weights"),
+    images: Annotated[int, typer.Option(help="Training images to measure activations on.", min=1)] = 300,
+) -> None:
+    """Let weights be served in int8 by OpenVINO, if they stay as accurate on `val`."""
+    from training.quantise import quantise as measure
+
+    print(measure(data, weights, images))
+
+
+@app.command()
 def evaluate(
     data: DataFolder,
     out: OutFolder,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     source: Annotated[str, typer.Option(help="Only radiographs of this source of the manifest.")] = "",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
+    engine: Annotated[str, typer.Option(help="torch, or openvino: in int8 where the weights allow it.")] = "torch",
 ) -> None:
     """Measure weights on one split: metrics.json, confusion matrix, ROC curves."""
     from training.evaluate import evaluate as measure
 
-    figures = measure(data, split, weights, out, source)
+    figures = measure(data, split, weights, out, source, engine)
     print({key: figures[key] for key in ("accuracy", "adult_covid_vs_healthy", "segmentation", "calibration", "gate")})
 
 

@@ -24,7 +24,7 @@ from training.segment import intersection_over_union
 _BATCH = 16
 
 
-def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: str = "") -> dict[str, Any]:
+def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: str = "", engine: str = "torch") -> dict[str, Any]:
     """Evaluate and write OUT/metrics.json, OUT/probabilities.csv, OUT/confusion.png and OUT/roc.png.
 
     Every radiograph of the split counts, also one that the gate would turn away: the gate has figures of its own.
@@ -35,12 +35,13 @@ def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: st
         weights: folder of weight files; None: the shipped ones.
         out: folder, made if missing.
         source: only radiographs of this source; empty: of all.
+        engine: `inference.engine`.
 
     Raises:
         ValueError: there are no such radiographs.
     """
     use_all_cores()
-    networks = load_networks(InferenceSettings(weights_dir=weights))
+    networks = load_networks(InferenceSettings.model_validate({"weights_dir": weights, "engine": engine}))
     rows = [row for row in read_manifest(data, None if split == "all" else split) if source in ("", row.source)]
     if not rows:
         of_source = f" and the source {source!r}" if source else ""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cxr_node.analyse.networks import choose_dtype
+from cxr_node.analyse.networks import has_bf16
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Place:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision: bfloat16 where the GPU or the CPU computes in it, float32 elsewhere."""
-        dtype = choose_dtype("auto", self.device)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device))
 
     def put(self, tensor: Tensor) -> Tensor:
         """A batch on this process's device, channels last where it is an image."""

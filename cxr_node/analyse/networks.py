@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cxr_node.analyse.openvino_engine import OpenVINOEngine
 from cxr_node.errors import SettingsError
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.nets.unet import UNet
 from cxr_node.nets.weights import indeterminate_below, load_cxrnet, load_unet, model_of, shipped_folder
+from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import Model
 from cxr_node.settings import InferenceSettings
 
@@ -29,6 +33,7 @@ class Networks:
     temperature: logits are divided by it, so that probabilities mean what they say (Guo et al. 2017).
     indeterminate_below: a likeliest class less probable than this is called indeterminate; 0: never.
     gate: weights of the frontal gate over the U-Net's bottleneck: mean, scale, coefficients (vectors), intercept, threshold.
+    openvino: computes `segment` and `classify` instead of torch, if it is there.
     """
 
     unet: UNet
@@ -42,6 +47,32 @@ class Networks:
     gate: dict[str, Any] | None
     stream: torch.cuda.Stream | None = None
     indeterminate_below: float = 0.0
+    openvino: OpenVINOEngine | None = None
+
+    def segment(self, images: list[NDArray[np.uint8]]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Where the U-Net sees lung, bool (N, H, W), and its bottlenecks, float32 (N, K), of images uint8 (H, W)."""
+        if self.openvino is not None:
+            found, bottlenecks = self.openvino.segment(images)
+            return (found > 0)[:, 0], bottlenecks
+        with self.running():
+            logits, seen = self.unet(self.to_device(images))
+            return (logits > 0).squeeze(1).cpu().numpy(), seen.float().cpu().numpy()
+
+    def classify(self, crops: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Calibrated probabilities, float64 (N, C), and relevance, float32 (N, S, S) in 0..1, of crops uint8 (S, S)."""
+        if self.openvino is not None:
+            found, heat = self.openvino.classify(crops)
+            return self._calibrated(torch.from_numpy(found)), heat[:, 0]
+        with self.running():
+            image = self.to_device(crops)
+            features = self.cxrnet.encode(image)
+            logits = self.cxrnet.classify(features[-1])
+            _, relevance = self.cxrnet.decode(features, image)
+            return self._calibrated(logits), relevance.squeeze(1).float().cpu().numpy()
+
+    def _calibrated(self, logits: Tensor) -> NDArray[np.float64]:
+        probabilities: NDArray[np.float64] = torch.softmax(logits.double() / self.temperature, dim=1).cpu().numpy()
+        return probabilities
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -79,16 +110,33 @@ def choose_device(setting: str) -> torch.device:
     return device
 
 
-def choose_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """bf16 where the hardware computes in it, else fp32; `inference.precision` overrides."""
-    if setting == "fp32":
-        return torch.float32
-    if setting == "bf16":
-        return torch.bfloat16
+def choose_precision(settings: InferenceSettings, device: torch.device, can_int8: bool = False) -> str:
+    """`inference.precision`; auto: int8 with OpenVINO where the weights allow it, else bf16 where the hardware has it, else fp32.
+
+    Raises:
+        SettingsError: OpenVINO is asked for on a GPU, or int8 without OpenVINO or of weights that don't allow it.
+    """
+    openvino = settings.engine == "openvino"
+    if openvino and device.type != "cpu":
+        raise SettingsError(f'inference.engine "openvino" is for the CPU: set inference.device to "cpu" instead of "{device}".')
+    if settings.precision == "int8" and not openvino:
+        raise SettingsError('inference.precision "int8" needs inference.engine "openvino".')
+    if settings.precision == "int8" and not can_int8:
+        raise SettingsError(
+            'These weights know nothing of int8 ("python -m training quantise"): set inference.precision to "auto".'
+        )
+    if settings.precision != "auto":
+        return settings.precision
+    if openvino and can_int8:
+        return "int8"
+    return "bf16" if has_bf16(device) else "fp32"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the hardware computes in bf16."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    flags = _cpu_flags()
-    return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & flags else torch.float32
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
 
 
 def load_networks(settings: InferenceSettings) -> Networks:
@@ -100,23 +148,29 @@ def load_networks(settings: InferenceSettings) -> Networks:
     """
     folder = settings.weights_dir or shipped_folder()
     device = choose_device(settings.device)
-    dtype = choose_dtype(settings.precision, device)
     unet, cxrnet = load_unet(folder), load_cxrnet(folder)
+    precision = choose_precision(settings, device, can_int8="int8" in cxrnet.description)
     for loaded in (unet, cxrnet):
         loaded.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert isinstance(unet.network, UNet)
     assert isinstance(cxrnet.network, CXRNet)
+    input_size_px = cxrnet.description["preprocessing"]["input_size_px"]
+    engine = None
+    if settings.engine == "openvino":
+        activations = cxrnet.description.get("int8", {}).get("activations")
+        engine = OpenVINOEngine(unet.network, cxrnet.network, NETWORK_SIZE_PX, input_size_px, precision, activations)
     return Networks(
         unet.network,
         cxrnet.network,
         model_of(folder),
         device,
-        dtype,
-        input_size_px=cxrnet.description["preprocessing"]["input_size_px"],
+        torch.bfloat16 if precision == "bf16" else torch.float32,
+        input_size_px=input_size_px,
         segmented=cxrnet.description["preprocessing"].get("segmented", True),
         temperature=cxrnet.description["calibration"]["temperature"],
         gate=unet.description.get("gate"),
         indeterminate_below=indeterminate_below(cxrnet.description),
+        openvino=engine,
         stream=torch.cuda.Stream(device) if device.type == "cuda" else None,  # type: ignore[no-untyped-call]
     )
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cxr_node.analyse.enhance import LungCrop, classifier_input
@@ -87,11 +86,8 @@ def segment_batch(
     network_images: Sequence[NDArray[np.uint8]], networks: Networks
 ) -> tuple[list[NDArray[np.bool_]], NDArray[np.float32]]:
     """Cleaned lung masks, bool (224, 224) each, and what the gate judges by, float32 (N, 2 K)."""
-    with networks.running():
-        logits, bottlenecks = networks.unet(networks.to_device(list(network_images)))
-        raw = (logits > 0).squeeze(1).cpu().numpy()
-        seen = bottlenecks.float().cpu().numpy()
-    return [clean_mask(mask) for mask in raw], seen
+    raw, bottlenecks = networks.segment(list(network_images))
+    return [clean_mask(mask) for mask in raw], bottlenecks
 
 
 def classify_batch(
@@ -102,7 +98,7 @@ def classify_batch(
         return []
     started = time.perf_counter()
     crops = classifier_inputs(network_images, lungs, networks)
-    probabilities, relevances = _classify([crop.image for crop in crops], networks)
+    probabilities, relevances = networks.classify([crop.image for crop in crops])
     seconds = {"classify": (time.perf_counter() - started) / len(crops)}
     return [
         _findings(mask, crop, probabilities[row], relevances[row], networks, seconds)
@@ -116,18 +112,6 @@ def classifier_inputs(
     """What these networks' classifier gets of images whose lungs, bool (224, 224) each, are known."""
     size_px, segmented = networks.input_size_px, networks.segmented
     return [classifier_input(image, mask, size_px, segmented) for image, mask in zip(network_images, lungs, strict=True)]
-
-
-def _classify(crops: list[NDArray[np.uint8]], networks: Networks) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Calibrated probabilities, float64 (N, 4), and relevance, float32 (N, S, S) in 0..1."""
-    with networks.running():
-        image = networks.to_device(crops)
-        features = networks.cxrnet.encode(image)
-        logits = networks.cxrnet.classify(features[-1])
-        _, relevance = networks.cxrnet.decode(features, image)
-        probabilities = torch.softmax(logits.double() / networks.temperature, dim=1).cpu().numpy()
-        heat = relevance.squeeze(1).float().cpu().numpy()
-    return probabilities, heat
 
 
 def _findings(

@@ -7,9 +7,10 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 from pydicom.dataset import Dataset
 
-from cxr_node.analyse.networks import choose_device, choose_dtype, load_networks
+from cxr_node.analyse.networks import choose_device, choose_precision, load_networks
 from cxr_node.analyse.pipeline import analyse
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.errors import Rejected, SettingsError
@@ -119,7 +120,17 @@ def test_a_gpu_that_is_not_there_is_named():
 
 
 def test_precision_follows_the_setting():
-    import torch
+    for precision in ("fp32", "bf16"):
+        assert choose_precision(InferenceSettings(precision=precision), torch.device("cpu")) == precision
 
-    assert choose_dtype("fp32", torch.device("cpu")) == torch.float32
-    assert choose_dtype("bf16", torch.device("cpu")) == torch.bfloat16
+
+def test_int8_is_for_openvino_and_for_weights_that_allow_it():
+    cpu = torch.device("cpu")
+    with pytest.raises(SettingsError, match="needs inference"):
+        choose_precision(InferenceSettings(precision="int8"), cpu, can_int8=True)
+    with pytest.raises(SettingsError, match="know nothing of int8"):
+        choose_precision(InferenceSettings(precision="int8", engine="openvino"), cpu)
+    assert choose_precision(InferenceSettings(engine="openvino"), cpu, can_int8=True) == "int8"
+    assert choose_precision(InferenceSettings(engine="openvino"), cpu) in ("bf16", "fp32")
+    with pytest.raises(SettingsError, match="is for the CPU"):
+        choose_precision(InferenceSettings(engine="openvino"), torch.device("cuda"))

@@ -20,6 +20,7 @@ DOORS = {
     "dicomanonymizer": ("deidentify",),
     "apscheduler": ("housekeeping",),
     "torch": ("nets", "analyse"),
+    "openvino": ("analyse.openvino_engine",),
     "safetensors": ("nets",),
     "cv2": ("prepare", "analyse", "compose.overlay"),
     "pydantic": ("settings",),

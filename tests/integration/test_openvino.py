@@ -1,0 +1,115 @@
+"""OpenVINO says what torch says: in fp32 nearly to the digit, in int8 nearly; and it keeps to itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cxr_node.analyse.networks import load_networks
+from cxr_node.analyse.openvino_engine import activation_ranges
+from cxr_node.analyse.pipeline import analyse, classifier_inputs, segment_batch
+from cxr_node.errors import Rejected, SettingsError, WeightsError
+from cxr_node.nets.weights import shipped_folder
+from cxr_node.records import LABELS
+from cxr_node.settings import InferenceSettings
+from training.dataset import load_images, read_manifest
+
+pytestmark = pytest.mark.data
+
+
+def networks(folder=None, **settings):
+    return load_networks(InferenceSettings(device="cpu", weights_dir=folder, **settings))
+
+
+@pytest.fixture(scope="module")
+def images(data_folder):
+    """Three radiographs of each class that training didn't see."""
+    rows = read_manifest(data_folder, "test")
+    chosen = [row for label in LABELS for row in [row for row in rows if row.label == label][:3]]
+    return list(load_images(data_folder, chosen))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return networks(precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def crops(images, plain):
+    lungs, _ = segment_batch(images, plain)
+    return [crop.image for crop in classifier_inputs(images, lungs, plain)]
+
+
+@pytest.fixture(scope="module")
+def int8_folder(tmp_path_factory, plain, crops):
+    """The shipped weights, with ranges measured on these images."""
+    folder = tmp_path_factory.mktemp("weights")
+    shutil.copytree(shipped_folder(), folder, dirs_exist_ok=True)
+    description = json.loads((folder / "cxrnet.json").read_text())
+    description["int8"] = {"activations": activation_ranges(plain.cxrnet, plain.input_size_px, crops)}
+    (folder / "cxrnet.json").write_text(json.dumps(description))
+    return folder
+
+
+def test_in_fp32_it_says_what_torch_says(images, crops, plain):
+    openvino = networks(precision="fp32", engine="openvino")
+    lungs, bottlenecks = plain.segment(images)
+    found, seen = openvino.segment(images)
+    assert found.dtype == bool
+    assert (found == lungs).mean() > 0.9999
+    assert seen == pytest.approx(bottlenecks, abs=1e-2)
+    probabilities, heat = plain.classify(crops)
+    chances, relevance = openvino.classify(crops)
+    assert chances == pytest.approx(probabilities, abs=1e-3)
+    assert relevance == pytest.approx(heat, abs=1e-2)
+    assert (chances.dtype, relevance.dtype, relevance.shape) == (probabilities.dtype, heat.dtype, heat.shape)
+
+
+def test_in_int8_it_says_nearly_the_same(plain, crops, int8_folder):
+    rounded = networks(int8_folder, engine="openvino")  # auto is int8 where the weights allow it
+    probabilities, heat = plain.classify(crops)
+    chances, relevance = rounded.classify(crops)
+    assert (chances.argmax(axis=1) == probabilities.argmax(axis=1)).mean() >= 0.9
+    assert 1e-5 < np.abs(chances - probabilities).mean() < 0.03, "nearly the same, but rounded"
+    for one, other in zip(heat, relevance, strict=True):
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.98
+
+
+def test_an_analysis_runs_on_it(images, int8_folder):
+    found = [one for one in analyse(images, networks(int8_folder, engine="openvino")) if not isinstance(one, Rejected)]
+    assert len(found) >= len(images) - 1
+    for findings in found:
+        assert findings.heatmap.max() > 0
+        assert not findings.heatmap[~findings.lungs].any()
+        assert sum(findings.probabilities.values()) == pytest.approx(1)
+
+
+def test_ranges_of_another_network_are_refused(tmp_path, int8_folder):
+    shutil.copytree(int8_folder, tmp_path, dirs_exist_ok=True)
+    description = json.loads((tmp_path / "cxrnet.json").read_text())
+    description["int8"]["activations"][3]["shape"][0] += 1
+    (tmp_path / "cxrnet.json").write_text(json.dumps(description))
+    with pytest.raises(WeightsError, match="of another network"):
+        networks(tmp_path, precision="int8", engine="openvino")
+    networks(tmp_path, precision="fp32", engine="openvino")  # doesn't need them
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(SettingsError, match=r"cxr_node\[openvino\]"):
+        networks(engine="openvino")
+
+
+def test_it_reports_to_nobody_that_it_is_used():
+    """OpenVINO's Python package reports its import to its makers' statistics, unless that package isn't to be had."""
+    probe = (
+        "from cxr_node.analyse.openvino_engine import _openvino; _openvino();"
+        "import openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
+    )
+    said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert said.strip().endswith("telemetry_stub")
