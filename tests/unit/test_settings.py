@@ -20,6 +20,7 @@ _VALUES = {
     "changed_instance": "refuse",
     "device": "cpu",
     "precision": "fp32",
+    "engine": "openvino",
     "weights_dir": "/weights",
     "max_side_px": "300",
     "compression": "jpeg-ls",
