@@ -61,7 +61,7 @@ class EncoderStage(Stage):
 
 
 class RefiningStage(EncoderStage):
-    """The same once more, by another plan: at a rate that stays up, so that the average of many networks is the result."""
+    """The same once more, by another plan."""
 
 
 class DecoderStage(Stage):
