@@ -121,12 +121,15 @@ def export(
     out: OutFolder = Path("runs/weights"),
     segment: LungUNet = Path("runs/segment/best.pt"),
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
-    gate: Annotated[Path, typer.Option(help="gate.json of `gate`; not there: no gate.")] = Path("runs/gate/gate.json"),
+    gate: Annotated[Path | None, typer.Option(help="gate.json of `gate`; default: runs/gate's, or the folder's own.")] = None,
 ) -> None:
     """Write the weight files that the node loads, calibrated on `val`."""
     from training.export import export as write
 
-    write(segment, classify, gate if gate.exists() else None, data, version, out)
+    usual = Path("runs/gate/gate.json")
+    if gate is None and not segment.is_dir() and usual.exists():
+        gate = usual
+    write(segment, classify, gate, data, version, out)
 
 
 @app.command()

@@ -24,9 +24,9 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
     """Calibrate on `val` and write unet and cxrnet, safetensors and JSON, to OUT.
 
     Args:
-        segment: best.pt of `segment`, or a folder of weights, whose gate is kept.
+        segment: best.pt of `segment`, or a folder of weights.
         classify: last.pt of `classify`.
-        gate: gate.json of `gate` for a U-Net from best.pt, or None for no gate.
+        gate: gate.json of `gate`; None: the gate of that folder, or none.
         data: the manifest's folder, for calibration.
         version: of the model.
         out: folder; the node reads it by inference.weights_dir.
@@ -80,15 +80,16 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
 def _of_unet(segment: Path, unet: UNet, gate: Path | None) -> dict[str, Any]:
     """The JSON of the U-Net but for its version and files."""
     if segment.is_dir():
-        return weights.describe(segment, "unet")
-    state = torch.load(segment, map_location="cpu", weights_only=True)
-    description: dict[str, Any] = {
-        "name": "lung-unet",
-        "architecture": {"widths": state["widths"], "patch": state["patch"]},
-        "preprocessing": {"network_size_px": NETWORK_SIZE_PX},
-        "metrics": {"val_iou": state["val_iou"]},
-        "licence": _LICENCE,
-    }
+        description = weights.describe(segment, "unet")
+    else:
+        state = torch.load(segment, map_location="cpu", weights_only=True)
+        description = {
+            "name": "lung-unet",
+            "architecture": {"widths": state["widths"], "patch": state["patch"]},
+            "preprocessing": {"network_size_px": NETWORK_SIZE_PX},
+            "metrics": {"val_iou": state["val_iou"]},
+            "licence": _LICENCE,
+        }
     if gate is not None:
         description["gate"] = json.loads(gate.read_text())
         if description["gate"].get("unet") != network_digest(unet):

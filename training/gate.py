@@ -92,7 +92,7 @@ def _fit(right: NDArray[np.float32], wrong: NDArray[np.float32], val: NDArray[np
     target = np.concatenate([np.ones(len(right)), np.zeros(len(wrong))])
     mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-3
     standard = np.clip((features - mean) / scale, -6, 6)
-    model = LogisticRegression(C=0.02, class_weight="balanced", max_iter=2000).fit(standard, target)
+    model = LogisticRegression(C=0.3, class_weight="balanced", max_iter=3000).fit(standard, target)
     gate = {
         "mean": np.round(mean, 5).tolist(),
         "scale": np.round(scale, 5).tolist(),

@@ -32,7 +32,7 @@ def missing(run: Run) -> str:
 def budget(run: Run) -> list[str]:
     """Input size and images drawn in training, as the run's own recipe says."""
     recipe = run.recipe() or {}
-    images = [recipe[stage]["images"] for stage in ("encoder_stage", "refining_stage", "joint_stage") if stage in recipe]
+    images = [recipe[stage]["images"] for stage in ("encoder_stage", "joint_stage") if stage in recipe]
     return [number(recipe.get("input_size_px"), 0), number(sum(images) if images else None, 0)]
 
 

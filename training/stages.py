@@ -43,25 +43,16 @@ class Stage(nn.Module):
 
 
 class EncoderStage(Stage):
-    """First encoder and head, by cross-entropy; by the plan's `mixup` on blends of two radiographs (Zhang 2018)."""
+    """First encoder and head, by cross-entropy."""
 
     def __init__(self, network: CXRNet, plan: dict[str, Any]) -> None:
         super().__init__(network, plan, [network.encoder, network.fc])
 
     def forward(self, image: Tensor, lungs: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
         """Image float (B, 1, S, S) in 0..1, lungs 0 or 1 (B, 1, S, S) and target int64 (B,) to loss and figures."""
-        share, other = blend(len(image), self.plan.get("mixup", 0.0))
-        blended = image if share == 1 else image * share + image[other] * (1 - share)
-        logits = self.network.classify(self.network.encode(blended)[-1])
-        smoothing = self.plan["label_smoothing"]
-        loss = functional.cross_entropy(logits, target, label_smoothing=smoothing) * share
-        if share < 1:
-            loss = loss + functional.cross_entropy(logits, target[other], label_smoothing=smoothing) * (1 - share)
+        logits = self.network.classify(self.network.encode(image)[-1])
+        loss = functional.cross_entropy(logits, target, label_smoothing=self.plan["label_smoothing"])
         return loss, {"accuracy": _agreement(logits, target)}
-
-
-class RefiningStage(EncoderStage):
-    """The same once more, by another plan."""
 
 
 class DecoderStage(Stage):
@@ -123,22 +114,10 @@ class JointStage(Stage):
 
 STAGES: dict[str, type[EncoderStage] | type[DecoderStage] | type[JointStage]] = {
     "encoder_stage": EncoderStage,
-    "refining_stage": RefiningStage,
     "decoder_stage": DecoderStage,
     "joint_stage": JointStage,
 }
 """By their tables in a recipe, in the order in which they run; a recipe leaves out what it doesn't want."""
-
-
-def blend(batch_size: int, strength: float) -> tuple[float, Tensor]:
-    """By what share (0.5..1) each image of a batch stays itself, and the order of those it is blended with, int64 (B,).
-
-    The share is drawn from Beta(strength, strength); at 0 images stay what they are.
-    """
-    if not strength:
-        return 1.0, torch.arange(batch_size)
-    share = torch.distributions.Beta(strength, strength).sample().item()
-    return max(share, 1 - share), torch.randperm(batch_size)
 
 
 def _agreement(logits: Tensor, classes: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from training.classify import first_network, running_average, train
 from training.dataset import Radiograph
 from training.inputs import bias_of_draws, blanked, size_at, training_input
 from training.split import Split
-from training.stages import HEALTHY, DecoderStage, EncoderStage, blend
+from training.stages import HEALTHY, DecoderStage, EncoderStage
 
 SIDE = 64
 DECODER_PLAN = {
@@ -93,24 +93,6 @@ def test_what_is_left_out_shall_look_healthy() -> None:
     expected = -torch.log_softmax(left, 1)[:, HEALTHY].mean()
     assert figures["removal"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert loss.item() == pytest.approx(figures["fusion"].item() + 2 * expected.item(), rel=1e-5)
-
-
-def test_blended_images_count_for_both_their_classes() -> None:
-    """Mixup: the cross-entropy of the blend against both targets, each by its share."""
-    network = small()
-    image, target = torch.rand(4, 1, SIDE, SIDE), torch.tensor([0, 1, 2, 3])
-    stage = EncoderStage(network, {"label_smoothing": 0.0, "mixup": 1.0})
-    network.eval()
-    torch.manual_seed(3)
-    loss, _ = stage(image, torch.ones_like(image), target)
-    torch.manual_seed(3)
-    share, other = blend(4, 1.0)
-    assert 0.5 <= share < 1
-    assert not torch.equal(other, torch.arange(4))
-    with torch.no_grad():
-        chances = network.classify(network.encode(image * share + image[other] * (1 - share))[-1]).log_softmax(1)
-    own, others = -chances[range(4), target].mean(), -chances[range(4), target[other]].mean()
-    assert loss.item() == pytest.approx((share * own + (1 - share) * others).item(), rel=1e-5)
 
 
 def test_training_may_go_on_from_weights(tmp_path: Path) -> None:
