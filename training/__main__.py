@@ -161,6 +161,20 @@ def evaluate(
 
 
 @app.command()
+def shifted(
+    data: DataFolder,
+    out: OutFolder,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
+) -> None:
+    """Measure adults' radiographs that are made to look as if another hospital had taken them: shifted.json."""
+    from training.shifts import shifted as measure
+
+    for name, figures in measure(data, split, weights, out).items():
+        print(name, figures)
+
+
+@app.command()
 def explain(
     data: DataFolder,
     out: OutFolder,
