@@ -55,6 +55,7 @@ bench: .venv/.installed-dev peers  ## the benchmarks, in a short form
 	.venv/bin/python -m benchmarks.receive --repetitions 1 --seconds 1
 	.venv/bin/python -m benchmarks.turnaround --quick
 	.venv/bin/python -m benchmarks.load --quick
+	.venv/bin/python -m benchmarks.inference --repeats 1
 
 .PHONY: soak
 soak: .venv/.installed-dev peers  ## the fault campaign for MINUTES, with memory, handles and threads drawn over time
