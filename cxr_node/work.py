@@ -296,7 +296,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     faulthandler.enable()  # a decoder that crashes tells the log where
     warm_up(networks)
     ready()
-    log.info("working", model=networks.model.version, device=str(networks.device), dtype=str(networks.dtype))
+    on = {"device": str(networks.device), "engine": settings.inference.engine, "precision": networks.precision}
+    log.info("working", model=networks.model.version, **on)
     limits.limit_memory(settings.inference.job_memory_mb)
     try:
         _work(settings, worker, stop)

@@ -42,8 +42,8 @@ def _framed(across: float, down: float) -> Callable[[Image], Image]:
 
     def look(image: Image) -> Image:
         height, width = image.shape
-        middle = np.array([[across, 0, (1 - across) * width / 2], [0, down, (1 - down) * height / 2]])
-        return np.asarray(cv2.warpAffine(image, middle, (width, height)), np.uint8)
+        about_middle = np.array([[across, 0, (1 - across) * width / 2], [0, down, (1 - down) * height / 2]])
+        return np.asarray(cv2.warpAffine(image, about_middle, (width, height)), np.uint8)
 
     return look
 
@@ -103,9 +103,8 @@ def shifted(data: Path, split: str, weights: Path | None, out: Path) -> dict[str
     targets = np.array([row.class_index for row in rows])
     figures = {name: _figures(targets, _probabilities(networks, images, look, name)) for name, look in LOOKS.items()}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "shifted.json").write_text(
-        json.dumps({"model": networks.model.version, "count": len(rows), "looks": figures}, indent=2)
-    )
+    written = {"model": networks.model.version, "split": split, "count": len(rows), "looks": figures}
+    (out / "shifted.json").write_text(json.dumps(written, indent=2) + "\n")
     return figures
 
 

@@ -28,6 +28,7 @@ from cxr_node.settings import InferenceSettings
 class Networks:
     """What an analysis runs on.
 
+    precision: "fp32", "bf16", or with OpenVINO "int8".
     input_size_px: side of the image that CXRNet was trained on.
     segmented: whether it was trained on lungs cut out; else on whole images.
     temperature: logits are divided by it, so that probabilities mean what they say (Guo et al. 2017).
@@ -40,7 +41,7 @@ class Networks:
     cxrnet: CXRNet
     model: Model
     device: torch.device
-    dtype: torch.dtype
+    precision: str
     input_size_px: int
     segmented: bool
     temperature: float
@@ -76,11 +77,11 @@ class Networks:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Run the networks: without gradients, in `dtype`, and on a GPU in a stream of their own."""
+        """Run the networks in torch: without gradients, in `precision`, and on a GPU in a stream of their own."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            if self.dtype != torch.float32:
-                stack.enter_context(torch.autocast(self.device.type, self.dtype))
+            if self.precision == "bf16":
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
             if self.stream is not None:
                 stack.enter_context(torch.cuda.stream(self.stream))
             yield
@@ -164,7 +165,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
         cxrnet.network,
         model_of(folder),
         device,
-        torch.bfloat16 if precision == "bf16" else torch.float32,
+        precision,
         input_size_px=input_size_px,
         segmented=cxrnet.description["preprocessing"].get("segmented", True),
         temperature=cxrnet.description["calibration"]["temperature"],

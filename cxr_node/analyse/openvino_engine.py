@@ -88,19 +88,12 @@ def convert(network: nn.Module, size_px: int) -> Model:
 
 def compiled(model: Model, precision: str) -> Any:
     """The model ready to run on as many threads as this process may use cores. What int8 leaves over is computed in fp32."""
-    return (
-        _openvino()
-        .Core()
-        .compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-                "INFERENCE_NUM_THREADS": max(1, len(os.sched_getaffinity(0))),
-                "PERFORMANCE_HINT": "LATENCY",
-            },
-        )
-    )
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_NUM_THREADS": max(1, len(os.sched_getaffinity(0))),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    return _openvino().Core().compile_model(model, "CPU", settings)
 
 
 def activation_ranges(cxrnet: CXRNet, size_px: int, crops: Iterable[NDArray[np.uint8]]) -> list[dict[str, Any]]:

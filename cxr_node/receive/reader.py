@@ -12,9 +12,8 @@ from cxr_node.receive.guard import Pace
 _BUFFER_BYTES = 1024 * 1024
 LONGEST_PORTION = 262144
 """Bytes that are read at once; longer than any PDU that keeps to what was negotiated."""
-
-
-_P_DATA_TF = 0x04
+P_DATA_TF = 0x04
+"""The PDU type of data (PS3.8 section 9.3.5)."""
 _ONE_PDV = struct.Struct(">BxLLBB")
 """PDU type and length, the length of its first item, presentation context, message control header (PS3.8 section 9.3.5)."""
 
@@ -100,7 +99,7 @@ class Reader(Exactly):
         if self._end - self._begin < _ONE_PDV.size:
             return None
         pdu_type, pdu_length, item_length, context_id, control = _ONE_PDV.unpack_from(self._buffer, self._begin)
-        if pdu_type != _P_DATA_TF or pdu_length != 4 + item_length or not 2 <= item_length <= LONGEST_PORTION:
+        if pdu_type != P_DATA_TF or pdu_length != 4 + item_length or not 2 <= item_length <= LONGEST_PORTION:
             return None
         self._begin += _ONE_PDV.size
         return context_id, control, self.read(item_length - 2)

@@ -32,7 +32,7 @@ from cxr_node.logs import explain as explain_error
 from cxr_node.receive.guard import Pace
 from cxr_node.receive.intake import Intake
 from cxr_node.receive.messages import IDLE_S, LAST, Malformed, Messages
-from cxr_node.receive.reader import LONGEST_PORTION, Exactly, Reader
+from cxr_node.receive.reader import LONGEST_PORTION, P_DATA_TF, Exactly, Reader
 from cxr_node.tls import Identity, Listener, explain, identity_of
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ _LONGEST_OTHER_BYTES = 262144
 """Release and abort PDUs have 4 bytes, association requests some thousand."""
 _MOST_DISCARDED_BYTES = 16 * 1024 * 1024
 """What is taken in from a peer that goes on sending after an invalid PDU; then its connection is closed."""
-_PDU_TYPES, _P_DATA_TF = range(0x01, 0x08), 0x04
+_PDU_TYPES = range(0x01, 0x08)
 _LONGEST_SILENCE_S = 60.0
 _DATA_TRANSFER, _CONNECTION_CLOSED, _INVALID_PDU = "Sta6", "Evt17", "Evt19"
 
@@ -250,7 +250,7 @@ class _UpperLayer(DULServiceProvider):
                 return
             head = bytes(reader.read(6))
             pdu_type, length = struct.unpack(">BxL", head)
-            if pdu_type == _P_DATA_TF and messages is not None:
+            if pdu_type == P_DATA_TF and messages is not None:
                 self._read_p_data(reader, messages, length)
             elif pdu_type in _PDU_TYPES and length <= _LONGEST_OTHER_BYTES:
                 pdu, event = self._decode_pdu(bytearray(head + reader.read(length)))
