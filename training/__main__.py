@@ -193,6 +193,9 @@ def explain(
 def experiments(
     data: DataFolder,
     recipe: Recipe = Path("conf/experiments-cpu.toml"),
+    left_out: Annotated[
+        Path, typer.Option("--left-out", help="Recipe for training without a source.", exists=True, dir_okay=False)
+    ] = Path("conf/left-out.toml"),
     runs: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
     segment: LungUNet = Path("cxr_node/nets/weights"),
     imagenet: Annotated[
@@ -209,7 +212,7 @@ def experiments(
     if not segment.exists():
         raise typer.BadParameter(f"--segment: {segment} is not there.")
     imagenet = imagenet or data / "weights" / "resnet50_imagenet.safetensors"
-    paths = Paths(str(data), str(runs), str(recipe), str(imagenet), str(segment), explained)
+    paths = Paths(str(data), str(runs), str(recipe), str(left_out), str(imagenet), str(segment), explained)
     try:
         problems = run(paths, only or ())
     except ValueError as error:

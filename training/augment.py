@@ -56,6 +56,23 @@ def resharpen(image: Image, rng: np.random.Generator) -> Image:
     return image
 
 
+def borrow_sharpness(image: Image, other: Image, rng: np.random.Generator) -> Image:
+    """Give the image as much of each fineness of detail as another radiograph, uint8 (H, W), has, or part of the way.
+
+    Detector, processing and compression leave their mark in how strong each spatial frequency is; where it is, which is
+    the anatomy, stays. The mean grey stays too (cf. Yang and Soatto 2020, who exchange whole amplitudes).
+    """
+    height, width = image.shape
+    spectrum = np.fft.rfft2(image.astype(np.float32))
+    radius = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width) * width).astype(int)
+    own, others = (
+        np.bincount(radius.ravel(), np.abs(each).ravel()) + 1.0 for each in (spectrum, np.fft.rfft2(other.astype(np.float32)))
+    )
+    gain = np.clip(others / own, 0.25, 4.0) ** rng.uniform(0, 1)
+    gain[0] = 1.0
+    return np.clip(np.fft.irfft2(spectrum * gain[radius], image.shape), 0, 255).astype(np.uint8)
+
+
 def decorate(image: Image, rng: np.random.Generator) -> Image:
     """Add borders, side letters or inverted greys at the margins, which say something of the hospital only."""
     image = image.copy()

@@ -26,6 +26,9 @@ from training.stored_runs import (
 RECIPE = RECIPES / "experiments-cpu.toml"
 """What experiments are trained by unless another recipe is named."""
 
+LEFT_OUT_RECIPE = RECIPES / "left-out.toml"
+"""What is trained by with a source left out: the shipped form, so that it says something of the shipped weights."""
+
 LEFT_OUT = ("armiro", "hannover", "ieee8023", "radiography-db")
 """Sources without which each class still has radiographs: all pneumonia but COVID-19 is kermany's."""
 
@@ -56,11 +59,17 @@ class Paths:
     data: str = "DIR"
     runs: str = "runs"
     recipe: str = f"conf/{RECIPE.name}"
+    left_out: str = f"conf/{LEFT_OUT_RECIPE.name}"
+    """As `recipe`, for experiments that leave a source out."""
     imagenet: str = "DIR/weights/resnet50_imagenet.safetensors"
     segment: str = f"cxr_node/nets/{shipped_folder().name}"
     """The lungs: a folder of weights, or best.pt of `segment`."""
     explained: int = 25
     """Explanations are measured on at most so many images of each class; 0: on all."""
+
+    def recipe_of(self, which: Experiment) -> str:
+        """The recipe that an experiment is trained by."""
+        return self.left_out if which.without else self.recipe
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ def steps(which: Experiment, recipe: dict[str, Any], paths: Paths) -> list[Step]
     if which.name == SHIPPED:
         return _measuring(run, measured, on_test, (), shipped_folder() / "cxrnet.json", paths, explained=True)
     settings = [word for setting in settings_of(which, recipe) for word in ("--set", setting)]
-    classify = ["classify", "--recipe", paths.recipe, *settings, "--data", paths.data, "--segment", paths.segment]
+    classify = ["classify", "--recipe", paths.recipe_of(which), *settings, "--data", paths.data, "--segment", paths.segment]
     classify += ["--imagenet", paths.imagenet] if which.imagenet else []
     classify += ["--without", which.without] if which.without else []
     checkpoint, described = Path(run, "last.pt"), Path(run, "weights", "cxrnet.json")
@@ -149,7 +158,7 @@ def run(paths: Paths, only: Collection[str] = ()) -> list[str]:
     """Run what is missing, one command after the other; what was interrupted goes on.
 
     Args:
-        paths: where everything is; the recipe and the U-Net must be there.
+        paths: where everything is; the recipes and the U-Net must be there.
         only: names of experiments; none: all that the data allow.
 
     Returns:
@@ -158,13 +167,13 @@ def run(paths: Paths, only: Collection[str] = ()) -> list[str]:
     Raises:
         ValueError: an unknown experiment.
     """
-    recipe = read_recipe(Path(paths.recipe))
     sources = {row.source for row in read_manifest(Path(paths.data), "train")}
     known = {one.name: one for one in [*experiments(), *map(without, sorted(sources))]}
     if unknown := set(only) - set(known):
         raise ValueError(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
     problems: list[str] = []
     for one in [known[name] for name in only] if only else experiments():
+        recipe = read_recipe(Path(paths.recipe_of(one)))
         problem = _obstacle(one, recipe, sources, paths) or _run(steps(one, recipe, paths))
         if problem:
             problems.append(f"{one.name}: {problem}")
@@ -181,7 +190,7 @@ def _obstacle(one: Experiment, recipe: dict[str, Any], sources: Collection[str],
     kept = Path(paths.runs, one.name, "recipe.json")
     settled = with_settings(recipe, settings_of(one, recipe)) if one.name != SHIPPED else {}
     if kept.exists() and {**read_recipe(kept), "file": ""} != {**settled, "file": ""}:
-        return f"{kept} is another recipe than {paths.recipe}: choose another --runs, or move {kept.parent} away."
+        return f"{kept} is another recipe than {paths.recipe_of(one)}: choose another --runs, or move {kept.parent} away."
     return ""
 
 

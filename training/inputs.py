@@ -30,15 +30,24 @@ def group_weights(rows: list[Radiograph], balance: float) -> NDArray[np.float64]
 
 
 def augmented(
-    image: NDArray[np.uint8], lungs: NDArray[np.bool_], size_px: int, segmented: bool, strength: float, rng: np.random.Generator
+    image: NDArray[np.uint8],
+    lungs: NDArray[np.bool_],
+    size_px: int,
+    segmented: bool,
+    strength: float,
+    rng: np.random.Generator,
+    decorated: float = 0.0,
 ) -> LungCrop:
     """One training input of side `size_px`, from a prepared image and its lungs.
 
-    `strength` in 0..1 scales how far it is moved, and how often its greys and its lungs' outline change.
+    `strength`, from 0, scales how far it is moved, and how often, at 1 always, its greys and its lungs' outline change;
+    `decorated` is how often it may get borders and letters.
     """
     if rng.random() < strength:
         image = augment.resharpen(augment.regrade(image, rng), rng)
     image, lungs = augment.move(image, lungs, rng, 10 * strength, 0.15 * strength, 0.08 * strength)
+    if decorated and rng.random() < decorated:
+        image = augment.decorate(image, rng)
     kind = rng.integers(4)
     if kind < 2 and rng.random() < strength:  # the U-Net's outline is never twice the same
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * int(rng.integers(1, 4)) + 1,) * 2)
@@ -85,6 +94,8 @@ def training_input(
 
     By the shares that the recipe gives, some are
 
+    - `borrowed`: as sharp as a radiograph of any other source and class, so that no class has a sharpness of its own;
+    - `decorated`: given borders and letters, perhaps;
     - `mirrored`: no class prefers a side;
     - `emptied`: nearly all blanked, and count as healthy, so that where no sign of disease is left, none is found;
     - `lungs_emptied`: the lungs alone blanked, and count as healthy, so that what lies around them, which tells a
@@ -92,7 +103,10 @@ def training_input(
     - `random_masking`: partly blanked, and keep their class, so that a masked image stays familiar;
     - `context_hidden`: the lungs alone shown, and keep their class, so that the lungs suffice.
     """
-    crop = augmented(split.images[index], split.lungs[index], size_px, recipe["segmented"], strength, rng)
+    radiograph = split.images[index]
+    if (share := recipe.get("borrowed", 0.0)) and rng.random() < share:
+        radiograph = augment.borrow_sharpness(radiograph, split.images[rng.integers(len(split.rows))], rng)
+    crop = augmented(radiograph, split.lungs[index], size_px, recipe["segmented"], strength, rng, recipe.get("decorated", 0.0))
     image, lungs = crop.image, crop.mask
     if (share := recipe.get("mirrored", 0.0)) and rng.random() < share:
         image, lungs = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(lungs[:, ::-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cxr_node.nets.weights import describe, shipped_folder
-from training.experiments import LEFT_OUT, RECIPE, Experiment, Paths, experiments, steps, without
+from training.experiments import LEFT_OUT, LEFT_OUT_RECIPE, RECIPE, Experiment, Paths, experiments, steps, without
 from training.recipe import RECIPES
 from training.run import read_recipe
 from training.stored_runs import LEFT_OUT_PREFIX, Run
@@ -35,10 +35,11 @@ def missing_runs(runs: list[Run]) -> str:
 
 def commands_of(which: Experiment, run: Run) -> str:
     """The commands that made a run, or would make it, a line each; by the recipe that the run kept."""
-    name = (run.recipe() or {}).get("file", RECIPE.name)
-    path = RECIPES / name if (RECIPES / name).exists() else RECIPE
+    usual = LEFT_OUT_RECIPE if which.without else RECIPE
+    name = (run.recipe() or {}).get("file", usual.name)
+    path = RECIPES / name if (RECIPES / name).exists() else usual
     limit = (run.metrics or {}).get("explanations", {}).get("limit", Paths.explained)
-    paths = Paths(recipe=f"conf/{path.name}", explained=limit)
+    paths = Paths(recipe=f"conf/{path.name}", left_out=f"conf/{path.name}", explained=limit)
     return "\n".join(str(step) for step in steps(which, read_recipe(path), paths))
 
 
@@ -53,16 +54,26 @@ def all_commands(which: list[Experiment], runs: list[Run]) -> str:
 def _shipping() -> str:
     """How the weights that come with the program were made, as their JSON tells it."""
     description = describe(shipped_folder(), "cxrnet")
-    recipe = description.get("training", {}).get("recipe", {})
-    classify = f"python -m training classify --recipe conf/{recipe.get('file', 'classify.toml')} --data DIR"
-    head = ["python -m training head --data DIR"] if "head" in recipe else []
-    export = f"python -m training export --data DIR --version {description['version']}"
-    return "\n".join(
-        [
-            "python -m training segment --data DIR",
-            "python -m training gate --data DIR",
-            f"{classify} --imagenet {Paths.imagenet}",
-            *head,
-            f"{export}{' --classify runs/classify/refit.pt' if head else ''} --out cxr_node/nets/weights",
+    training = description.get("training", {})
+    recipe = training.get("recipe", {})
+    file = recipe.get("file", "classify.toml")
+    lines = ["python -m training segment --data DIR", "python -m training gate --data DIR"]
+    begun = f"--data DIR --imagenet {Paths.imagenet}"
+    checkpoint = ""
+    if training.get("begun_with"):
+        lines += [
+            f"python -m training classify --recipe conf/classify.toml {begun}",
+            "python -m training export --data DIR --version begun --out runs/weights",
         ]
+        begun = "--data DIR --begin-with runs/weights --out runs/further"
+        checkpoint = " --classify runs/further/last.pt"
+    lines.append(f"python -m training classify --recipe conf/{file} {begun}")
+    if "head" in recipe:
+        lines.append(f"python -m training head --data DIR{checkpoint}")
+        checkpoint = " --classify runs/classify/refit.pt"
+    lines.append(
+        f"python -m training export --data DIR --version {description['version']}{checkpoint} --out cxr_node/nets/weights"
     )
+    if "int8" in description:
+        lines.append("python -m training quantise --data DIR --weights cxr_node/nets/weights")
+    return "\n".join(lines)

@@ -103,7 +103,8 @@ def test_a_source_left_out_is_measured_in_every_split(data, unet, tmp_path):
 
 @pytest.fixture
 def paths(data, unet, tmp_path) -> Paths:
-    return Paths(str(data), str(tmp_path), str(RECIPES / "experiments-cpu.toml"), str(tmp_path / "none"), str(unet))
+    recipes = (str(RECIPES / "experiments-cpu.toml"), str(RECIPES / "left-out.toml"))
+    return Paths(str(data), str(tmp_path), *recipes, str(tmp_path / "none"), str(unet))
 
 
 @pytest.fixture
@@ -163,13 +164,17 @@ def test_an_unknown_experiment_is_refused(paths):
 def test_the_commands_are_such_as_the_program_knows(recipe, tmp_path):
     """Each setting of each experiment fits each recipe; the paper's form asks for the fusion loss alone."""
     for one in experiments.experiments()[1:]:
-        classify = steps(one, read_recipe(RECIPES / recipe), Paths(recipe=f"conf/{recipe}"))[0]
-        words = classify.arguments
+        paths = Paths(recipe=str(RECIPES / recipe), left_out=str(RECIPES / "left-out.toml"))
+        words = steps(one, read_recipe(Path(paths.recipe_of(one))), paths)[0].arguments
+        assert words[words.index("--recipe") + 1] == paths.recipe_of(one)
         settings = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
-        settled = read_recipe(keep_recipe(RECIPES / recipe, settings, tmp_path))
+        settled = read_recipe(keep_recipe(Path(paths.recipe_of(one)), settings, tmp_path))
         if one.name == "representation-image" and "decoder_stage" in settled:
             plan = settled["decoder_stage"]
             assert plan["images"] > 0
             assert [plan[key] for key in ("removal", "certainty", "sparsity", "outside", "smoothness")] == [0.0] * 5
+        elif one.without:
+            assert "decoder_stage" not in settled
+            assert settled["segmented"] is False
         elif "decoder_stage" in settled:
             assert settled["decoder_stage"]["images"] == 0
