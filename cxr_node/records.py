@@ -196,8 +196,8 @@ class Findings:
 
     label: the likeliest of LABELS.
     probabilities: one for each of LABELS, in that order; they sum to 1.
-    heatmap: float32 (224, 224) in 0..1, upright like `Radiograph.network_image`; relative to this image's own: 0 where the
-        lungs counted least and outside them, 1 where they counted most.
+    heatmap: float32 (224, 224) in 0..1, upright like `Radiograph.network_image`: how much of each pixel the network kept so as
+        to find the disease again, 0 outside the lungs. Of healthy lungs it may keep nothing.
     lungs: bool (224, 224), upright.
     right_lung: bool (224, 224), the part of `lungs` that is the patient's right one; the rest is the left one.
     heat_in_lungs: share of the explanation's heat that lay inside the lungs before it was confined to them, 0..1.

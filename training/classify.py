@@ -104,6 +104,7 @@ def train(
         raise ValueError(f"{without!r} is no source of the training split; these are: {', '.join(sorted(sources))}")
     splits = tuple(load_split(data, name, unet, out).without(without) for name in ("train", "val"))
     network = first_network(recipe, imagenet, begin_with)
+    begun = {key: tensor.clone() for key, tensor in network.state_dict().items()} if begin_with else {}
     state = load_checkpoint(out / "checkpoint.pt") or {"stage": 0, "step": 0}
     if "network" in state:
         network.load_state_dict(state["network"])
@@ -111,8 +112,10 @@ def train(
     for number, name in enumerate(STAGES):
         if name in recipe and number >= state["stage"]:
             _train_stage(network, recipe, name, number, (splits[0], splits[1]), out, place, state)
-    with torch.no_grad():
-        network.fc.bias += torch.from_numpy(bias_of_draws(splits[0].rows, recipe)).to(network.fc.bias)
+            if name != "decoder_stage":  # which finds the classifier as it will be served
+                with torch.no_grad():
+                    network.fc.bias += torch.from_numpy(bias_of_draws(splits[0].rows, recipe)).to(network.fc.bias)
+                _blend(network, begun, recipe.get("begun_share", 0.0))
     if place.first:
         save_checkpoint(
             out / "last.pt",
@@ -124,6 +127,18 @@ def train(
                 "begun_with": weights.model_of(begin_with).digest if begin_with else "",
             },
         )
+
+
+@torch.no_grad()
+def _blend(network: CXRNet, begun: dict[str, Tensor], share: float) -> None:
+    """Have the network be by `share` (0..1) what it began as, if that is given.
+
+    The mean of weights before and after a training that began with them keeps what either is good at (cf. Wortsman et
+    al. 2022): what was learnt of other looks, and what was known of radiographs as they are.
+    """
+    for key, tensor in network.state_dict().items() if share else ():
+        if key in begun and tensor.is_floating_point():
+            tensor.lerp_(begun[key].to(tensor), share)
 
 
 def running_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:

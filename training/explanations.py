@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cxr_node.analyse.networks import Networks
+from cxr_node.analyse.pipeline import heat_of
 from cxr_node.nets.cxrnet import CXRNet
 
 METHODS = ("cxrnet", "representation", "gradcam", "saliency", "input")
-"""cxrnet: the relevance, which the node draws. representation: the image that the second encoder gets. input: the image as
+"""cxrnet: the relevance, as far as the node draws it. representation: the image that the second encoder gets. input: the image as
 its own explanation, which says nothing and which the others have to beat."""
 
 Heat = NDArray[np.float32]
@@ -46,7 +47,7 @@ def explanations(networks: Networks, crops: list[NDArray[np.uint8]], classes: li
     with networks.running():
         image = networks.to_device(crops)
         representation, relevance = networks.cxrnet.decode(networks.cxrnet.encode(image), image)
-        own = {"cxrnet": _heat(relevance), "representation": _heat(representation), "input": _heat(image)}
+        own = {"cxrnet": heat_of(_heat(relevance)), "representation": _heat(representation), "input": _heat(image)}
     classifier = FirstEncoder(networks.cxrnet).eval()
     target = torch.tensor(classes, device=networks.device)
     with torch.enable_grad():

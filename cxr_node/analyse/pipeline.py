@@ -21,9 +21,11 @@ from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left, zo
 from cxr_node.errors import Rejected
 from cxr_node.records import LABELS, SIDES, ZONES, Findings
 
-_NO_HEAT, _FULL_HEAT = 0.5, 0.995
-"""These quantiles of the relevance in the lungs are drawn as no heat and as full heat: the map shows what counted more than
-the rest of this image's lungs, and says nothing of how much more."""
+_FAINT = 0.05
+"""Relevance below this is no heat: what the decoder leaves everywhere, where it keeps nothing, too."""
+
+_EDGE_PX = 3.0
+"""How far the heat's edges are softened, a standard deviation: the decoder decides, but not to the pixel."""
 
 _SURELY_FRONTAL = 2.0
 """By so much an image with inverted greys must pass the gate's threshold: the second try must not be a second chance."""
@@ -122,18 +124,18 @@ def _findings(
     networks: Networks,
     seconds: dict[str, float],
 ) -> Findings:
+    relevance = heat_of(relevance)
     inside = relevance * crop.mask
     total = float(relevance.sum())
     heat = np.where(lungs, crop.to_prepared(inside, lungs.shape), np.float32(0))
-    none, full = np.quantile(heat[lungs], (_NO_HEAT, _FULL_HEAT)) if lungs.any() else (0.0, 0.0)
-    heatmap = np.clip((heat - none) / max(float(full - none), 1e-6), 0, 1).astype(np.float32) * lungs
+    heatmap = np.clip(cv2.GaussianBlur(heat, (0, 0), _EDGE_PX), 0, 1).astype(np.float32) * lungs
     sides = dict(zip(SIDES, right_and_left(lungs), strict=True))
     borders = {side: zone_rows(lung) for side, lung in sides.items()}
     by_zone = _heat_by_zone(heatmap, sides, borders)
     return Findings(
         label=LABELS[int(probabilities.argmax())],
         probabilities=dict(zip(LABELS, (float(p) for p in probabilities), strict=True)),
-        heatmap=np.asarray(cv2.GaussianBlur(heatmap, (0, 0), 1.0), np.float32) * lungs,
+        heatmap=heatmap,
         lungs=lungs,
         right_lung=sides["right"],
         heat_in_lungs=float(inside.sum()) / total if total > 0 else 1.0,
@@ -145,6 +147,11 @@ def _findings(
         indeterminate_below=networks.indeterminate_below,
         seconds=dict(seconds),
     )
+
+
+def heat_of(relevance: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What of a relevance, float32 of any shape in 0..1, is drawn and measured as heat, of the same form."""
+    return np.where(relevance < _FAINT, np.float32(0), relevance)
 
 
 def _heat_by_zone(

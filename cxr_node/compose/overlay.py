@@ -166,7 +166,7 @@ def _panel(findings: Findings, width: int) -> Picture:
         filled = left + (right - left) * findings.probabilities[label]
         cv2.rectangle(panel, at(left, y - 0.014), at(filled, y), _BAR if label == named else _DIM, cv2.FILLED)
         _text(panel, f"{findings.probabilities[label]:.1%}", at(0.625, y), size(0.021), colour, weight, "right")
-    _text(panel, "Heat: 1 is the strongest in this image", at(0.68, 0.105), size(0.0185), _LIGHT, _REGULAR, room=room)
+    _text(panel, "Heat: what the answer rests on, 0 to 1", at(0.68, 0.105), size(0.0185), _LIGHT, _REGULAR, room=room)
     _colour_bar(panel, at(0.68, 0.116), at(0.975, 0.144))
     for tick, x, side in ((0, 0.68, "left"), (0.5, 0.8275, "centre"), (1, 0.975, "right")):
         _text(panel, f"{tick:g}", at(x, 0.166), size(0.0185), _LIGHT, _REGULAR, side)

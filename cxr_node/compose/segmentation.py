@@ -56,7 +56,7 @@ def compose_heat_levels(source: Dataset, maps: SourceMaps, place: Place) -> Data
     for number, (low, colour) in enumerate(zip(LEVELS, _LEVEL_COLOURS, strict=True), start=1):
         label = f"Heat {low:.0%} to {LEVELS[number]:.0%}" if number < len(LEVELS) else f"Heat {low:.0%} and above"
         segments.append(_heat_segment(number, label, colour, maps.findings, place))
-    description = "Heat map as levels; 100 % is the strongest in this image"
+    description = "Heat map as levels of the network's relevance, 0 to 100 %"
     return _compose(source, levels, SegmentationTypeValues.BINARY, segments, "HEAT LEVELS", description, place)
 
 
@@ -64,7 +64,7 @@ def compose_heat_values(source: Dataset, maps: SourceMaps, place: Place) -> Data
     """The heat map's values, fractional and JPEG-LS, for machines: most viewers can't draw it; not yet identified."""
     heat = maps.heat
     segment = _heat_segment(1, "Heat", _LEVEL_COLOURS[-1], maps.findings, place)
-    description = "Heat map; its maximum is the strongest in this image"
+    description = "Heat map: the network's relevance, 0 to 1"
     # highdicom sorts all values to find those beyond 1, which takes a second: it gets where they are, and we put them in
     where = (heat > 0).astype(np.uint8)
     ds = _compose(source, where, SegmentationTypeValues.FRACTIONAL, [segment], "HEAT VALUES", description, place)

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import DECODER_CHANNELS, CXRNet
 from cxr_node.records import LABELS
+from tests.small_training import write_weights
 from training.classify import first_network, running_average, train
 from training.dataset import Radiograph
 from training.inputs import bias_of_draws, blanked, size_at, training_input
@@ -214,6 +215,25 @@ def test_the_running_average_forgets_what_a_short_stage_began_with() -> None:
     before = average.module.weight.item()
     average.update_parameters(layer)
     assert average.module.weight.item() == pytest.approx(before + 0.002 * (2 - before), rel=1e-5)
+
+
+def test_the_end_may_be_in_part_what_it_began_with(manifest: Path) -> None:
+    write_weights(manifest / "begun", SIDE)
+    architecture = {"encoder": "alexnet", "representation": "mask", "decoder_channels": DECODER_CHANNELS}
+    description = {"name": "CXRNet", "version": "t", "classes": list(LABELS), "architecture": architecture}
+    weights.save(manifest / "begun", "cxrnet", small(), description)
+    begun = weights.load_cxrnet(manifest / "begun").network
+    ends = {}
+    for share in (0.0, 0.25):
+        recipe = manifest / f"{share}.toml"
+        recipe.write_text(f"begun_share = {share}\n{RECIPE}")
+        train(recipe, manifest, None, None, manifest / str(share), begin_with=manifest / "begun")
+        ends[share] = torch.load(manifest / str(share) / "last.pt", weights_only=True)["network"]
+    for key, first in begun.state_dict().items():
+        if first.is_floating_point():
+            expected = 0.25 * first + 0.75 * ends[0.0][key]
+            assert torch.allclose(ends[0.25][key], expected, atol=1e-6), key
+    assert not torch.allclose(ends[0.0]["fc.weight"], begun.state_dict()["fc.weight"], atol=1e-5)
 
 
 def test_a_source_that_is_not_there_cannot_be_left_out(manifest: Path) -> None:
