@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cxr_node.analyse.networks import load_networks
-from cxr_node.analyse.pipeline import analyse, classifier_inputs, segment_batch
+from cxr_node.analyse.pipeline import analyse, classifier_inputs, heat_of, segment_batch
 from cxr_node.errors import Rejected, SettingsError, WeightsError
 from cxr_node.nets.weights import shipped_folder
 from cxr_node.records import LABELS
@@ -65,7 +65,9 @@ def test_in_int8_it_says_nearly_the_same(plain, crops):
     assert (chances.argmax(axis=1) == probabilities.argmax(axis=1)).mean() >= 0.9
     assert 1e-5 < np.abs(chances - probabilities).mean() < 0.03, "nearly the same, but rounded"
     for one, other in zip(heat, relevance, strict=True):
-        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
+        assert np.abs(heat_of(one) - heat_of(other)).mean() < 0.02
+        if (one > 0.5).mean() > 0.05:  # where there is next to no heat, a few pixels are much of it
+            assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.95
 
 
 def test_an_analysis_runs_on_it(images):
