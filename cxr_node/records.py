@@ -201,8 +201,8 @@ class Findings:
     lungs: bool (224, 224), upright.
     right_lung: bool (224, 224), the part of `lungs` that is the patient's right one; the rest is the left one.
     heat_in_lungs: share of the explanation's heat that lay inside the lungs before it was confined to them, 0..1.
-    heat_by_lung: share of the heat in the patient's "right" and "left" lung; they sum to 1.
-    heat_by_zone: the same for each of ZONES, keyed by (side, zone); they sum to 1.
+    heat_by_lung: share of the heat in the patient's "right" and "left" lung; they sum to 1, or to 0 without any heat.
+    heat_by_zone: the same for each of ZONES, keyed by (side, zone); the same sum.
     zone_rows: for each lung, the rows of `lungs` at which its middle and its lower zone begin.
     lung_area_fraction: lungs' share of the image, 0..1.
     indeterminate_below: a likeliest class that is less probable than this says nothing; 0: never.

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_node.analyse.enhance import lung_box
+
 Image = NDArray[np.uint8]
 
 
@@ -71,6 +73,47 @@ def borrow_sharpness(image: Image, other: Image, rng: np.random.Generator) -> Im
     gain = np.clip(others / own, 0.25, 4.0) ** rng.uniform(0, 1)
     gain[0] = 1.0
     return np.clip(np.fft.irfft2(spectrum * gain[radius], image.shape), 0, 255).astype(np.uint8)
+
+
+def frame(image: Image, lungs: NDArray[np.bool_], rng: np.random.Generator) -> tuple[Image, NDArray[np.bool_]]:
+    """Cut image and lungs (bool (H, W)) anywhere between their edges and the lungs' box, and stretch what is left to (H, W).
+
+    How a film is collimated and cropped says something of the hospital and of who could stand up for it.
+    """
+    height, width = lungs.shape
+    box = lung_box(lungs, 0.02)
+    top, bottom, left, right = (
+        round(edge + (of_lungs - edge) * rng.uniform(0, 1)) for edge, of_lungs in zip((0, height, 0, width), box, strict=True)
+    )
+    cut, cut_lungs = image[top:bottom, left:right], lungs[top:bottom, left:right].astype(np.float32)
+    framed = cv2.resize(cut, (width, height), None, 0, 0, cv2.INTER_LINEAR)
+    return np.asarray(framed, np.uint8), cv2.resize(cut_lungs, (width, height), None, 0, 0, cv2.INTER_LINEAR) >= 0.5
+
+
+def borrow_surroundings(
+    image: Image, lungs: NDArray[np.bool_], other: Image, other_lungs: NDArray[np.bool_]
+) -> tuple[Image, NDArray[np.bool_]]:
+    """Put the lungs (bool (H, W)) into what lies around another radiograph's, in the place of those and as large.
+
+    Arms, neck, tubes and the way a film was taken then go with another class as often as with their own (cf. Xiao et al. 2021,
+    who exchange backgrounds). Greys are brought to the other's by the mean around the lungs; the seam is soft. Without
+    lungs in either, it stays as it is.
+    """
+    if not lungs.any() or not other_lungs.any():
+        return image, lungs
+    (top, bottom, left, right), (to_top, to_bottom, to_left, to_right) = lung_box(lungs, 0.0), lung_box(other_lungs, 0.0)
+    across, down = (to_right - to_left) / (right - left), (to_bottom - to_top) / (bottom - top)
+    matrix = np.array([[across, 0, to_left - across * left], [0, down, to_top - down * top]])
+    size = (lungs.shape[1], lungs.shape[0])
+    moved = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    placed = cv2.warpAffine(lungs.astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR) >= 0.5
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
+    hidden = np.asarray(cv2.dilate((placed | other_lungs).astype(np.uint8), kernel), np.uint8)
+    seam = cv2.dilate(hidden, kernel) > hidden
+    shade = float(other[seam].mean()) - float(moved[seam].mean()) if seam.any() else 0.0
+    weight = cv2.GaussianBlur(hidden.astype(np.float32), (0, 0), 2.5)
+    mixed = weight * (moved.astype(np.float32) + shade) + (1 - weight) * other
+    return np.clip(mixed, 0, 255).astype(np.uint8), placed
 
 
 def decorate(image: Image, rng: np.random.Generator) -> Image:

@@ -94,9 +94,12 @@ def train(
         begin_with: folder of weights to go on from, such as the shipped ones, instead of `imagenet`.
 
     Raises:
-        ValueError: no radiograph of the training split is of the source to be left out; see also `first_network`.
+        ValueError: no radiograph of the training split is of the source to be left out, or the recipe keeps a share of what
+            training began with and there is no such thing; see also `first_network`.
     """
     recipe = read_recipe(recipe_path)
+    if recipe.get("begun_share") and begin_with is None:
+        raise ValueError("The recipe keeps a share of what training began with (begun_share): name it with --begin-with.")
     place = take_place(recipe.get("threads"))
     torch.manual_seed(recipe["seed"])
     unet = load_unet(segment) if segment is not None and needs_lungs(recipe) else None
@@ -109,10 +112,11 @@ def train(
     if "network" in state:
         network.load_state_dict(state["network"])
     network = network.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifying = [name for name in STAGES if name in recipe and name != "decoder_stage"]
     for number, name in enumerate(STAGES):
         if name in recipe and number >= state["stage"]:
             _train_stage(network, recipe, name, number, (splits[0], splits[1]), out, place, state)
-            if name != "decoder_stage":  # which finds the classifier as it will be served
+            if name in classifying[-1:]:  # the decoder finds the classifier as it will be served
                 with torch.no_grad():
                     network.fc.bias += torch.from_numpy(bias_of_draws(splits[0].rows, recipe)).to(network.fc.bias)
                 _blend(network, begun, recipe.get("begun_share", 0.0))

@@ -20,6 +20,9 @@ from training.place import Place
 from training.split import Split
 from training.stages import HEALTHY
 
+_BY_LUNGS = ("lungs_emptied", "context_hidden", "surrounded", "framed")
+"""Shares of a recipe whose inputs depend on where the lungs are."""
+
 
 def group_weights(rows: list[Radiograph], balance: float) -> NDArray[np.float64]:
     """Chance of each row to be drawn: groups (label × source × population) weigh size ** balance; sums to 1."""
@@ -77,7 +80,7 @@ def blanked(crop: NDArray[np.uint8], share: float, rng: np.random.Generator) -> 
 
 def needs_lungs(recipe: dict[str, Any]) -> bool:
     """Whether a recipe's inputs depend on where the lungs are."""
-    return bool(recipe["segmented"] or recipe.get("lungs_emptied") or recipe.get("context_hidden"))
+    return bool(recipe["segmented"] or any(recipe.get(key) for key in _BY_LUNGS))
 
 
 def widened(lungs: NDArray[np.bool_], most_px: int, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -96,6 +99,8 @@ def training_input(
 
     - `borrowed`: as sharp as a radiograph of any other source and class, so that no class has a sharpness of its own;
     - `decorated`: given borders and letters, perhaps;
+    - `surrounded`: put, by their lungs, into what lies around another radiograph's, so that no class has surroundings of its own;
+    - `framed`: cut more or less closely to the lungs, so that no class has a framing of its own;
     - `mirrored`: no class prefers a side;
     - `emptied`: nearly all blanked, and count as healthy, so that where no sign of disease is left, none is found;
     - `lungs_emptied`: the lungs alone blanked, and count as healthy, so that what lies around them, which tells a
@@ -103,10 +108,15 @@ def training_input(
     - `random_masking`: partly blanked, and keep their class, so that a masked image stays familiar;
     - `context_hidden`: the lungs alone shown, and keep their class, so that the lungs suffice.
     """
-    radiograph = split.images[index]
+    radiograph, lungs = split.images[index], split.lungs[index]
     if (share := recipe.get("borrowed", 0.0)) and rng.random() < share:
         radiograph = augment.borrow_sharpness(radiograph, split.images[rng.integers(len(split.rows))], rng)
-    crop = augmented(radiograph, split.lungs[index], size_px, recipe["segmented"], strength, rng, recipe.get("decorated", 0.0))
+    if (share := recipe.get("surrounded", 0.0)) and rng.random() < share:
+        other = rng.integers(len(split.rows))
+        radiograph, lungs = augment.borrow_surroundings(radiograph, lungs, split.images[other], split.lungs[other])
+    if (share := recipe.get("framed", 0.0)) and rng.random() < share:
+        radiograph, lungs = augment.frame(radiograph, lungs, rng)
+    crop = augmented(radiograph, lungs, size_px, recipe["segmented"], strength, rng, recipe.get("decorated", 0.0))
     image, lungs = crop.image, crop.mask
     if (share := recipe.get("mirrored", 0.0)) and rng.random() < share:
         image, lungs = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(lungs[:, ::-1])

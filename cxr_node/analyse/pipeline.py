@@ -157,11 +157,11 @@ def heat_of(relevance: NDArray[np.float32]) -> NDArray[np.float32]:
 def _heat_by_zone(
     heatmap: NDArray[np.float32], sides: dict[str, NDArray[np.bool_]], borders: dict[str, tuple[int, int]]
 ) -> dict[tuple[str, str], float]:
-    """Share of the heat in each zone of each lung; equal shares where there is no heat at all."""
+    """Share of the heat in each zone of each lung; 0 everywhere if there is no heat at all."""
     sums: dict[tuple[str, str], float] = {}
     for side, lung in sides.items():
         by_row = (heatmap * lung).sum(axis=1, dtype=np.float64)
         for zone, part in zip(ZONES, np.split(by_row, borders[side]), strict=True):
             sums[side, zone] = float(part.sum())
     total = sum(sums.values())
-    return {place: value / total if total > 0 else 1 / len(sums) for place, value in sums.items()}
+    return {place: value / total if total > 0 else 0.0 for place, value in sums.items()}

@@ -40,7 +40,7 @@ def test_faint_relevance_is_no_heat_and_says_nothing_of_a_side():
     relevance[:, :112] = 0.001
     found = findings(relevance)
     assert found.heatmap.max() == 0
-    assert set(found.heat_by_lung.values()) == {0.5}
+    assert set(found.heat_by_lung.values()) == {0.0}
     assert found.heat_in_lungs == 1.0
     assert heat_of(np.array([0.0, 0.04, 0.06, 1.0], np.float32)).tolist() == pytest.approx([0, 0, 0.06, 1])
 

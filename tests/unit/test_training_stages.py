@@ -236,6 +236,13 @@ def test_the_end_may_be_in_part_what_it_began_with(manifest: Path) -> None:
     assert not torch.allclose(ends[0.0]["fc.weight"], begun.state_dict()["fc.weight"], atol=1e-5)
 
 
+def test_a_share_of_nothing_cannot_be_kept(manifest: Path) -> None:
+    recipe = manifest / "share.toml"
+    recipe.write_text(f"begun_share = 0.5\n{RECIPE}")
+    with pytest.raises(ValueError, match="--begin-with"):
+        train(recipe, manifest, None, None, manifest / "run")
+
+
 def test_a_source_that_is_not_there_cannot_be_left_out(manifest: Path) -> None:
     with pytest.raises(ValueError, match="here, there"):
         train(manifest / "recipe.toml", manifest, None, None, manifest / "run", without="elsewhere")
