@@ -10,6 +10,9 @@ from training.recipe import RECIPES
 from training.run import read_recipe
 from training.stored_runs import LEFT_OUT_PREFIX, Run
 
+LEGS = ("classify.toml", "classify-further.toml", "classify-framed.toml")
+"""Recipes in conf/ that go on from each other: the shipped classifier's, as far as it came."""
+
 
 def reported(runs: Path, kept: Path) -> list[Experiment]:
     """All experiments, and those that leave out sources of one's own."""
@@ -52,28 +55,25 @@ def all_commands(which: list[Experiment], runs: list[Run]) -> str:
 
 
 def _shipping() -> str:
-    """How the weights that come with the program were made, as their JSON tells it."""
+    """How the weights that come with the program were made, as their JSON tells it: leg after leg."""
     description = describe(shipped_folder(), "cxrnet")
-    training = description.get("training", {})
-    recipe = training.get("recipe", {})
-    file = recipe.get("file", "classify.toml")
+    recipe = description.get("training", {}).get("recipe", {})
+    last = recipe.get("file", LEGS[0])
+    legs = LEGS[: LEGS.index(last) + 1] if last in LEGS else (last,)
     lines = ["python -m training segment --data DIR", "python -m training gate --data DIR"]
-    begun = f"--data DIR --imagenet {Paths.imagenet}"
-    checkpoint = ""
-    if training.get("begun_with"):
-        lines += [
-            f"python -m training classify --recipe conf/classify.toml {begun}",
-            "python -m training export --data DIR --version begun --out runs/weights",
-        ]
-        begun = "--data DIR --begin-with runs/weights --out runs/further"
-        checkpoint = " --classify runs/further/last.pt"
-    lines.append(f"python -m training classify --recipe conf/{file} {begun}")
+    begun, checkpoint = f"--imagenet {Paths.imagenet}", ""
+    for leg in legs:
+        run = f"runs/{Path(leg).stem}"
+        if checkpoint:
+            lines.append(f"python -m training export --data DIR --version begun --classify {checkpoint} --out {run}/begun")
+            begun = f"--begin-with {run}/begun"
+        lines.append(f"python -m training classify --recipe conf/{leg} --data DIR {begun} --out {run}")
+        checkpoint = f"{run}/last.pt"
     if "head" in recipe:
-        lines.append(f"python -m training head --data DIR{checkpoint}")
-        checkpoint = " --classify runs/classify/refit.pt"
-    lines.append(
-        f"python -m training export --data DIR --version {description['version']}{checkpoint} --out cxr_node/nets/weights"
-    )
+        lines.append(f"python -m training head --data DIR --classify {checkpoint} --out {run}/refit.pt")
+        checkpoint = f"{run}/refit.pt"
+    shipped, version = "cxr_node/nets/weights", description["version"]
+    lines.append(f"python -m training export --data DIR --version {version} --classify {checkpoint} --out {shipped}")
     if "int8" in description:
-        lines.append("python -m training quantise --data DIR --weights cxr_node/nets/weights")
+        lines.append(f"python -m training quantise --data DIR --weights {shipped}")
     return "\n".join(lines)

@@ -49,7 +49,16 @@ def test_a_run_keeps_the_recipe_that_it_was_made_by(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["classify.toml", "classify-further.toml", "classify-gpu.toml", "experiments-cpu.toml", "left-out.toml", "paper.toml"]
+    "name",
+    [
+        "classify.toml",
+        "classify-further.toml",
+        "classify-framed.toml",
+        "classify-gpu.toml",
+        "experiments-cpu.toml",
+        "left-out.toml",
+        "paper.toml",
+    ],
 )
 def test_every_recipe_names_what_the_training_asks_of_it(name):
     recipe, shipped = read_recipe(RECIPES / name), read_recipe(RECIPES / "classify.toml")

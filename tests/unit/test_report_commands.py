@@ -1,0 +1,49 @@
+"""The commands of RESULTS.md lead to the shipped weights, one after the other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from training import report_commands
+from training.recipe import RECIPES
+from training.report_commands import LEGS, all_commands
+
+
+def shipping(monkeypatch: pytest.MonkeyPatch, training: dict[str, object], **others: object) -> list[str]:
+    """The commands that are said to have made weights of such a description."""
+    monkeypatch.setattr(report_commands, "describe", lambda *_: {"version": "9", "training": training, **others})
+    block = all_commands([], []).split("```")[1]
+    return [line for line in block.splitlines() if line]
+
+
+@pytest.mark.parametrize("legs", [1, 2, 3])
+def test_each_leg_begins_with_what_the_last_one_made(monkeypatch, legs):
+    commands = shipping(monkeypatch, {"recipe": {"file": LEGS[legs - 1]}})
+    trained = [command for command in commands if " classify " in command]
+    assert [re.search(r"conf/(\S+)", command)[1] for command in trained] == list(LEGS[:legs])
+    assert "--imagenet" in trained[0]
+    made: set[str] = set()
+    for command in commands[2:]:
+        words = command.split()
+        for option in ("--begin-with", "--classify"):
+            if option in words:
+                assert words[words.index(option) + 1] in made, command
+        out = words[words.index("--out") + 1]
+        made |= {out, f"{out}/last.pt"}
+    assert commands[-1].endswith(
+        "--version 9 --classify " + f"runs/{Path(LEGS[legs - 1]).stem}/last.pt --out cxr_node/nets/weights"
+    )
+
+
+def test_a_head_fitted_anew_and_int8_are_told(monkeypatch):
+    commands = shipping(monkeypatch, {"recipe": {"file": LEGS[0], "head": {}}}, int8={})
+    assert commands[-3].endswith("head --data DIR --classify runs/classify/last.pt --out runs/classify/refit.pt")
+    assert "--classify runs/classify/refit.pt" in commands[-2]
+    assert "quantise" in commands[-1]
+
+
+def test_the_legs_are_recipes_that_are_there():
+    assert all((RECIPES / leg).is_file() for leg in LEGS)
