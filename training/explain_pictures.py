@@ -54,8 +54,12 @@ def draw_examples(examples: list[dict[str, NDArray[Any]]], path: Path) -> None:
     plt.close(figure)
 
 
+CURVE_PICTURES = ("figure-13.png", "deletion-insertion.png")
+"""What `draw_curves` draws."""
+
+
 def draw_curves(table: Path, areas: dict[str, float | None], out: Path, label: str = "covid19_pneumonia") -> None:
-    """Figure 13 (figure-13.png), and the deletion and insertion curves beside it (deletion-insertion.png).
+    """Figure 13, and the deletion and insertion curves beside it: CURVE_PICTURES.
 
     Args:
         table: curves.csv.
@@ -81,7 +85,7 @@ def draw_curves(table: Path, areas: dict[str, float | None], out: Path, label: s
     draw(axes, "ppc", compared, {name: f"{TITLES[name]}, AOPPC {areas[name]:.3f}" for name in compared})
     axes.set(xlabel="perturbation index x", title=f"{rows[0]['images']} images")
     figure.tight_layout()
-    figure.savefig(out / "figure-13.png", dpi=120)
+    figure.savefig(out / CURVE_PICTURES[0], dpi=120)
     plt.close(figure)
 
     figure, pair = plt.subplots(1, 2, figsize=(10, 4))
@@ -89,7 +93,7 @@ def draw_curves(table: Path, areas: dict[str, float | None], out: Path, label: s
         draw(axes, curve, tuple(TITLES), TITLES)
         axes.set(xlabel="share of the lungs", title=curve)
     figure.tight_layout()
-    figure.savefig(out / "deletion-insertion.png", dpi=120)
+    figure.savefig(out / CURVE_PICTURES[1], dpi=120)
     plt.close(figure)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cxr_node.records import LABELS
 from training import paper
+from training.explain_pictures import CURVE_PICTURES, draw_curves
 from training.report_beyond import beyond
 from training.report_commands import all_commands, commands_of, missing_runs, reported
 from training.report_pictures import SHORT, draw_accuracies, draw_confusions, draw_losses
@@ -246,9 +247,12 @@ def _depth(originals: dict[str, Run], segmented: dict[str, Run], figures: Path) 
 def _explanations(shipped: Run, figures: Path) -> str:
     names = {"saliency": "saliency map", "gradcam": "Grad-CAM", "cxrnet": "CXRNet"}
     rows = [[title, number(paper.AOPPC[name]), number(shipped.figure("aoppc", name))] for name, title in names.items()]
-    examples, curves, shares = (
-        _copied(shipped, name, figures) for name in ("figure-12.png", "figure-13.png", "deletion-insertion.png")
-    )
+    examples = _copied(shipped, "figure-12.png", figures)
+    curves, shares = (figures / name for name in CURVE_PICTURES)
+    for path in (curves, shares):
+        path.unlink(missing_ok=True)
+    if (measured := shipped.measured / "curves.csv").exists():
+        draw_curves(measured, (shipped.metrics or {})["aoppc"], figures)
     none = "`explain` was not run: no"
     return "\n\n".join(
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -14,6 +15,9 @@ import pytest
 from cxr_node.nets.weights import describe, shipped_folder
 from cxr_node.records import LABELS
 from training import metrics, paper
+from training.explain import CURVES
+from training.explanations import METHODS
+from training.perturbation import STEPS
 from training.report import write_report
 from training.report_text import number, table
 from training.stored_runs import read_run
@@ -130,6 +134,14 @@ def test_loss_curves_are_drawn_from_logs(tmp_path):
     assert cv2.imread(str(tmp_path / "results" / "figure-10b.png")) is not None
 
 
+def write_curves(path: Path) -> None:
+    """curves.csv of one class, as `explain` writes it."""
+    lines = ["label,method,curve,x,probability,images"]
+    for method, curve in itertools.product(METHODS, CURVES):
+        lines += [f"covid19_pneumonia,{method},{curve},{x},{1 - x / 2:.6f},20" for x in (0.0, *STEPS)]
+    path.write_text("\n".join(lines) + "\n")
+
+
 def test_explanations_and_their_figures_come_from_the_run(tmp_path):
     method = {
         **{key: dict.fromkeys(LABELS, 0.5) for key in ("aoppc", "deletion_auc", "insertion_auc")},
@@ -144,14 +156,19 @@ def test_explanations_and_their_figures_come_from_the_run(tmp_path):
         heat_in_lungs=0.95,
         explanations={"limit": 20, "images": dict.fromkeys(LABELS, 20), "methods": {"cxrnet": method}},
     )
-    cv2.imwrite(str(folder / "figure-13.png"), np.zeros((8, 8), np.uint8))
+    write_curves(folder / "curves.csv")
     page = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
     assert rows(page, "CXRNet") == [["CXRNet", "0.903", "0.910"]]
     assert rows(page, "saliency map")[0] == ["saliency map", "0.629", "0.600"]
     assert rows(page, "CXRNet, relevance (shipped form)")[0][1:] == ["0.500", "0.500", "0.500", "0.950", "—", "0.120"]
     assert "at most 20 of a class" in page
     assert "![Probability perturbation curves](results/figure-13.png)" in page
-    assert (tmp_path / "results" / "figure-13.png").exists()
+    shutil.rmtree(tmp_path / "runs")  # and from what was kept of it
+    for name in ("figure-13.png", "deletion-insertion.png"):
+        (tmp_path / "results" / name).unlink()
+    assert write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text() == page
+    assert cv2.imread(str(tmp_path / "results" / "figure-13.png")) is not None
+    assert cv2.imread(str(tmp_path / "results" / "deletion-insertion.png")) is not None
 
 
 def test_an_unseen_source_shows_how_its_radiographs_fared(tmp_path):
