@@ -28,7 +28,7 @@ from training.stored_runs import (
     read_run,
 )
 
-_ABSENT = " (`report` draws it; the repository does not hold it, for it shows radiographs)"
+_NOT_HERE = "Figure {} shows radiographs, which the repository does not hold: it is here where `explain` was run."
 
 GOALS: tuple[tuple[str, float | None, str, float, tuple[str, ...]], ...] = (
     ("IoU of the lungs", paper.IOU, "≥", 0.94, ("segmentation", "iou")),
@@ -178,9 +178,7 @@ def _segmentation(shipped: Run, segmentation: Run, figures: Path) -> str:
             "## Figure 8: lungs",
             table(["", "paper", "ours"], rows),
             f"Over {number(count, 0)} radiographs of `test` whose lungs people outlined (V7). {trained}",
-            figure_or_note(
-                path, f"Found lungs in colour, outlined by people in yellow{_ABSENT}", "`explain` was not run: no figure 8."
-            ),
+            figure_or_note(path, "Found lungs in colour, outlined by people in yellow", _NOT_HERE.format(8)),
         ]
     )
 
@@ -251,8 +249,9 @@ def _explanations(shipped: Run, figures: Path) -> str:
     curves, shares = (figures / name for name in CURVE_PICTURES)
     for path in (curves, shares):
         path.unlink(missing_ok=True)
-    if (measured := shipped.measured / "curves.csv").exists():
-        draw_curves(measured, (shipped.metrics or {})["aoppc"], figures)
+    measured, areas = shipped.measured / "curves.csv", (shipped.metrics or {}).get("aoppc")
+    if areas and measured.exists():
+        draw_curves(measured, areas, figures)
     none = "`explain` was not run: no"
     return "\n\n".join(
         [
@@ -260,7 +259,7 @@ def _explanations(shipped: Run, figures: Path) -> str:
             "AOPPC (eq. 12) over images of COVID-19. How the curve is read from the paper is said in `training/perturbation.py`.",
             table(["explanation", "paper", "ours"], rows),
             *([note] if (note := _explained_on(shipped)) else []),
-            figure_or_note(examples, f"The first COVID-19 images that are called so{_ABSENT}", f"{none} figure 12."),
+            figure_or_note(examples, "The first COVID-19 images that are called so", _NOT_HERE.format(12)),
             figure_or_note(curves, "Probability perturbation curves", f"{none} figure 13."),
             figure_or_note(shares, "Deletion (lower is better) and insertion (higher is better)", f"{none} further curves."),
         ]

@@ -57,11 +57,14 @@ def all_commands(which: list[Experiment], runs: list[Run]) -> str:
 def _shipping() -> str:
     """How the weights that come with the program were made, as their JSON tells it: leg after leg."""
     description = describe(shipped_folder(), "cxrnet")
-    recipe = description.get("training", {}).get("recipe", {})
+    training = description.get("training", {})
+    recipe = training.get("recipe", {})
     last = recipe.get("file", LEGS[0])
-    legs = LEGS[: LEGS.index(last) + 1] if last in LEGS else (last,)
+    further = bool(training.get("begun_with"))
+    legs = LEGS[: LEGS.index(last) + 1] if further and last in LEGS else (last,)
     lines = ["python -m training segment --data DIR", "python -m training gate --data DIR"]
-    begun, checkpoint = f"--imagenet {Paths.imagenet}", ""
+    begun = "--begin-with WEIGHTS" if further and len(legs) == 1 else f"--imagenet {Paths.imagenet}"
+    checkpoint = ""
     for leg in legs:
         run = f"runs/{Path(leg).stem}"
         if checkpoint:

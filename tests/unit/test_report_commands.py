@@ -21,7 +21,7 @@ def shipping(monkeypatch: pytest.MonkeyPatch, training: dict[str, object], **oth
 
 @pytest.mark.parametrize("legs", [1, 2, 3])
 def test_each_leg_begins_with_what_the_last_one_made(monkeypatch, legs):
-    commands = shipping(monkeypatch, {"recipe": {"file": LEGS[legs - 1]}})
+    commands = shipping(monkeypatch, {"recipe": {"file": LEGS[legs - 1]}, "begun_with": "digest" if legs > 1 else ""})
     trained = [command for command in commands if " classify " in command]
     assert [re.search(r"conf/(\S+)", command)[1] for command in trained] == list(LEGS[:legs])
     assert "--imagenet" in trained[0]
@@ -43,6 +43,15 @@ def test_a_head_fitted_anew_and_int8_are_told(monkeypatch):
     assert commands[-3].endswith("head --data DIR --classify runs/classify/last.pt --out runs/classify/refit.pt")
     assert "--classify runs/classify/refit.pt" in commands[-2]
     assert "quantise" in commands[-1]
+
+
+@pytest.mark.parametrize(("begun_with", "option"), [("digest", "--begin-with WEIGHTS"), ("", "--imagenet ")])
+def test_a_recipe_of_one_s_own_begins_with_what_the_weights_say(monkeypatch, begun_with, option):
+    commands = shipping(monkeypatch, {"recipe": {"file": "own.toml"}, "begun_with": begun_with})
+    trained = [command for command in commands if " classify " in command]
+    assert len(trained) == 1
+    assert "conf/own.toml" in trained[0]
+    assert option in trained[0]
 
 
 def test_the_legs_are_recipes_that_are_there():
