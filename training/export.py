@@ -20,7 +20,9 @@ from training.split import load_split, load_unet, network_digest
 _LICENCE = "Research use; trained on public radiographs under the licences that docs/model-card.md lists."
 
 
-def export(segment: Path, classify: Path, gate: Path | None, data: Path, version: str, out: Path) -> None:
+def export(
+    segment: Path, classify: Path, gate: Path | None, data: Path, version: str, out: Path, further_scales: tuple[float, ...] = ()
+) -> None:
     """Calibrate on `val` and write unet and cxrnet, safetensors and JSON, to OUT.
 
     Args:
@@ -30,6 +32,7 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
         data: the manifest's folder, for calibration.
         version: of the model.
         out: folder; the node reads it by inference.weights_dir.
+        further_scales: at which the classifier looks at each radiograph again (see CXRNet).
 
     Raises:
         ValueError: the gate is of another U-Net.
@@ -39,7 +42,7 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
 
     state = torch.load(classify, map_location="cpu", weights_only=True)
     recipe = state["recipe"]
-    network = CXRNet(recipe["encoder"], representation=recipe["representation"])
+    network = CXRNet(recipe["encoder"], representation=recipe["representation"], further_scales=further_scales)
     network.load_state_dict(state["network"])
     network.eval()
     val = load_split(data, "val", unet if recipe["segmented"] else None, classify.parent).without(state.get("without", ""))
@@ -56,6 +59,7 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
                 "encoder": recipe["encoder"],
                 "representation": recipe["representation"],
                 "decoder_channels": list(DECODER_CHANNELS),
+                "further_scales": list(further_scales),
             },
             "classes": list(LABELS),
             "preprocessing": {

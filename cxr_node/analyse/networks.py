@@ -66,8 +66,7 @@ class Networks:
             return self._calibrated(torch.from_numpy(found)), heat[:, 0]
         with self.running():
             image = self.to_device(crops)
-            features = self.cxrnet.encode(image)
-            logits = self.cxrnet.classify(features[-1])
+            features, logits = self.cxrnet.look(image)
             _, relevance = self.cxrnet.decode(features, image)
             return self._calibrated(logits), relevance.squeeze(1).float().cpu().numpy()
 
