@@ -122,10 +122,6 @@ def export(
     segment: LungUNet = Path("runs/segment/best.pt"),
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
     gate: Annotated[Path | None, typer.Option(help="gate.json of `gate`; default: runs/gate's, or the folder's own.")] = None,
-    further_scale: Annotated[
-        list[float] | None,
-        typer.Option(help="Look at each radiograph again, scaled by this; may be given again.", min=0.5, max=2),
-    ] = None,
 ) -> None:
     """Write the weight files that the node loads, calibrated on `val`."""
     from training.export import export as write
@@ -133,7 +129,7 @@ def export(
     usual = Path("runs/gate/gate.json")
     if gate is None and not segment.is_dir() and usual.exists():
         gate = usual
-    write(segment, classify, gate, data, version, out, tuple(further_scale or ()))
+    write(segment, classify, gate, data, version, out)
 
 
 @app.command()

@@ -44,7 +44,7 @@ def predict_logits(network: CXRNet, split: Split, recipe: dict[str, Any], batch_
             crops = [classifier_input(image, lungs, size_px, segmented).image for image, lungs in pairs]
             batch = torch.from_numpy(np.stack(crops)).float().div(255).unsqueeze(1)
             batch = batch.to(device, memory_format=torch.channels_last)
-            logits.append(network.look(batch)[1].float().cpu())
+            logits.append(network.classify(network.encode(batch)[-1]).float().cpu())
     return torch.cat(logits).numpy()
 
 

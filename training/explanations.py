@@ -23,7 +23,7 @@ Heat = NDArray[np.float32]
 
 
 class FirstEncoder(nn.Module):
-    """CXRNet's classifier at its first look; `deepest` is where Grad-CAM looks, whatever the encoder is built of."""
+    """CXRNet's classifier alone; `deepest` is where Grad-CAM looks, whatever the encoder is built of."""
 
     def __init__(self, network: CXRNet) -> None:
         super().__init__()

@@ -20,9 +20,7 @@ from training.split import load_split, load_unet, network_digest
 _LICENCE = "Research use; trained on public radiographs under the licences that docs/model-card.md lists."
 
 
-def export(
-    segment: Path, classify: Path, gate: Path | None, data: Path, version: str, out: Path, further_scales: tuple[float, ...] = ()
-) -> None:
+def export(segment: Path, classify: Path, gate: Path | None, data: Path, version: str, out: Path) -> None:
     """Calibrate on `val` and write unet and cxrnet, safetensors and JSON, to OUT.
 
     Args:
@@ -32,7 +30,6 @@ def export(
         data: the manifest's folder, for calibration.
         version: of the model.
         out: folder; the node reads it by inference.weights_dir.
-        further_scales: at which the classifier looks at each radiograph again (see CXRNet).
 
     Raises:
         ValueError: the gate is of another U-Net.
@@ -42,7 +39,7 @@ def export(
 
     state = torch.load(classify, map_location="cpu", weights_only=True)
     recipe = state["recipe"]
-    network = CXRNet(recipe["encoder"], representation=recipe["representation"], further_scales=further_scales)
+    network = CXRNet(recipe["encoder"], representation=recipe["representation"])
     network.load_state_dict(state["network"])
     network.eval()
     val = load_split(data, "val", unet if recipe["segmented"] else None, classify.parent).without(state.get("without", ""))
@@ -59,7 +56,6 @@ def export(
                 "encoder": recipe["encoder"],
                 "representation": recipe["representation"],
                 "decoder_channels": list(DECODER_CHANNELS),
-                "further_scales": list(further_scales),
             },
             "classes": list(LABELS),
             "preprocessing": {

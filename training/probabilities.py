@@ -20,6 +20,6 @@ def probabilities(networks: Networks, crops: list[NDArray[np.uint8]]) -> NDArray
     with networks.running():
         for start in range(0, len(different), _FORWARD_BATCH):
             image = networks.to_device(different[start : start + _FORWARD_BATCH])
-            _, logits = networks.cxrnet.look(image)
+            logits = networks.cxrnet.classify(networks.cxrnet.encode(image)[-1])
             found.append(torch.softmax(logits.double() / networks.temperature, dim=1).cpu().numpy())
     return np.concatenate(found)[of_crop]

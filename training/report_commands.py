@@ -76,8 +76,7 @@ def _shipping() -> str:
         lines.append(f"python -m training head --data DIR --classify {checkpoint} --out {run}/refit.pt")
         checkpoint = f"{run}/refit.pt"
     shipped, version = "cxr_node/nets/weights", description["version"]
-    looks = "".join(f" --further-scale {scale}" for scale in description["architecture"].get("further_scales", []))
-    lines.append(f"python -m training export --data DIR --version {version} --classify {checkpoint} --out {shipped}{looks}")
+    lines.append(f"python -m training export --data DIR --version {version} --classify {checkpoint} --out {shipped}")
     if "int8" in description:
         lines.append(f"python -m training quantise --data DIR --weights {shipped}")
     return "\n".join(lines)

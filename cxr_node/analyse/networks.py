@@ -66,7 +66,8 @@ class Networks:
             return self._calibrated(torch.from_numpy(found)), heat[:, 0]
         with self.running():
             image = self.to_device(crops)
-            features, logits = self.cxrnet.look(image)
+            features = self.cxrnet.encode(image)
+            logits = self.cxrnet.classify(features[-1])
             _, relevance = self.cxrnet.decode(features, image)
             return self._calibrated(logits), relevance.squeeze(1).float().cpu().numpy()
 

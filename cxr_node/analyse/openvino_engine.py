@@ -161,16 +161,16 @@ def _openvino() -> Any:
 
 
 class _ClassAndHeat(nn.Module):
-    """What of CXRNet serving asks for: the first encoder and the decoder."""
+    """What of CXRNet serving asks for: one pass of the encoder, and the decoder."""
 
     def __init__(self, cxrnet: CXRNet) -> None:
         super().__init__()
         self.cxrnet = cxrnet
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self.cxrnet.look(image)
+        features = self.cxrnet.encode(image)
         _, relevance = self.cxrnet.decode(features, image)
-        return logits, relevance
+        return self.cxrnet.classify(features[-1]), relevance
 
 
 def _batch(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:

@@ -17,8 +17,6 @@ from cxr_node.nets.encoders import ENCODERS
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 DECODER_CHANNELS = (128, 64, 48, 32, 16)
-SCALES = (0.5, 2.0)
-"""Least and most that a further look may scale the image by."""
 
 Representation = Literal["mask", "image"]
 
@@ -87,9 +85,6 @@ class CXRNet(nn.Module):
     representation "image" is the paper's form: the decoder draws the image itself. "mask" Differs: the decoder draws
     a mask in 0..1 and the representation image is input × mask, so that a decoder with skips cannot copy the image
     and brightness alone is not relevance; training asks for as little mask as the second encoder can do with.
-
-    further_scales Differs: the encoder looks at the image again, scaled by each of these (within SCALES), and the class is
-    what all looks say together. None: one look, as in the paper.
     """
 
     def __init__(
@@ -98,10 +93,8 @@ class CXRNet(nn.Module):
         num_classes: int = 4,
         representation: Representation = "mask",
         decoder_channels: tuple[int, ...] = DECODER_CHANNELS,
-        further_scales: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
-        self.further_scales = further_scales
         self.encoder = ENCODERS[encoder]()
         channels = self.encoder.channels
         skips = (*reversed(channels[:-1]), 1)  # the last block's skip is the input image
@@ -126,16 +119,6 @@ class CXRNet(nn.Module):
         """Deepest features (N, K, h, w) to logits (N, C): average pool and the fully connected head."""
         return self.fc(features.mean((2, 3)))  # type: ignore[no-any-return]
 
-    def look(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Image float (N, 1, H, W) in 0..1 to its five features and the logits (N, C), the mean of all looks at it."""
-        features = self.encode(image)
-        logits = self.classify(features[-1])
-        for scale in self.further_scales:
-            size = [round(int(side) * scale) for side in image.shape[2:]]
-            scaled = functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
-            logits = logits + self.classify(self.encode(scaled)[-1])
-        return features, logits / (1 + len(self.further_scales))
-
     def decode(self, features: list[Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
         """Features of `image` to the representation image and the relevance, both float (N, 1, H, W) in 0..1."""
         x = features[-1]
@@ -146,7 +129,7 @@ class CXRNet(nn.Module):
 
     def forward(self, image: Tensor) -> CXRNetOutput:
         """Classify and explain radiographs, or lungs cut out of them, enhanced, float (N, 1, H, W) in 0..1."""
-        features, logits = self.look(image)
+        features = self.encode(image)
         representation, relevance = self.decode(features, image)
         second = self.encode(representation)
-        return CXRNetOutput(logits, self.classify(second[-1]), representation, relevance)
+        return CXRNetOutput(self.classify(features[-1]), self.classify(second[-1]), representation, relevance)

@@ -19,7 +19,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from cxr_node.errors import WeightsError
-from cxr_node.nets.cxrnet import SCALES, CXRNet
+from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.nets.unet import UNet
 from cxr_node.records import LABELS, Model
 
@@ -90,7 +90,6 @@ def load_cxrnet(folder: Path) -> LoadedNetwork:
         len(LABELS),
         architecture["representation"],
         tuple(architecture["decoder_channels"]),
-        _further_scales(description),
     )
     _fill(network, folder, description)
     return LoadedNetwork(network, description)
@@ -106,16 +105,6 @@ def indeterminate_below(description: dict[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise WeightsError(f'"indeterminate_below" in {description["name"]}\'s JSON is {value!r}: a number from 0 to 1 is meant.')
     return float(value)
-
-
-def _further_scales(description: dict[str, Any]) -> tuple[float, ...]:
-    value = description["architecture"].get("further_scales", [])
-    least, most = SCALES
-    if not isinstance(value, list) or not all(type(one) in (int, float) and least <= one <= most for one in value):
-        raise WeightsError(
-            f'"further_scales" in {description["name"]}\'s JSON is {value!r}: a list of numbers from {least} to {most} is meant.'
-        )
-    return tuple(float(one) for one in value)
 
 
 def save(folder: Path, name: str, network: nn.Module, description: dict[str, Any]) -> None:

@@ -58,11 +58,9 @@ def test_each_encoder_goes_from_training_to_figures(few, unet, tmp_path, encoder
     )
     recipe = keep_recipe(RECIPES / "experiments-cpu.toml", (*SMALL, *size, *settings), out)
     train(recipe, few, unet, None, out)
-    scales = (1.25,) if whole else ()
-    export(unet, out / "last.pt", None, few, "small", out / "weights", scales)
+    export(unet, out / "last.pt", None, few, "small", out / "weights")
     described = json.loads((out / "weights" / "cxrnet.json").read_text())
     assert described["architecture"]["encoder"] == encoder
-    assert described["architecture"]["further_scales"] == list(scales)
     assert described["preprocessing"]["segmented"] != whole
     assert 0 <= described["indeterminate_below"] <= 1
     figures = evaluate(few, "test", out / "weights", out / "test")

@@ -66,26 +66,6 @@ def test_both_passes_share_one_encoder():
     assert torch.allclose(again, output.representation_logits, atol=1e-4)
 
 
-def test_further_looks_have_their_say_about_the_class_alone():
-    torch.manual_seed(0)
-    plain = CXRNet("resnet34").eval()
-    often = CXRNet("resnet34", further_scales=(0.75, 1.25)).eval()
-    often.load_state_dict(plain.state_dict())
-    image = torch.rand(3, 1, 64, 96)
-    sizes = [(64, 96), (48, 72), (80, 120)]
-    with torch.inference_mode():
-        looks = [torch.nn.functional.interpolate(image, size=size, mode="bilinear") for size in sizes]
-        said = torch.stack([plain.classify(plain.encode(one)[-1]) for one in looks])
-        features, logits = often.look(image)
-        assert torch.allclose(logits, said.mean(0), atol=1e-4)
-        assert (logits - said[0]).abs().max() > 1e-3
-        assert torch.allclose(plain.look(image)[1], said[0], atol=1e-5)
-        assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(features, plain.encode(image), strict=True))
-        output = often(image)
-        assert torch.allclose(output.logits, logits, atol=1e-4)
-        assert torch.allclose(output.relevance, plain(image).relevance, atol=1e-4)
-
-
 def test_one_batch_can_be_learnt_by_heart():
     torch.manual_seed(0)
     network = CXRNet("resnet34", decoder_channels=(16, 16, 8, 8, 8)).train()

@@ -14,9 +14,7 @@ from training.report_commands import LEGS, all_commands
 
 def shipping(monkeypatch: pytest.MonkeyPatch, training: dict[str, object], **others: object) -> list[str]:
     """The commands that are said to have made weights of such a description."""
-    monkeypatch.setattr(
-        report_commands, "describe", lambda *_: {"version": "9", "architecture": {}, "training": training, **others}
-    )
+    monkeypatch.setattr(report_commands, "describe", lambda *_: {"version": "9", "training": training, **others})
     block = all_commands([], []).split("```")[1]
     return [line for line in block.splitlines() if line]
 
@@ -45,11 +43,6 @@ def test_a_head_fitted_anew_and_int8_are_told(monkeypatch):
     assert commands[-3].endswith("head --data DIR --classify runs/classify/last.pt --out runs/classify/refit.pt")
     assert "--classify runs/classify/refit.pt" in commands[-2]
     assert "quantise" in commands[-1]
-
-
-def test_further_looks_are_told(monkeypatch):
-    commands = shipping(monkeypatch, {"recipe": {"file": LEGS[0]}}, architecture={"further_scales": [0.9, 1.1]})
-    assert commands[-1].endswith("--out cxr_node/nets/weights --further-scale 0.9 --further-scale 1.1")
 
 
 @pytest.mark.parametrize(("begun_with", "option"), [("digest", "--begin-with WEIGHTS"), ("", "--imagenet ")])

@@ -41,29 +41,6 @@ def test_a_reloaded_network_gives_equal_outputs(tmp_path):
         assert torch.allclose(once(image).logits, network(image).logits, atol=0.05)  # fp16 on disk
 
 
-@pytest.mark.parametrize(("written", "expected"), [(None, ()), ([], ()), ([1.1, 0.5], (1.1, 0.5))])
-def test_weights_say_at_which_scales_the_network_looks_again(tmp_path, written, expected):
-    _save_small(tmp_path, written)
-    network = weights.load_cxrnet(tmp_path).network
-    assert isinstance(network, CXRNet)
-    assert network.further_scales == expected
-
-
-@pytest.mark.parametrize("written", [[0.4], [1.1, 2.1], ["1.1"], [True], 1.1])
-def test_a_scale_that_is_none_is_refused(tmp_path, written):
-    _save_small(tmp_path, written)
-    with pytest.raises(WeightsError, match=r"further_scales.*from 0\.5 to 2"):
-        weights.load_cxrnet(tmp_path)
-
-
-def _save_small(folder, further_scales):
-    architecture = {"encoder": "resnet34", "representation": "mask", "decoder_channels": [16, 16, 8, 8, 8]}
-    if further_scales is not None:
-        architecture["further_scales"] = further_scales
-    description = {"name": "CXRNet", "version": "t", "architecture": architecture, "classes": list(LABELS)}
-    weights.save(folder, "cxrnet", CXRNet("resnet34", decoder_channels=(16, 16, 8, 8, 8)), description)
-
-
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"unet\.json"):
         weights.load_unet(tmp_path)
