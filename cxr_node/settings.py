@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,6 +157,12 @@ class SenderSettings(_Section):
             except ValueError:
                 raise ValueError(f'{host!r} is no IP address and no network such as "10.1.0.0/16"') from None
         return hosts
+
+    def may_call_from(self, host: str) -> bool:
+        """Whether an address, IPv4 or IPv6, is among `hosts`."""
+        address = ip_address(host)
+        mapped = getattr(address, "ipv4_mapped", None)  # an IPv4 sender on a socket that listens on "::"
+        return not self.hosts or any((mapped or address) in ip_network(network, strict=False) for network in self.hosts)
 
 
 class DestinationSettings(_Section):
@@ -329,6 +335,13 @@ class Settings(BaseSettings):
     def database_url(self) -> str:
         """The URL to connect to, SQLite in the data folder by default."""
         return self.database.url or f"sqlite:///{self.node.data_dir.absolute() / 'cxr-node.sqlite3'}"
+
+    def listening_sender(self, ae_title: str, host: str) -> SenderSettings | None:
+        """Of the [[senders]] with this AE title and address, the first that says at which `port` it listens; None: none does."""
+        for sender in self.senders:
+            if sender.ae_title == ae_title and sender.port and sender.may_call_from(host):
+                return sender
+        return None
 
     def destinations_for(self, calling_ae_title: str) -> tuple[DestinationSettings, ...]:
         """Where results of a sender go: the first route whose pattern matches; all destinations where none does."""

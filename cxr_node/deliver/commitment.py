@@ -123,7 +123,6 @@ class Reporter:
         self._settings = settings
         self._engine = engine
         self._association: Association | None = None
-        self._listening = {sender.ae_title: sender for sender in settings.senders if sender.port}
 
     def run(self, stop: threading.Event) -> None:
         """Report until `stop` is set."""
@@ -131,7 +130,8 @@ class Reporter:
         while not stop.is_set():
             try:
                 if first:
-                    reports.retry_held_reports(self._engine, self._listening)
+                    listening = {sender.ae_title for sender in self._settings.senders if sender.port}
+                    reports.retry_held_reports(self._engine, listening)
                     first = False
                 self.report_due(stop)
                 troubles = 0
@@ -145,7 +145,7 @@ class Reporter:
         for report in reports.reports_due(self._engine):
             if stop.is_set():
                 return
-            sender = self._listening.get(report.ae_title)
+            sender = self._settings.listening_sender(report.ae_title, report.host)
             if sender is None:
                 reports.report_failed(self._engine, report, _NO_PORT, hold=True)
                 continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from pydicom import uid
@@ -91,9 +90,7 @@ def entries_of(settings: Settings, sender: Sender) -> list[SenderSettings]:
     return [
         entry
         for entry in settings.senders
-        if entry.ae_title == sender.calling_ae_title
-        and (not entry.hosts or _is_among(sender.host, entry.hosts))
-        and _bears(sender, entry)
+        if entry.ae_title == sender.calling_ae_title and entry.may_call_from(sender.host) and _bears(sender, entry)
     ]
 
 
@@ -106,7 +103,7 @@ def refusal_of(settings: Settings, sender: Sender) -> Refusal | None:
         if settings.receive.accept_unknown_senders:
             return None
         return Refusal(0x03, f"calling AE title {sender.calling_ae_title!r} is not among the [[senders]]")
-    entries = [entry for entry in entries if not entry.hosts or _is_among(sender.host, entry.hosts)]
+    entries = [entry for entry in entries if entry.may_call_from(sender.host)]
     if not entries:
         return Refusal(0x03, f"{sender.calling_ae_title!r} may not call from {sender.host}")
     if any(_bears(sender, entry) for entry in entries):
@@ -119,12 +116,6 @@ def _bears(sender: Sender, entry: SenderSettings) -> bool:
     if entry.certificate_sha256 and sender.certificate_sha256 not in entry.certificate_sha256:
         return False
     return not entry.certificate_names or not set(entry.certificate_names).isdisjoint(sender.certificate_names)
-
-
-def _is_among(host: str, networks: tuple[str, ...]) -> bool:
-    address = ip_address(host)
-    mapped = getattr(address, "ipv4_mapped", None)  # an IPv4 sender on a socket that listens on "::"
-    return any((mapped or address) in ip_network(network, strict=False) for network in networks)
 
 
 class Room:

@@ -55,7 +55,7 @@ class Commitment:
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._engine = engine
         self._folders = DataFolder(settings.node.data_dir)
-        self._listening = {sender.ae_title for sender in settings.senders if sender.port}
+        self._settings = settings
         self._owed: dict[Association, Report] = {}
 
     def handlers(self) -> list[evt.EventHandlerType]:
@@ -78,7 +78,7 @@ class Commitment:
             log.warning("request of storage commitment not understood", reason=reason, calling_ae_title=sender.calling_ae_title)
             return _INVALID_ARGUMENT, None
         try:
-            is_listening = sender.calling_ae_title in self._listening
+            is_listening = self._settings.listening_sender(sender.calling_ae_title, sender.host) is not None
             committed, failed = reports.judge(self._engine, self._folders, references)
             report = reports.owe_report(
                 self._engine,

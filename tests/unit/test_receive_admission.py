@@ -99,3 +99,10 @@ def test_takes_every_transfer_syntax_that_the_worker_decodes():
         uid.HTJ2KLosslessRPCL,
         uid.HTJ2K,
     }
+
+
+@pytest.mark.parametrize(("host", "port"), [("10.2.0.1", 11121), ("::ffff:10.2.0.2", 11122), ("10.2.0.3", None)])
+def test_of_two_modalities_with_one_ae_title_the_address_says_which_listens_where(host, port):
+    twice = [SenderSettings(ae_title="TWICE", hosts=(f"10.2.0.{number}",), port=11120 + number) for number in (1, 2)]
+    found = Settings(senders=(SenderSettings(ae_title="TWICE"), *twice)).listening_sender("TWICE", host)
+    assert (found and found.port) == port
