@@ -159,10 +159,12 @@ class SenderSettings(_Section):
         return hosts
 
     def may_call_from(self, host: str) -> bool:
-        """Whether an address, IPv4 or IPv6, is among `hosts`."""
+        """Whether an address, IPv4 or IPv6, is among `hosts`, or any will do."""
+        if not self.hosts:
+            return True
         address = ip_address(host)
         mapped = getattr(address, "ipv4_mapped", None)  # an IPv4 sender on a socket that listens on "::"
-        return not self.hosts or any((mapped or address) in ip_network(network, strict=False) for network in self.hosts)
+        return any((mapped or address) in ip_network(network, strict=False) for network in self.hosts)
 
 
 class DestinationSettings(_Section):
