@@ -30,6 +30,7 @@ POINTS = (
     "delivery-noted",  # and now one does
     "commitment-noted",  # a commitment is about to be asked for
     "commitment-asked",  # and has been
+    "removal-noted",  # retention has written down that blobs go, and they are still there
 )
 """In the order in which an image passes them."""
 

@@ -112,7 +112,9 @@ class Intake:
         if (
             self._settings.changed_instance == "refuse"
             and not is_own
-            and admissions.is_changed(self._engine, header.sop_instance_uid, incoming.digest, incoming.path)
+            and admissions.is_changed(
+                self._engine, header.sop_instance_uid, header.transfer_syntax_uid, incoming.digest, incoming.path
+            )
         ):
             answer = Answer(NOT_AUTHORISED, "Other content is stored under this SOP instance UID")
             return self._record_refusal(incoming, answer)
@@ -122,7 +124,15 @@ class Intake:
         elif not is_radiograph:
             note = "no radiograph, not analysed"
         stored = keep_instance(self._folders, incoming.path, header, incoming.digest)
-        admission = self._together.admit(Arrival(self._folders, stored, incoming.sender, analyse=not note, note=note))
+        arrival = Arrival(
+            self._folders,
+            stored,
+            incoming.sender,
+            analyse=not note,
+            note=note,
+            analyse_changed=self._settings.changed_instance != "keep",
+        )
+        admission = self._together.admit(arrival)
         log.info(
             "instance received",
             sop_instance_uid=header.sop_instance_uid,
