@@ -15,8 +15,8 @@ from cxr_node.deliver.loop import Courier
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
 from cxr_node.settings import DatabaseSettings, DestinationSettings, NodeSettings, Settings
 from cxr_node.store import admissions, jobs
-from cxr_node.store.database import open_database
 from cxr_node.store.blobs import LocalBlobs
+from cxr_node.store.database import open_database
 from cxr_node.store.instances import keep_instance, write_result
 from tests.scps import write_instance
 
