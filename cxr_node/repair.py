@@ -71,7 +71,8 @@ def _enter(settings: Settings, folders: DataFolder, engine: Engine, key: str) ->
     note = "own result, not analysed" if is_own else ""
     if not note and header.sop_class_uid not in RADIOGRAPHS:
         note = "no radiograph, not analysed"
-    stored = StoredInstance(header, key, path.stat().st_size, digest)
+    found = path.stat()
+    stored = StoredInstance(header, key, found.st_size, digest, found.st_mtime)
     sender = Sender(str(meta.get("SourceApplicationEntityTitle", "")), "", "")
     is_wanted = settings.receive.changed_instance != "keep"
     arrival = Arrival(folders, stored, sender, analyse=not note, note=note, analyse_changed=is_wanted)

@@ -45,9 +45,9 @@ def compose_results(
     predecessor: Dataset | None = None,
     now: datetime,
 ) -> list[ComposedObject]:
-    """The results of one analysis. The same input gives the same bytes, UIDs included; only dates follow `now`.
+    """The results of one analysis. The same input gives the same bytes, UIDs included.
 
-    What differs in anything that shows has another SOP instance UID.
+    What differs in anything that an object shows, its date included, has another SOP instance UID.
 
     Args:
         source: the source's data set; its pixels are not read, and it is left as it is.
@@ -63,7 +63,7 @@ def compose_results(
         the objects in the order of ResultKind, which is that of delivery.
     """
     model = findings.model
-    analysis = (content_digest or _content_of(source, radiograph), findings_digest(findings))
+    analysis = (content_digest or _content_of(source, radiograph), findings_digest(findings), now.isoformat())
     drawn = (str(overlay.max_side_px), overlay.compression, str(overlay.side_by_side))
     maps = SourceMaps(findings, radiograph.geometry)
     made: dict[ResultKind, Dataset] = {}

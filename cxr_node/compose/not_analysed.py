@@ -48,13 +48,9 @@ def compose_not_analysed(
         predecessor: the report of an earlier revision, which this one's replaces.
         now: when the notices are made, with a time zone.
     """
-    key = content_key(
-        model,
-        content_digest or content_digest_of(source),
-        *reasons,
-        "replaces",
-        *([predecessor.SOPInstanceUID] if predecessor else ()),
-    )
+    replaced = str(predecessor.SOPInstanceUID) if predecessor is not None else ""
+    told = content_digest or content_digest_of(source)
+    key = content_key(model, told, now.isoformat(), *reasons, "replaces", replaced)
     made: dict[ResultKind, Dataset] = {}
     if ResultKind.OVERLAY in kinds:
         where = place(source, model, ResultKind.OVERLAY, key, _VARIANT)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import structlog
-from sqlalchemy import Connection, Engine, bindparam, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from cxr_node import faults
@@ -190,7 +190,7 @@ def _admit(connection: Connection, one: Arrival, after: _After) -> Admission:
                     "reasons": "[]",
                     "findings": "{}",
                     "model_version": "",
-                    "created_at": now,
+                    "created_at": stored.kept_at,
                 },
             )
             admission = Admission.REVISION if known else Admission.QUEUED
@@ -219,14 +219,19 @@ class _Known(NamedTuple):
 
 
 def _take_duplicate(connection: Connection, one: Arrival, known: _Known, now: float, after: _After) -> None:
-    """The blob that is there stays the row's, and the new one goes; where it is gone or cut off, the new one takes its place."""
+    """The new blob takes the place of the one that the row has, which may be damaged or gone: what was just received is whole.
+
+    Not while a worker reads the one that is there: then the new one goes.
+    """
     values: dict[str, object] = {"received_at": now, "digest": one.stored.digest}
-    if known.removed_at is None and LocalBlobs(one.folders).size(known.path) == known.size_bytes:
+    is_read = exists().where(jobs.c.instance_id == known.id, jobs.c.state == JobState.RUNNING)
+    is_there = known.removed_at is None and LocalBlobs(one.folders).size(known.path) == known.size_bytes
+    if is_there and connection.execute(select(is_read)).scalar():
         after.discarded.append(one.stored.path)
     else:
         after.discarded.append(known.path)
         values |= {"path": one.stored.path, "size_bytes": one.stored.size_bytes, "removed_at": None}
-        # with its file was gone what a job could do; now it is back
+    if not is_there:  # with its file was gone what a job could do; now it is back
         connection.execute(
             update(jobs)
             .where(jobs.c.state == JobState.HELD, jobs.c.instance_id == known.id)

@@ -29,11 +29,11 @@ class Blob:
 class Blobs(Protocol):
     """A store of immutable blobs. Errors of the store are `OSError`; a blob that isn't there is `FileNotFoundError`."""
 
-    def put(self, key: str, source: Path) -> int:
-        """Keep a complete file under a new key; durable when this returns. The file is consumed; gives its size in bytes."""
+    def put(self, key: str, source: Path) -> Blob:
+        """Keep a complete file under a new key; durable when this returns. The file is consumed."""
 
-    def put_bytes(self, key: str, content: bytes) -> int:
-        """Keep bytes under a new key; durable when this returns. Gives their number."""
+    def put_bytes(self, key: str, content: bytes) -> Blob:
+        """Keep bytes under a new key; durable when this returns."""
 
     def open(self, key: str) -> BinaryIO:
         """A blob's content, from its beginning."""
@@ -68,18 +68,19 @@ class LocalBlobs:
     def __init__(self, folders: DataFolder) -> None:
         self._root = f"{folders.root}"
 
-    def put(self, key: str, source: Path) -> int:
+    def put(self, key: str, source: Path) -> Blob:
         """Flush the file, rename it, flush the folder: the order that makes a rename durable."""
         final = self._path(key)
         try:
-            return publish(source, final)
+            found = publish(source, final)
         except FileNotFoundError:  # a folder of a first blob, or somebody has removed it: too seldom to look first
             if not source.exists():
                 raise
             _make_folder(final)
-            return publish(source, final)
+            found = publish(source, final)
+        return Blob(key, found.st_size, found.st_mtime)
 
-    def put_bytes(self, key: str, content: bytes) -> int:
+    def put_bytes(self, key: str, content: bytes) -> Blob:
         """As `put`, of a file that is written here; what a full disk left of it keeps others from their room, and goes."""
         temporary = Path(f"{self._path(key)}.tmp")
         if not temporary.parent.is_dir():
@@ -125,18 +126,18 @@ class LocalBlobs:
         return f"{self._root}/{key}"
 
 
-def publish(temporary: Path, final: str) -> int:
-    """Flush, rename, flush the folder (the order that makes a rename durable); the file's size in bytes."""
+def publish(temporary: Path, final: str) -> os.stat_result:
+    """Flush, rename, flush the folder (the order that makes a rename durable); what the file system says of the file."""
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
         os.fchmod(descriptor, 0o600)
         os.fsync(descriptor)
-        size_bytes = os.fstat(descriptor).st_size
+        found = os.fstat(descriptor)
     finally:
         os.close(descriptor)
     os.replace(temporary, final)  # noqa: PTH105 - this and the next, as paths, take as long as the system's calls
     sync_folder(os.path.dirname(final))  # noqa: PTH120
-    return size_bytes
+    return found
 
 
 def sync_folder(folder: Path | str) -> None:

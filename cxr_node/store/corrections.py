@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, delete, exists, select, update
 
+from cxr_node import faults
 from cxr_node.records import AuditEvent, DeliveryState, Job, JobState
 from cxr_node.store import audit
 from cxr_node.store.blobs import Blobs
@@ -173,6 +174,7 @@ def merge(engine: Engine, owner: str, job: Job, into: int, blobs: Blobs) -> bool
             discarded = late.path
         connection.execute(update(instances).where(instances.c.id == into).values(**values))
         audit.add(connection, _event(connection, "instance-same", into, "came again in another encoding"))
+    faults.point("instance-merged", job.sop_instance_uid)
     blobs.delete(discarded)
     return True
 

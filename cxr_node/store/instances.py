@@ -67,9 +67,9 @@ def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, 
     faults.point("instance-received", header.sop_instance_uid)
     name = name_of(header, digest)
     key = new_key(_INSTANCES, name[:2], name)
-    size_bytes = LocalBlobs(folders).put(key, temporary)
+    blob = LocalBlobs(folders).put(key, temporary)
     faults.point("instance-kept", header.sop_instance_uid)
-    return StoredInstance(header, key, size_bytes, digest)
+    return StoredInstance(header, key, blob.size_bytes, digest, blob.put_at)
 
 
 def name_of(header: InstanceHeader, digest: str) -> str:
@@ -93,7 +93,7 @@ def write_result(folders: DataFolder, job: Job, composed: ComposedObject) -> Res
     if not is_uid(composed.sop_instance_uid):
         raise StoreError(f"{composed.sop_instance_uid!r} is no UID")
     key = new_key(_RESULTS, f"{job.id % 256:02x}", composed.sop_instance_uid)
-    size_bytes = LocalBlobs(folders).put_bytes(key, composed.content)
+    blob = LocalBlobs(folders).put_bytes(key, composed.content)
     faults.point("result-kept", job.sop_instance_uid)
     return Result(
         composed.kind,
@@ -101,7 +101,7 @@ def write_result(folders: DataFolder, job: Job, composed: ComposedObject) -> Res
         composed.sop_class_uid,
         composed.transfer_syntax_uid,
         key,
-        size_bytes,
+        blob.size_bytes,
     )
 
 

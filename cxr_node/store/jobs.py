@@ -131,19 +131,21 @@ def reject(
 
 
 def begin_analysis(engine: Engine, owner: str, job: Job, key: str) -> float | None:
-    """When the analysis that `key` tells (image, model, program, settings) was first begun for a job, in UTC seconds.
+    """The date of the analysis that `key` tells (image, model, program, settings) for a job, in UTC seconds.
 
-    Written down once, so that whatever is made again of the same analysis bears the same date. None: the lease was lost.
+    Written down once, so that whatever is made again of the same analysis bears the same date. A job's first analysis has the
+    date at which its image came, which even a restored database knows. None: the lease was lost.
     """
-    now = time.time()
+    columns = (jobs.c.analysis_key, jobs.c.analysed_at, jobs.c.created_at)
     with write(engine) as connection:
-        row = connection.execute(select(jobs.c.analysis_key, jobs.c.analysed_at).where(jobs.c.id == job.id, _mine(owner))).first()
+        row = connection.execute(select(*columns).where(jobs.c.id == job.id, _mine(owner))).first()
         if row is None:
             return None
         if row.analysis_key == key and row.analysed_at is not None:
             return float(row.analysed_at)
-        connection.execute(update(jobs).where(jobs.c.id == job.id).values(analysis_key=key, analysed_at=now))
-    return now
+        date = time.time() if row.analysis_key else float(row.created_at)
+        connection.execute(update(jobs).where(jobs.c.id == job.id).values(analysis_key=key, analysed_at=date))
+    return date
 
 
 def fail(engine: Engine, owner: str, job: Job, reason: str, *, max_attempts: int) -> bool:
@@ -259,6 +261,7 @@ def _end_with(
                     update(instances).where(instances.c.id == job.instance_id).values(content_digest=content_digest)
                 )
             audit.add(connection, _ending(job, state, values))
+    faults.point("job-ended", job.sop_instance_uid)
     for key in discarded:
         blobs.delete(key)
     return ended

@@ -76,6 +76,17 @@ def judge(
 
 def _why_not(connection: Connection, blobs: Blobs, reference: Reference) -> int | None:
     """Why the newest revision of an instance can't be promised; None if it can."""
+    try:
+        return _look_at(connection, blobs, reference)
+    except FileNotFoundError:  # a duplicate has put another blob in its place since the row was read
+        connection.rollback()
+    try:
+        return _look_at(connection, blobs, reference)
+    except FileNotFoundError:
+        return NO_SUCH_INSTANCE
+
+
+def _look_at(connection: Connection, blobs: Blobs, reference: Reference) -> int | None:
     sop_class_uid, sop_instance_uid = reference
     newest = connection.execute(
         select(instances.c.sop_class_uid, instances.c.path, instances.c.digest, instances.c.removed_at)
@@ -91,7 +102,7 @@ def _why_not(connection: Connection, blobs: Blobs, reference: Reference) -> int 
         with blobs.fetch(newest.path) as path:
             digest = earlier_digest_of(path) if is_earlier(newest.digest) else digest_of(path)
     except FileNotFoundError:
-        return NO_SUCH_INSTANCE
+        raise
     except (OSError, ValueError):
         return PROCESSING_FAILURE
     return None if digest == newest.digest else PROCESSING_FAILURE
