@@ -38,6 +38,8 @@ def mend(settings: Settings, engine: Engine, found: Sequence[Difference], user: 
                 _enter(settings, folders, engine, item.path)
             case Kind.RESULT_WITHOUT_ROW | Kind.ORPHAN:
                 blobs.delete(item.path)
+            case Kind.INSTANCE_OF_OTHER_SIZE:
+                differences.correct_size(engine, item.row_id or 0, item.path, blobs.size(item.path) or 0)
             case Kind.INSTANCE_WITHOUT_FILE:
                 differences.note_instance_gone(engine, item.row_id or 0, item.path)
             case Kind.INSTANCE_CUT_OFF:

@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine, Table, and_, select, update
 
 from cxr_node.records import DataFolder, DeliveryState, JobState
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import write
+from cxr_node.store.digests import digest_of, earlier_digest_of, is_earlier
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
 _IMAGE_GONE = "The image's file is gone from the data folder: send the image again, and this goes on by itself."
@@ -29,6 +31,7 @@ class Kind(StrEnum):
 
     INSTANCE_WITHOUT_ROW = "instance without a row"
     INSTANCE_WITHOUT_FILE = "row of an instance whose file is gone"
+    INSTANCE_OF_OTHER_SIZE = "instance of another size than its row says, its content as it was received"
     INSTANCE_CUT_OFF = "instance of another size than its row says"
     ORPHAN = "file that its row has given up"
     RESULT_WITHOUT_ROW = "result without a row"
@@ -39,6 +42,7 @@ class Kind(StrEnum):
 CURES = {
     Kind.INSTANCE_WITHOUT_ROW: "enter it, as when it was received",
     Kind.INSTANCE_WITHOUT_FILE: "note that it is gone; hold its job if it isn't done",
+    Kind.INSTANCE_OF_OTHER_SIZE: "correct the row: an earlier version counted another file",
     Kind.INSTANCE_CUT_OFF: "move it to unparsed/; then as if it were gone",
     Kind.ORPHAN: "remove it: a crash came before that",
     Kind.RESULT_WITHOUT_ROW: "remove it: its job makes it again",
@@ -86,6 +90,13 @@ def note_instance_gone(engine: Engine, row_id: int, key: str) -> bool:
             .values(state=JobState.HELD, reasons=json.dumps([_IMAGE_GONE]), finished_at=time.time())
         )
     return True
+
+
+def correct_size(engine: Engine, row_id: int, key: str, size_bytes: int) -> None:
+    """Write down the size of an instance's blob, which is whole."""
+    with write(engine) as connection:
+        mine = and_(instances.c.id == row_id, instances.c.path == key)
+        connection.execute(update(instances).where(mine).values(size_bytes=size_bytes))
 
 
 def note_result_gone(engine: Engine, row_id: int, key: str) -> bool:
@@ -137,9 +148,7 @@ def _compare(
     files = {blob.key: blob for blob in blobs.list((folders.instances if table is instances else folders.results).name)}
     owned, given_up = set(), set()
     with engine.connect() as connection:
-        for row in connection.execute(
-            select(table.c.id, table.c.path, table.c.size_bytes, table.c.removed_at).order_by(table.c.id)
-        ):
+        for row in connection.execute(select(table).order_by(table.c.id)):
             if row.removed_at is not None:
                 given_up.add(row.path)
                 continue
@@ -148,7 +157,15 @@ def _compare(
             if found is None and blobs.size(row.path) is None:  # it may have come since
                 yield Difference(without_file, row.path, row.id)
             elif found is not None and found.size_bytes != row.size_bytes:
-                yield Difference(cut_off, row.path, row.id)
+                whole = table is instances and _is_as_received(folders.root / row.path, row.digest)
+                yield Difference(Kind.INSTANCE_OF_OTHER_SIZE if whole else cut_off, row.path, row.id)
     strangers = [blob for key, blob in files.items() if key not in owned and blob.put_at <= before]
     for blob in sorted(strangers, key=lambda blob: blob.put_at):  # as they came: revisions get their numbers by it
         yield Difference(Kind.ORPHAN if blob.key in given_up else without_row, blob.key)
+
+
+def _is_as_received(path: Path, digest: str) -> bool:
+    try:
+        return (earlier_digest_of(path) if is_earlier(digest) else digest_of(path)) == digest
+    except (OSError, ValueError):
+        return False

@@ -400,7 +400,7 @@ def test_an_image_received_by_an_earlier_release_is_known_again(node):
     assert not admissions.is_changed(node.engine, ds.SOPInstanceUID, EXPLICIT, again.digest, node.folders.root / again.path)
     assert admissions.admit(node.engine, node.folders, again, sender, analyse=True) is Admission.DUPLICATE
     assert node.found() == [], "one file, and its row tells where it is"
-    assert (node.folders.root / before.path).exists()
+    assert (node.folders.root / again.path).exists()
     changed = node.keep(radiograph(SOPInstanceUID=ds.SOPInstanceUID, PatientName="Corrected^Name"))
     assert admissions.is_changed(node.engine, ds.SOPInstanceUID, EXPLICIT, changed.digest, node.folders.root / changed.path)
     assert admissions.admit(node.engine, node.folders, changed, sender, analyse=True) is Admission.REVISION
