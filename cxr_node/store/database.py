@@ -179,8 +179,8 @@ def _migrate(engine: Engine, settings: Settings) -> None:
         raise revision.incomplete() from error
     if current is not None and current not in known:
         raise revision.unknown(current, engine)
-    if current is not None and current != SCHEMA_REVISION:
-        back_up(settings)  # as it was before the upgrade
+    # as it was before the upgrade
+    copy = back_up(settings) if current is not None and current != SCHEMA_REVISION else None
     if current is None and engine.dialect.name == "postgresql":
         postgresql.check_encoding(engine)
     with write(engine) as connection:
@@ -190,6 +190,8 @@ def _migrate(engine: Engine, settings: Settings) -> None:
         try:
             command.upgrade(config, SCHEMA_REVISION)
         except SQLAlchemyError as error:
+            if copy is not None:  # nothing was changed, and the newest backup is one to go back to
+                copy.unlink(missing_ok=True)
             if told := revision.unlike(error, current or "none", engine):
                 raise told from error
             raise

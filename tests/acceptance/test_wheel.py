@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import shutil
+import stat
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import zipfile
@@ -34,6 +37,11 @@ def clone(tmp_path_factory):
     return copy_clone(tmp_path_factory.mktemp("clone") / "clone")
 
 
+@pytest.fixture(scope="module")
+def sdist(clone, tmp_path_factory):
+    return build_sdist(clone, tmp_path_factory.mktemp("sdist"))
+
+
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel, clone):
     shipped = {name: content for name, content in contents(wheel).items() if ".dist-info/" not in name}
     examples = {name.rpartition("/")[2]: content for name, content in shipped.items() if ".data/data/share/cxr-node/" in name}
@@ -51,15 +59,13 @@ def test_the_wheel_has_its_licence_its_notice_and_its_command(wheel):
     assert b"cxr-node = cxr_node.cli:main" in shipped["entry_points.txt"]
 
 
-def test_a_source_distribution_builds_the_same_wheel(wheel, clone, tmp_path):
-    sdist = build_sdist(clone, tmp_path / "sdist")
+def test_a_source_distribution_builds_the_same_wheel(wheel, sdist, tmp_path):
     assert contents(build_wheel(sdist, tmp_path / "wheel")) == contents(wheel)
 
 
-def test_a_source_distribution_holds_what_the_clone_holds(clone, tmp_path):
+def test_a_source_distribution_holds_what_the_clone_holds(clone, sdist, tmp_path):
     """So that `make`, the tests and the image come out of it too."""
-    (tmp_path / "sdist").mkdir()
-    folder = unpack(build_sdist(clone, tmp_path / "sdist"), tmp_path / "unpacked")
+    folder = unpack(sdist, tmp_path / "unpacked")
     built = {"PKG-INFO", "cxr_node.egg-info"}
 
     def files(root):
@@ -83,18 +89,13 @@ def test_demo_works_in_an_empty_folder_for_a_plain_user_on_a_read_only_installat
         folder.chmod(0o755)
         here, dependencies = folder / "here", folder / "dependencies"
         here.mkdir()
-        needed = sysconfig.get_path("purelib")
         if os.geteuid() == 0:
-            dependencies.mkdir()  # mounted there: the clone may be where nobody may look
             made = install(wheel, folder / "venv", dependencies)
             nobody = pwd.getpwnam("nobody")
             os.chown(here, nobody.pw_uid, nobody.pw_gid)
-            mounted = (
-                'set -e; mount --make-rprivate /; mount --bind "$1" "$2"; mount --bind "$3" "$3"; '
-                'mount -o remount,bind,ro "$2"; mount -o remount,bind,ro "$3"; shift 3; exec "$@"'
-            )
+            script = shlex_lines(*mounts(folder, made.folder, dependencies)) + '\nexec "$@"'
             as_nobody = ("setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--no-new-privs")
-            prefix = ["unshare", "--mount", "sh", "-c", mounted, "sh", needed, dependencies, made.folder, *as_nobody]
+            prefix = ["unshare", "--mount", "sh", "-c", script, "sh", *as_nobody]
         else:
             made = install(wheel, folder / "venv")
             for path in (made.folder, *made.folder.rglob("*")):
@@ -122,6 +123,30 @@ def test_demo_works_in_an_empty_folder_for_a_plain_user_on_a_read_only_installat
             if path.is_dir() and not path.is_symlink():
                 path.chmod(0o755)
         shutil.rmtree(folder)
+
+
+def mounts(folder, installation, dependencies):
+    """Commands that make the installation, and what it needs, read-only and readable for everybody: the clone, and the Python
+    that made its .venv, may lie where nobody else may look."""
+    interpreter = Path(sys.base_prefix)
+    yield "mount", "--make-rprivate", "/"
+    for source, target in (
+        (sysconfig.get_path("purelib"), dependencies),
+        (interpreter, folder / "interpreter"),
+        (installation, installation),
+    ):
+        target.mkdir(exist_ok=True)
+        yield "mount", "--bind", source, target
+        yield "mount", "-o", "remount,bind,ro", target
+    closed = next((parent for parent in reversed(interpreter.parents) if not parent.stat().st_mode & stat.S_IXOTH), None)
+    if closed is not None:
+        yield "mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", closed
+        yield "mkdir", "-p", interpreter
+        yield "mount", "--bind", folder / "interpreter", interpreter
+
+
+def shlex_lines(*commands):
+    return "\n".join(("set -e", *(shlex.join(map(str, command)) for command in commands)))
 
 
 @pytest.mark.parametrize("command", ["serve", "receive", "work", "deliver"])
