@@ -16,7 +16,7 @@ import pytest
 
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.phantom import chest_phantom
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, absent
 from tests.image import CONFIG_AT, Buildah, Container, build, may_run
 from tests.orthanc import Orthanc, free_port, wait_until
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.timeout(1800), pytest.mark.xdist_gro
 def buildah(peer):
     program = peer("buildah")
     if not may_run():
-        pytest.skip("only root may build and run the image here (buildah --isolation=chroot)")
+        absent("only root may build and run the image here (buildah --isolation=chroot)")
     return Buildah(program)
 
 
