@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -86,9 +87,17 @@ def build(buildah: Buildah, debootstrap: str) -> str:
             *("--layers", "--format", "docker", "--pull-never", "--build-arg", f"PYTHON_IMAGE={BASE}:{SUITE}"),
             *_packages_as_here(Path(folder) / "pip.conf"),
         ]
-        buildah("build", *options, "--target", "build", "--tag", BUILT, ".")  # tagged: its layers are kept
-        image = buildah("build", "--quiet", *options, "--tag", IMAGE, ".").splitlines()[-1]
-        buildah("rmi", "--prune", must=False)  # one that a container is made of stays
+        # tagged, so that its layers are kept
+        built = buildah("build", "--quiet", *options, "--target", "build", "--tag", BUILT, ".").splitlines()[-1]
+        # to see that nothing has changed, buildah would read all that the second stage copies
+        digest = hashlib.sha256(built.encode() + (REPOSITORY / "Dockerfile").read_bytes()).hexdigest()
+        if buildah.has(f"{IMAGE}:{digest}"):
+            return buildah("images", "--quiet", "--no-trunc", f"{IMAGE}:{digest}").removeprefix("sha256:")
+        image = buildah("build", "--quiet", *options, "--tag", f"{IMAGE}:{digest}", ".").splitlines()[-1]
+        for name in buildah("images", "--format", "{{.Name}}:{{.Tag}}", "--filter", f"reference={IMAGE}").splitlines():
+            if name != f"{IMAGE}:{digest}":
+                buildah("rmi", name, must=False)  # one that a container is made of stays
+        buildah("rmi", "--prune", must=False)
     return image
 
 
@@ -201,14 +210,14 @@ class Container:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run another command in a container of its own on the same volume, as `docker run --rm` does."""
         return subprocess.run(
-            self._from_outside(command), env=self._places(), capture_output=True, text=True, timeout=120, check=False
+            self._from_outside(command), env=self._places(), capture_output=True, text=True, timeout=300, check=False
         )
 
     def execute(self, *command: str, as_root: bool = False) -> subprocess.CompletedProcess[str]:
         """Run a command beside what was started, as `docker exec` does; as root, it still has nowhere to write."""
         enter = ["nsenter", "--target", str(self.first.pid), "--mount", "--pid", "--uts", "--ipc", "--root", "--wd"]
         words = [*enter, *(command if as_root else self._as_its_user(command))]
-        return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
 
     def is_healthy(self) -> bool:
         """What the image's health check says."""
