@@ -50,6 +50,10 @@ validate: .venv/.installed-dev peers  ## every kind of result before validators,
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup -rs $(PYTEST_OPTIONS) \
 		tests/acceptance/test_compose_validators.py tests/acceptance/test_viewers.py tests/unit/test_conformance.py
 
+.PHONY: image-test
+image-test: .venv/.installed-dev peers  ## build the image, run it, send it radiographs (as root; the first build takes minutes)
+	.venv/bin/python -m pytest -rs --durations 3 $(PYTEST_OPTIONS) tests/acceptance/test_image.py
+
 .PHONY: bench
 bench: .venv/.installed-dev peers  ## the benchmarks, in a short form
 	.venv/bin/python -m benchmarks.receive --repetitions 1 --seconds 1
