@@ -68,7 +68,7 @@ class Worker:
         self._engine = engine
         self._networks = networks
         self._folders = DataFolder(settings.node.data_dir)
-        self._owner = leases.owner_name()
+        self._owner = leases.owner_name(self._folders.root)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._composers = ThreadPoolExecutor(2, thread_name_prefix="compose")
         self._open: dict[int, Job] = {}
@@ -291,7 +291,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     engine = open_database(settings)
     use_all_cores()
     networks = load_networks(settings.inference)
-    leases.release_dead(engine)
+    leases.release_dead(engine, settings)
     worker = Worker(settings, engine, networks)
     faulthandler.enable()  # a decoder that crashes tells the log where
     warm_up(networks)

@@ -1,6 +1,6 @@
 """The tables in which roles meet.
 
-Times are UTC seconds since the epoch, from the wall clock, so that leases and waits survive a restart.
+Times are UTC seconds since the epoch, from the wall clock, so that waits survive a restart; but `lease_until`, see `leases`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0008"
 """The newest migration that this program knows; the migrations' test holds the two together."""
 
 metadata = MetaData(
@@ -69,6 +69,7 @@ jobs = Table(
     Column("not_before", Float, nullable=False),
     Column("lease_owner", String(64), nullable=False),
     Column("lease_until", Float, nullable=False),
+    Column("lease_start", String(36), nullable=False, server_default=""),  # of the machine, from which it counts; see `leases`
     Column("reasons", Text, nullable=False),  # JSON list of sentences
     Column("findings", Text, nullable=False),  # JSON object
     Column("model_version", String(64), nullable=False),
@@ -112,6 +113,7 @@ deliveries = Table(
     Column("not_before", Float, nullable=False),
     Column("lease_owner", String(64), nullable=False),
     Column("lease_until", Float, nullable=False),
+    Column("lease_start", String(36), nullable=False, server_default=""),  # of the machine, from which it counts; see `leases`
     Column("status", Integer),  # the last C-STORE status
     Column("reason", Text, nullable=False),  # why the last attempt failed
     Column("created_at", Float, nullable=False),
