@@ -22,6 +22,7 @@ from pathlib import Path
 import structlog
 
 from cxr_node import limits, logs
+from cxr_node.receive.processes import LONGEST_END_S
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 from cxr_node.store import lock
@@ -36,7 +37,8 @@ ROLES = ("receive", "work", "deliver")
 
 _PIPE_VARIABLE = "CXR_NODE_SUPERVISOR_FD"
 _HANDLES_AN_ASSOCIATION = 3
-_STOP_GRACE_S = {"receive": 20.0, "work": 60.0, "deliver": 30.0}
+_STOP_GRACE_S = {"receive": LONGEST_END_S + 10.0, "work": 60.0, "deliver": 30.0}
+"""Longer than each may take: the receivers of one that is killed would go on without it."""
 _FIRST_RESTART_S, _LONGEST_RESTART_S, _STEADY_S = 0.5, 30.0, 60.0
 
 
@@ -147,6 +149,7 @@ class Child:
         command = [sys.executable, "-m", "cxr_node", self.role]
         if self.config is not None:
             command += ["--config", str(self.config)]
+        self.pipe = ours
         with theirs:
             self.process = subprocess.Popen(
                 command,
@@ -155,7 +158,6 @@ class Child:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops in order
             )
-        self.pipe = ours
         self.started_at = time.monotonic()
         threading.Thread(target=_await_ready, args=(ours, on_ready), daemon=True).start()
 
@@ -173,7 +175,12 @@ class Child:
             self.restart_at = now + self.restart_wait_s
             self.restart_wait_s = min(_LONGEST_RESTART_S, self.restart_wait_s * 2)
         if now >= self.restart_at:
-            self.start(on_ready)
+            try:
+                self.start(on_ready)
+            except (OSError, RuntimeError) as error:  # no file handles, no process or no thread are to be had now
+                log.error("a role can't be started and is tried again", role=self.role, reason=logs.explain(error))
+                self._end_at_once()
+                self.restart_at = now + self.restart_wait_s
 
     def stop(self) -> None:
         """End the process: politely, and after its grace with force (its leases make that harmless)."""
@@ -185,6 +192,14 @@ class Child:
                 log.error("a role did not stop in time and is killed", killed=self.role)
                 self.process.kill()
                 self.process.wait()
+        self._close()
+
+    def _end_at_once(self) -> None:
+        """After a start that came half way."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
         self._close()
 
     def _close(self) -> None:
