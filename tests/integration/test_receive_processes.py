@@ -232,17 +232,16 @@ class TestAReceiverProcessThatDiesIsReplaced:
 
     def test_if_no_thread_is_to_be_had_for_it(self, tmp_path, monkeypatch):
         """Else a process would take associations, and nobody would see its end."""
-        failed = []
+        failed, start = [], threading.Thread.start
 
-        class Scarce(threading.Thread):
-            def start(self):
-                if self._target.__name__ == "_attend" and len(failed) < 2:
-                    failed.append(self)
-                    raise RuntimeError("can't start new thread")
-                super().start()
+        def start_unless_scarce(self):
+            if getattr(self._target, "__name__", "") == "_attend" and len(failed) < 2:
+                failed.append(self)
+                raise RuntimeError("can't start new thread")
+            start(self)
 
         with Receiver(tmp_path, processes=2) as receiver:
-            monkeypatch.setattr(processes.threading, "Thread", Scarce)
+            monkeypatch.setattr(threading.Thread, "start", start_unless_scarce)
             self.die_and_be_replaced(receiver)
             self.die_and_be_replaced(receiver)
         assert len(failed) == 2
