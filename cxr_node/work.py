@@ -211,7 +211,8 @@ class Worker:
             made = []
         end = functools.partial(jobs.reject, self._engine, self._owner, job, rejected.reasons)
         self._write_end(job, lambda: end(made=made, destinations=destinations))
-        log.info("rejected", sop_instance_uid=job.sop_instance_uid, reasons=rejected.reasons)
+        # the reasons show what stands in the header, which may be anything: `cxr-node queue show` has them
+        log.info("rejected", sop_instance_uid=job.sop_instance_uid, job=job.id, reasons=len(rejected.reasons))
 
     def _make_notices(self, job: Job, rejected: Rejected, wanted: set[ResultKind]) -> list[Result]:
         """What tells the reader why there is no result, where the settings ask for it."""

@@ -180,7 +180,7 @@ class Courier:
             return
         limit = self.destination.max_attempts
         deliveries.mark_failed(self._engine, delivery, outcome.error, limit, outcome.status, hold=outcome.unusable)
-        self._log.warning("not sent", reason=outcome.error, **known)
+        self._log.warning("not sent", reason=outcome.for_log or outcome.error, **known)
 
     def _pause_s(self) -> float:
         self._troubles += 1

@@ -127,7 +127,9 @@ def _in_words(engine: Engine) -> Iterator[None]:
             cure = " It is damaged: stop the node and `cxr-node restore` the newest backup."
         elif "readonly" in str(error):
             cure = " It, or the data folder, is read-only for this user: change the owner, or the way it is mounted."
-        raise StoreError(f"The database {engine.url.render_as_string()} can't be used: {error}.{cure}") from error
+        raise StoreError(
+            f"The database {engine.url.render_as_string()} can't be used: {getattr(error, 'orig', error)}.{cure}"
+        ) from error
 
 
 @contextmanager
