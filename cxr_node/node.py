@@ -6,6 +6,7 @@ which the system does even if the supervisor is killed. So no role outlives its 
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import signal
@@ -15,19 +16,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import structlog
 
 from cxr_node import limits, logs
+from cxr_node.errors import StoreError
 from cxr_node.receive.processes import LONGEST_END_S
-from cxr_node.records import DataFolder
+from cxr_node.records import AuditEvent, DataFolder
 from cxr_node.settings import Settings
-from cxr_node.store import lock
+from cxr_node.store import audit, lock
 from cxr_node.store.backup import check_integrity
-from cxr_node.store.database import open_database, why_commits_may_be_lost
+from cxr_node.store.database import DatabaseTrouble, open_database, why_commits_may_be_lost
 from cxr_node.store.instances import make_folders
 
 log = structlog.get_logger()
@@ -64,7 +67,11 @@ def run_role(role: str, settings: Settings) -> None:
 
     limits.have_file_handles(_HANDLES_AN_ASSOCIATION * settings.receive.max_associations if role == "receive" else 0)
     make_folders(DataFolder(settings.node.data_dir))
-    with lock.using(settings.node.data_dir), _house(settings, alone=pipe is None and role == "work"):
+    with (
+        lock.using(settings.node.data_dir),
+        _house(settings, alone=pipe is None and role == "work"),
+        _on_record(settings, role) if pipe is None else nullcontext(),
+    ):
         if role == "receive":
             from cxr_node.receive import lean
 
@@ -97,7 +104,7 @@ def serve(settings: Settings, config: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     make_folders(DataFolder(settings.node.data_dir))
-    with lock.serving(settings.node.data_dir), _house(settings, alone=True):
+    with lock.serving(settings.node.data_dir), _house(settings, alone=True), _on_record(settings, "serve"):
         children = [Child(role, config) for role in ROLES]
         announced = _Announcement(settings)
         try:
@@ -129,6 +136,41 @@ def _house(settings: Settings, *, alone: bool) -> Iterator[None]:
     finally:
         clock.shutdown(wait=False)
         engine.dispose()
+
+
+@contextmanager
+def _on_record(settings: Settings, what: str) -> Iterator[None]:
+    """Have the audit log tell of the start and the stop, and of an end by an error; a kill leaves no stop."""
+    try:
+        version = metadata.version("cxr-node")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        version = "of no version"
+    detail = f"cxr-node {version}, {what}"
+    _record(settings, AuditEvent("node-started", user=_user(), host=socket.gethostname()[:255], detail=detail))
+    outcome = "failure"
+    try:
+        yield
+        outcome = "success"
+    finally:
+        _record(settings, AuditEvent("node-stopped", outcome, user=_user(), host=socket.gethostname()[:255], detail=detail))
+
+
+def _record(settings: Settings, event: AuditEvent) -> None:
+    try:
+        engine = open_database(settings)
+        try:
+            audit.record(engine, event)
+        finally:
+            engine.dispose()
+    except (StoreError, DatabaseTrouble) as error:  # a full disk keeps the node neither from starting nor from stopping
+        log.error("start or stop not recorded", what=event.event, exc_info=error)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container the user may have no name
+        return f"uid {os.getuid()}"
 
 
 @dataclass
