@@ -18,9 +18,10 @@ from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 from cxr_node.store import home, postgresql
 from cxr_node.store.backup import back_up, database_file
+from cxr_node.store.glance import check_revision, cure_of, no_node
 from cxr_node.store.instances import make_folders
 from cxr_node.store.prepared import drive
-from cxr_node.store.schema import SCHEMA_REVISION, newer_schema
+from cxr_node.store.revision import SCHEMA_REVISION, newer_schema
 
 DatabaseTrouble = SQLAlchemyError
 """What reading and writing raise when the database is locked, full, or away; for those who catch it outside the store."""
@@ -54,21 +55,10 @@ def look_into_database(settings: Settings) -> Engine:
         StoreError: there is none, it can't be reached, or a program of another version has to open it.
     """
     if not settings.database.url and not database_file(settings).is_file():
-        raise StoreError(
-            f"There is no node in {settings.node.data_dir.absolute()}: name its settings with --config, or start it with "
-            "`cxr-node serve`."
-        )
+        raise StoreError(no_node(settings))
     engine = _connect(settings)
     with _in_words(engine):
-        current = _revision_of(engine)
-        if current is None:
-            raise StoreError("There is no node in the database that database.url names: start it once with `cxr-node serve`.")
-        if current != SCHEMA_REVISION:
-            raise StoreError(
-                newer_schema(current)
-                if current > SCHEMA_REVISION
-                else "The database is one of an older version: start the node once, which brings it up to date."
-            )
+        check_revision(_revision_of(engine))
         if settings.database.url:
             home.check(engine, settings.node.data_dir)
     return engine
@@ -122,14 +112,8 @@ def _in_words(engine: Engine) -> Iterator[None]:
         engine.dispose()
         if engine.dialect.name == "postgresql":
             raise StoreError(f"The database {postgresql.in_print(engine)} can't be used: {postgresql.in_words(error)}") from error
-        cure = ""
-        if "malformed" in str(error) or "not a database" in str(error):
-            cure = " It is damaged: stop the node and `cxr-node restore` the newest backup."
-        elif "readonly" in str(error):
-            cure = " It, or the data folder, is read-only for this user: change the owner, or the way it is mounted."
-        raise StoreError(
-            f"The database {engine.url.render_as_string()} can't be used: {getattr(error, 'orig', error)}.{cure}"
-        ) from error
+        said = getattr(error, "orig", None) or type(error).__name__  # without the statement, and what it was about
+        raise StoreError(f"The database {engine.url.render_as_string()} can't be used: {said}.{cure_of(str(said))}") from error
 
 
 @contextmanager

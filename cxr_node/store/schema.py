@@ -20,9 +20,6 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_REVISION = "0008"
-"""The newest migration that this program knows; the migrations' test holds the two together."""
-
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -175,12 +172,3 @@ home = Table(  # one row at most: see `home`
     Column("id", Integer, primary_key=True),
     Column("data_folder", String(36), nullable=False),
 )
-
-
-def newer_schema(revision: str) -> str:
-    """What to tell a person whose database is of a newer program."""
-    return (
-        f"The database was written by a newer version of cxr-node (schema {revision}, this program knows {SCHEMA_REVISION}). "
-        "Start that version, or restore the backup made before the upgrade (`cxr-node restore`; PostgreSQL "
-        "with its own tools)."
-    )
