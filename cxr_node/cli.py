@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from cxr_node.commands import audit, mend, queue
 from cxr_node.commands.common import AsJson, Config, in_words, print_table
 from cxr_node.errors import CxrNodeError
 from cxr_node.settings import load_settings
@@ -22,11 +20,14 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(queue.app, name="queue")
-app.add_typer(audit.app, name="audit")
-app.command()(mend.doctor)
-app.command("backup")(mend.back_up)
-app.command()(mend.restore)
+if sys.argv[1:2] != ["status"]:  # which a health check asks twice a minute: it loads no SQLAlchemy
+    from cxr_node.commands import audit, mend, queue
+
+    app.add_typer(queue.app, name="queue")
+    app.add_typer(audit.app, name="audit")
+    app.command()(mend.doctor)
+    app.command("backup")(mend.back_up)
+    app.command()(mend.restore)
 
 
 def main() -> None:
@@ -176,6 +177,8 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for all that the demonstration makes.")] = Path("demo-output"),
 ) -> None:
     """Show the whole path: an emulated modality, the node, a small PACS; stops everything it started."""
+    from rich.console import Console
+
     from cxr_node import logs
     from cxr_node.commands.demo import run_demo
 

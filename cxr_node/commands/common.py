@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from cxr_node.settings import load_settings
 
@@ -58,6 +56,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         print("nothing found")
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))

@@ -1,4 +1,4 @@
-"""`cxr-node status`: what an administrator, a monitor or a container's health check asks."""
+"""`cxr-node status`: what an administrator, a monitor or a container's health check asks: it loads next to nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 from cxr_node import tls
 from cxr_node.nets.weights import model_of, shipped_folder
 from cxr_node.settings import Settings
-from cxr_node.store.database import look_into_database
+from cxr_node.store import glance
 from cxr_node.store.instances import free_bytes
-from cxr_node.store.overview import count_states, held_by_reason
 
 
 def node_status(settings: Settings) -> dict[str, Any]:
@@ -20,9 +19,8 @@ def node_status(settings: Settings) -> dict[str, Any]:
         StoreError: there is no node, or its database can't be used.
         WeightsError: the weights are missing.
     """
-    engine = look_into_database(settings)
-    counts, held = count_states(engine), held_by_reason(engine)
-    engine.dispose()
+    with glance.look(settings) as ask:
+        counts, held = glance.count_states(ask), glance.held_by_reason(ask)
     ages = [counts[key] for key in ("oldest_waiting_job_s", "oldest_waiting_delivery_s") if counts[key] is not None]
     model = model_of(settings.inference.weights_dir or shipped_folder())
     received = {**counts["received"], "last_at": _iso(counts["received"]["last_at"])}

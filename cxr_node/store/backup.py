@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cxr_node.errors import StoreError
 from cxr_node.settings import Settings
-from cxr_node.store.schema import SCHEMA_REVISION, newer_schema
+from cxr_node.store.revision import SCHEMA_REVISION, newer_schema
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

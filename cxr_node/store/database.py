@@ -15,11 +15,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from cxr_node.errors import StoreError
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
-from cxr_node.store import home, postgresql, revision
+from cxr_node.store import home, postgresql, schema_check
 from cxr_node.store.backup import back_up, database_file
+from cxr_node.store.glance import no_node
 from cxr_node.store.instances import make_folders
 from cxr_node.store.prepared import drive
-from cxr_node.store.schema import SCHEMA_REVISION
+from cxr_node.store.revision import SCHEMA_REVISION
 
 DatabaseTrouble = SQLAlchemyError
 """What reading and writing raise when the database is locked, full, or away; for those who catch it outside the store."""
@@ -34,7 +35,7 @@ def open_database(settings: Settings) -> Engine:
         StoreError: the folder can't be written, the database can't be reached, it has not the schema that this program
             works with, or the program's migrations are missing.
     """
-    revision.check_shipped()
+    schema_check.check_shipped()
     folders = DataFolder(settings.node.data_dir)
     make_folders(folders)
     engine = _connect(settings)
@@ -43,7 +44,7 @@ def open_database(settings: Settings) -> Engine:
             with _one_at_a_time(folders.root):
                 _migrate(engine, settings)
         with engine.connect() as connection:
-            revision.check_tables(connection)
+            schema_check.check_tables(connection)
         if settings.database.url and not home.is_home(engine, folders.root):
             with _one_at_a_time(folders.root):
                 home.settle(engine, folders.root)
@@ -57,10 +58,7 @@ def look_into_database(settings: Settings) -> Engine:
         StoreError: there is none, it can't be reached, or a program of another version has to open it.
     """
     if not settings.database.url and not database_file(settings).is_file():
-        raise StoreError(
-            f"There is no node in {settings.node.data_dir.absolute()}: name its settings with --config, or start it with "
-            "`cxr-node serve`."
-        )
+        raise StoreError(no_node(settings))
     engine = _connect(settings)
     with _in_words(engine):
         current = _revision_of(engine)
@@ -68,10 +66,10 @@ def look_into_database(settings: Settings) -> Engine:
             raise StoreError("There is no node in the database that database.url names: start it once with `cxr-node serve`.")
         if current != SCHEMA_REVISION:
             if current > SCHEMA_REVISION or not current.isdecimal():
-                raise revision.unknown(current, engine)
+                raise schema_check.unknown(current, engine)
             raise StoreError("The database is one of an older version: start the node once, which brings it up to date.")
         with engine.connect() as connection:
-            revision.check_tables(connection)
+            schema_check.check_tables(connection)
         if settings.database.url:
             home.check(engine, settings.node.data_dir)
     return engine
@@ -126,12 +124,7 @@ def _in_words(engine: Engine) -> Iterator[None]:
         if engine.dialect.name == "postgresql":
             raise StoreError(f"The database {postgresql.in_print(engine)} can't be used: {postgresql.in_words(error)}") from error
         said = str(getattr(error, "orig", None) or error).partition("\n")[0].rstrip(".")
-        cure = ""
-        if "malformed" in said or "not a database" in said:
-            cure = " It is damaged: stop the node and `cxr-node restore` the newest backup."
-        elif "readonly" in said:
-            cure = " It, or the data folder, is read-only for this user: change the owner, or the way it is mounted."
-        raise StoreError(f"The database {revision.name_of(engine)} can't be used: {said}.{cure}") from error
+        raise StoreError(f"The database {schema_check.name_of(engine)} can't be used: {said}.{cure_of(said)}") from error
 
 
 @contextmanager
@@ -160,7 +153,7 @@ def _tune_sqlite(engine: Engine) -> None:
 
 def _revision_of(engine: Engine) -> str | None:
     with engine.connect() as connection:
-        return revision.revision_of(connection)
+        return schema_check.revision_of(connection)
 
 
 def _migrate(engine: Engine, settings: Settings) -> None:
@@ -171,14 +164,14 @@ def _migrate(engine: Engine, settings: Settings) -> None:
     from alembic.util import CommandError
 
     config = Config()
-    config.set_main_option("script_location", str(revision.migrations_folder()).replace("%", "%%"))
+    config.set_main_option("script_location", str(schema_check.migrations_folder()).replace("%", "%%"))
     current = _revision_of(engine)
     try:
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions("base", SCHEMA_REVISION)}
     except (CommandError, KeyError) as error:  # a link of the chain is missing
-        raise revision.incomplete() from error
+        raise schema_check.incomplete() from error
     if current is not None and current not in known:
-        raise revision.unknown(current, engine)
+        raise schema_check.unknown(current, engine)
     # as it was before the upgrade
     copy = back_up(settings) if current is not None and current != SCHEMA_REVISION else None
     if current is None and engine.dialect.name == "postgresql":
@@ -192,7 +185,7 @@ def _migrate(engine: Engine, settings: Settings) -> None:
         except SQLAlchemyError as error:
             if copy is not None:  # nothing was changed, and the newest backup is one to go back to
                 copy.unlink(missing_ok=True)
-            if told := revision.unlike(error, current or "none", engine):
+            if told := schema_check.unlike(error, current or "none", engine):
                 raise told from error
             raise
 

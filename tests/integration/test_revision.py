@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from cxr_node.cli import app
 from cxr_node.errors import StoreError
-from cxr_node.store import overview, revision
+from cxr_node.store import overview, schema_check
 from cxr_node.store.backup import back_up, backups
 from cxr_node.store.database import look_into_database, open_database, write
-from cxr_node.store.schema import SCHEMA_REVISION
+from cxr_node.store.revision import SCHEMA_REVISION
 from tests.store import Store
 
 STAMP = "UPDATE alembic_version SET version_num = "
@@ -114,7 +114,7 @@ def test_starts_that_fail_push_out_no_backup(store):
 
 def test_an_older_database_under_a_newer_name_is_found_out(store):
     settings = Config()
-    settings.set_main_option("script_location", str(revision.migrations_folder()))
+    settings.set_main_option("script_location", str(schema_check.migrations_folder()))
     with write(store.engine) as connection:
         settings.attributes["connection"] = connection
         command.downgrade(settings, "0003")
@@ -145,8 +145,8 @@ class TestMigrationsThatAreMissing:
     def migrations(self, tmp_path, monkeypatch):
         """The program's migrations, to take some away."""
         folder = tmp_path / "100% migrations"
-        shutil.copytree(revision.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
-        monkeypatch.setattr(revision, "migrations_folder", lambda: folder)
+        shutil.copytree(schema_check.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+        monkeypatch.setattr(schema_check, "migrations_folder", lambda: folder)
         return folder
 
     @pytest.mark.parametrize(
