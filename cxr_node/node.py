@@ -146,23 +146,25 @@ def _on_record(settings: Settings, what: str) -> Iterator[None]:
     except metadata.PackageNotFoundError:  # run from a source tree
         version = "of no version"
     detail = f"cxr-node {version}, {what}"
-    _record(settings, AuditEvent("node-started", user=_user(), host=socket.gethostname()[:255], detail=detail))
+    # a database that can't be used ends the start here, as it would a moment later; a full disk doesn't
+    _record(settings, AuditEvent("node-started", user=_user(), host=socket.gethostname()[:255], detail=detail), DatabaseTrouble)
     outcome = "failure"
     try:
         yield
         outcome = "success"
     finally:
-        _record(settings, AuditEvent("node-stopped", outcome, user=_user(), host=socket.gethostname()[:255], detail=detail))
+        event = AuditEvent("node-stopped", outcome, user=_user(), host=socket.gethostname()[:255], detail=detail)
+        _record(settings, event, StoreError, DatabaseTrouble)
 
 
-def _record(settings: Settings, event: AuditEvent) -> None:
+def _record(settings: Settings, event: AuditEvent, *forgiven: type[Exception]) -> None:
     try:
         engine = open_database(settings)
         try:
             audit.record(engine, event)
         finally:
             engine.dispose()
-    except (StoreError, DatabaseTrouble) as error:  # a full disk keeps the node neither from starting nor from stopping
+    except forgiven as error:
         log.error("start or stop not recorded", what=event.event, exc_info=error)
 
 

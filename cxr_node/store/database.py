@@ -17,7 +17,7 @@ from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 from cxr_node.store import home, postgresql, schema_check
 from cxr_node.store.backup import back_up, database_file
-from cxr_node.store.glance import no_node
+from cxr_node.store.glance import cure_of, no_node
 from cxr_node.store.instances import make_folders
 from cxr_node.store.prepared import drive
 from cxr_node.store.revision import SCHEMA_REVISION
