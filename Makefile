@@ -15,7 +15,7 @@ installation := setup.cfg pyproject.toml constraints.txt scripts/install
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Stamps, so that pip runs only when what it would install has changed.
 .venv/.installed: $(installation)

@@ -96,7 +96,7 @@ def test_real_radiographs_get_one_overlay_and_one_report_each_in_their_study(tmp
         for option, group in _by_syntax(files).items():
             sent = storescu(peer("storescu"), node.port, "CXRNODE", group, *option)
             assert sent.returncode == 0, sent.stdout + sent.stderr
-        jobs = node.wait_for_rest(len(files))
+        jobs = node.wait_for_rest(len(files), timeout_s=480)
         assert {job["state"] for job in jobs} == {"done"}, [job["reasons"] for job in jobs if job["state"] != "done"]
         found = results_in(orthanc, sources)
     # other content under a known UID is a corrected image: a revision, which gets results of its own

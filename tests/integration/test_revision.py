@@ -187,3 +187,13 @@ def test_tables_of_another_program_are_no_node(tmp_path, postgres, postgres_url)
     elsewhere.dispose()
     with pytest.raises(StoreError, match="or begin with an empty one"):
         Store(tmp_path / "var", postgres_url)
+
+
+def test_a_file_that_is_no_database_is_told_in_one_line(tmp_path):
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "cxr-node.sqlite3").write_bytes(b"no database at all" * 100)
+    with pytest.raises(StoreError) as error:
+        Store(tmp_path / "var")
+    assert "file is not a database. It is damaged: stop the node and `cxr-node restore`" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "sqlalche" not in str(error.value)
