@@ -14,10 +14,9 @@ _REQUEST, _ACCEPT, _REJECT, _ABORT = 0x01, 0x02, 0x03, 0x07
 """PDU types (PS3.8 section 9.3)."""
 _APPLICATION, _PROPOSED, _ANSWERED, _USER = 0x10, 0x20, 0x21, 0x50
 _ABSTRACT_SYNTAX, _TRANSFER_SYNTAX = 0x30, 0x40
-_MAXIMUM_LENGTH, _IMPLEMENTATION, _ASYNCHRONOUS, _ROLE, _VERSION_NAME = 0x51, 0x52, 0x53, 0x54, 0x55
-_USER_IDENTITY, _USER_IDENTITY_ANSWER = 0x58, 0x59
-"""Item types (PS3.8 section 9.3.2, PS3.7 annex D.3.3). Extended negotiation (0x56, 0x57), of which the node uses none, is
-left out."""
+_MAXIMUM_LENGTH, _IMPLEMENTATION, _ROLE, _VERSION_NAME, _USER_IDENTITY = 0x51, 0x52, 0x54, 0x55, 0x58
+"""Item types (PS3.8 section 9.3.2, PS3.7 annex D.3.3). What the node makes no use of is left out like what is unknown: the
+asynchronous operations window (0x53), extended negotiation (0x56, 0x57), the answer to a user identity (0x59)."""
 
 _FIXED_BYTES = 74
 """PDU header, protocol version, AE titles and reserved bytes, before the items."""
@@ -39,7 +38,7 @@ _NO_REASON = 2
 _UNSUPPORTED_SYNTAXES = 4
 
 
-class BrokenRequest(ValueError):
+class BrokenRequest(ValueError):  # noqa: N818 - becomes the state machine's "invalid PDU"
     """A PDU of the association that can't be read: its items don't fit in it."""
 
 
@@ -80,15 +79,17 @@ def _tidy_association(pdu: bytes) -> bytes:
         raise BrokenRequest("an association PDU that is too short")
     is_request = pdu[0] == _REQUEST
     version = _SUPPORTED_VERSION if speaks_our_version(pdu) or not is_request else 0
-    application, contexts, user = b"", {}, {}
+    application = b""
+    contexts: dict[int, bytes] = {}
+    user: dict[tuple[int, bytes], bytes] = {}
     for item_type, value in _items(pdu[_FIXED_BYTES:], strict=True):
         if item_type == _APPLICATION:
             application = application or _uid(value)
         elif item_type == (_PROPOSED if is_request else _ANSWERED) and len(value) >= 4 and value[0] % 2:
             contexts.setdefault(value[0], _proposed(value) if is_request else _answered(value))
         elif item_type == _USER:
-            for kind, content in _user_items(value, is_request):
-                user.setdefault(kind, content)
+            for key, content in _user_items(value, is_request):
+                user.setdefault(key, content)
     user.setdefault((_MAXIMUM_LENGTH, b""), struct.pack(">L", _ASSUMED_LENGTH))
     user.setdefault((_IMPLEMENTATION, b""), _ASSUMED_IMPLEMENTATION)
     items = _item(_APPLICATION, application or _APPLICATION_CONTEXT) + b"".join(contexts.values())
@@ -150,13 +151,9 @@ def _user_items(value: bytes, is_request: bool) -> Iterator[tuple[tuple[int, byt
             yield (kind, b""), uid
         elif kind == _VERSION_NAME and (name := ae_title(content)) != _NOBODY:
             yield (kind, b""), name[:_LONGEST_NAME]
-        elif kind == _ASYNCHRONOUS and len(content) == 4 and is_request:
-            yield (kind, b""), content
         elif kind == _ROLE and (role := _role(content)):
             yield (kind, role[2:-2]), role
         elif kind == _USER_IDENTITY and is_request and _is_identity(content):
-            yield (kind, b""), content
-        elif kind == _USER_IDENTITY_ANSWER and not is_request and len(content) >= 2:
             yield (kind, b""), content
 
 

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 
 import structlog
-from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+from pynetdicom import AE, AllStoragePresentationContexts, _config, build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.receive import commitment
-from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, entries_of, refusal_of
+from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, entries_of, may_be_storage_class, refusal_of
 from cxr_node.receive.identity import confirm, identity_of, refusal_of_user
 from cxr_node.receive.intake import Intake
 from cxr_node.receive.messages import MAXIMUM_PDU_SIZE, sender_of
@@ -119,6 +119,16 @@ def _storage_classes(settings: Settings) -> set[str]:
     return classes
 
 
+def _keep_others(assoc: Association) -> None:
+    """Support those storage classes too that a sender proposes and no list has: retired, private, newer than pynetdicom."""
+    supported = {context.abstract_syntax for context in assoc.acceptor.supported_contexts}
+    proposed = {str(context.abstract_syntax) for context in assoc.requestor.requested_contexts}
+    others = [uid for uid in sorted(proposed - supported) if may_be_storage_class(uid)]
+    if others:
+        more = [build_context(uid, list(TRANSFER_SYNTAXES)) for uid in others]
+        assoc.acceptor.supported_contexts = [*assoc.acceptor.supported_contexts, *more]
+
+
 def _on_requested(event: evt.Event, settings: Settings, refused: Refused) -> None:
     """Refuse an association whose sender isn't welcome, or that is one too many, before anything is negotiated."""
     assoc = event.assoc
@@ -138,8 +148,11 @@ def _on_requested(event: evt.Event, settings: Settings, refused: Refused) -> Non
         _refuse(assoc, refused, sender, wrong_user, (_PERMANENT, _BY_ACSE, _NO_REASON))
     elif is_beyond_limit(assoc):
         _refuse(assoc, refused, sender, "too many associations at the same time", (_TRANSIENT, _BY_PRESENTATION, _LOCAL_LIMIT))
-    elif asks_for_user:
-        confirm(assoc, identity)
+    else:
+        if asks_for_user:
+            confirm(assoc, identity)
+        if settings.receive.other_storage_classes == "keep":
+            _keep_others(assoc)
 
 
 def _refuse(assoc: Association, refused: Refused, sender: Sender, reason: str, answer: tuple[int, int, int]) -> None:

@@ -53,7 +53,8 @@ _LONGEST_SILENCE_S = 60.0
 _LEAST_IDLE_S = 2.0
 """An association that makes place for another has been idle so long; within it a report of storage commitment follows the
 request that came over the association."""
-_AWAITING_REQUEST, _DATA_TRANSFER = "Sta2", "Sta6"
+_BEFORE_REQUEST = ("Sta1", "Sta2")
+_DATA_TRANSFER = "Sta6"
 _CONNECTION_CLOSED, _INVALID_PDU = "Evt17", "Evt19"
 
 
@@ -331,12 +332,12 @@ class _UpperLayer(DULServiceProvider):
                 raise Malformed(f"PDU of type {pdu_type} with {length} bytes")
         except (OSError, EOFError) as error:
             # who only connects, as a health check does, leaves no line
-            if self.state_machine.current_state != _AWAITING_REQUEST or reader.has_received():
+            if self.state_machine.current_state not in _BEFORE_REQUEST or reader.has_received():
                 log.info("connection lost", reason=str(error), host=self._host)
             self.event_queue.put(_CONNECTION_CLOSED)
         except Exception as error:
             reason = str(error) if isinstance(error, Malformed | BrokenRequest) else explain_error(error)
-            if self.state_machine.current_state == _AWAITING_REQUEST:
+            if self.state_machine.current_state in _BEFORE_REQUEST:
                 _server_of(self.assoc).on_refused(_stranger(self.assoc), f"it sends no association request: {reason}")
             else:
                 log.warning("invalid PDU or message", reason=reason, host=self._host)
@@ -347,9 +348,10 @@ class _UpperLayer(DULServiceProvider):
         """Have pynetdicom decode a PDU that isn't P-DATA-TF."""
         tidied = association_items.tidy(content)
         if content[0] == _A_ASSOCIATE_RQ and not association_items.speaks_our_version(content):
-            sender = Sender(*(association_items.ae_title(tidied[at : at + 16]).decode() for at in (26, 10)), self._host)
+            called, calling = (tidied[at : at + 16].decode().strip() for at in (10, 26))
             version = int.from_bytes(content[6:8], "big")  # pynetdicom rejects it, as PS3.8 section 9.3.4 says
-            _server_of(self.assoc).on_refused(sender, f"its protocol version is 0x{version:04X}: bit 0, for version 1, is not set")
+            reason = f"its protocol version is 0x{version:04X}: bit 0, for version 1, is not set"
+            _server_of(self.assoc).on_refused(Sender(calling, called, self._host), reason)
         pdu, event = self._decode_pdu(bytearray(tidied))
         self.event_queue.put(event)
         self._recv_pdu.put(pdu)

@@ -34,18 +34,17 @@ def add(engine: Engine, counted: Mapping[Refusal, int]) -> None:
     day = int(now // _DAY_S)
     with write(engine) as connection:
         connection.execute(delete(table).where(table.c.day < day - _KEPT_DAYS))
-        for refusal, count in counted.items():
-            refusal = refusal._replace(sender=refusal.sender[:16], reason=refusal.reason[:_LONGEST_REASON])
+        for given, count in counted.items():
+            refusal = given._replace(sender=given.sender[:16], reason=given.reason[:_LONGEST_REASON])
             if _added(connection, day, refusal, count, now):
                 continue
             rows = connection.execute(select(func.count()).select_from(table).where(table.c.day == day)).scalar() or 0
             if rows >= _MOST_ROWS_A_DAY:
-                refusal = Refusal(refusal.what, "", "", _OTHERS)
+                refusal = Refusal(given.what, "", "", _OTHERS)
                 if _added(connection, day, refusal, count, now):
                     continue
-            connection.execute(
-                insert(table).values(day=day, count=count, first_at=now, last_at=now, **refusal._asdict()),
-            )
+            values = {"day": day, "count": count, "first_at": now, "last_at": now}
+            connection.execute(insert(table).values(**values, **refusal._asdict()))
 
 
 def _added(connection: Connection, day: int, refusal: Refusal, count: int, now: float) -> bool:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, and_, delete, insert, or_, select, update
 
-from cxr_node.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE, Reference
+from cxr_node.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE
 from cxr_node.records import AuditEvent, DataFolder, DeliveryState
+from cxr_node.references import Reference
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import write

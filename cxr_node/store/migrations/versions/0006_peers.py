@@ -14,7 +14,9 @@ def upgrade() -> None:
         "commitment_asks",
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("transaction_uid", sa.String(64), nullable=False),
-        sa.Column("delivery_id", sa.Integer, sa.ForeignKey("deliveries.id", name="fk_commitment_asks_delivery_id"), nullable=False),
+        sa.Column(
+            "delivery_id", sa.Integer, sa.ForeignKey("deliveries.id", name="fk_commitment_asks_delivery_id"), nullable=False
+        ),
         sa.Column("asked_at", sa.Float, nullable=False),
     )
     op.create_index("ix_commitment_asks_transaction_uid", "commitment_asks", ["transaction_uid"])
