@@ -120,13 +120,12 @@ def mend_all(settings: Settings, engine: Engine, found: list[Difference]) -> Non
 
 def _enter(folders: DataFolder, engine: Engine, path: Path) -> None:
     """Enter an instance that has no row. One that isn't what its name says is damaged, and moved to unparsed/."""
-    from pydicom.filereader import read_file_meta_info
-
+    from cxr_node.part10 import read_meta
     from cxr_node.receive.admission import RADIOGRAPHS
     from cxr_node.receive.header import read_header
 
     try:
-        meta = read_file_meta_info(path)
+        meta = read_meta(path)
         header, is_own = read_header(path, digests.data_set_offset(path), str(meta.TransferSyntaxUID))
         digest = digests.digest_of(path)
         if path.stem not in (instances.name_of(header, one) for one in (digest, digests.earlier_digest_of(path))):

@@ -32,7 +32,7 @@ DOORS = {
 
 FLOORS = (
     ("records", "errors", "faults"),
-    ("settings", "logs", "limits"),
+    ("settings", "logs", "limits", "part10"),
     ("prepare", "nets", "tls", "passcode"),
     ("emulate", "phantom", "deidentify", "references"),
     ("commitment", "association_items"),
