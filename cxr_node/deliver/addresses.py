@@ -23,22 +23,22 @@ class Address:
     ip: str
 
 
-def addresses_of(peer: Peer) -> tuple[list[Address], OSError | None]:
+def addresses_of(peer: Peer) -> tuple[list[Address], dict[str, OSError]]:
     """What to try, in turn: first what answered in the last minutes, so that a dead first address isn't waited for each time.
 
     Returns:
-        the addresses, and why a host was left out; the latter is None if none was.
+        the addresses, and the hosts that have none, each with the reason.
     """
     found: list[Address] = []
-    trouble: OSError | None = None
+    unknown: dict[str, OSError] = {}
     for host in (peer.host, *peer.other_hosts):
         try:
             entries = socket.getaddrinfo(host, peer.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            trouble = trouble or error
+            unknown[host] = error
             continue
         except UnicodeError:  # a name with an empty or endless label
-            trouble = trouble or socket.gaierror(socket.EAI_NONAME, "no host name")
+            unknown[host] = socket.gaierror(socket.EAI_NONAME, "no host name")
             continue
         for family, _, _, _, address in entries:
             if family in (socket.AF_INET, socket.AF_INET6):
@@ -47,7 +47,7 @@ def addresses_of(peer: Peer) -> tuple[list[Address], OSError | None]:
     ip, until = _answered.get(_key(peer), ("", 0.0))
     if time.monotonic() < until:
         found.sort(key=lambda address: address.ip != ip)
-    return found, trouble
+    return found, unknown
 
 
 def has_answered(peer: Peer, address: Address) -> None:

@@ -83,19 +83,16 @@ class Association:
             self._handlers.append((evt.EVT_DIMSE_RECV, self._on_message))
             self._handlers.append((evt.EVT_N_EVENT_REPORT, partial(self._on_event_report, on_event_report)))  # type: ignore[arg-type]
         addresses, unknown = addresses_of(peer)
-        if not addresses:
-            raise DeliveryError(reasons.not_connected(peer, unknown, 0))
-        failed: list[str] = []
+        failed = [reasons.not_connected(peer.at(host), error, 0) for host, error in unknown.items()]
+        is_alone = len(addresses) + len(unknown) == 1
         for address in addresses:
-            self.peer = peer if len(addresses) == 1 else peer.at(address.host)
+            self.peer = peer if is_alone else peer.at(address.host)
             if why := self._associate(address, as_scp_of):
-                failed.append(why if len(addresses) == 1 or address.ip == address.host else f"{why} ({address.ip})")
+                failed.append(why if is_alone or address.ip == address.host else f"{why} ({address.ip})")
                 continue
             has_answered(peer, address)
             return
-        if unknown is not None:
-            failed.append(reasons.not_connected(peer, unknown, 0))
-        raise DeliveryError(failed[0] if len(failed) == 1 else reasons.nowhere(peer, failed))
+        raise DeliveryError(failed[0] if is_alone else reasons.nowhere(peer, failed))
 
     def _associate(self, address: Address, as_scp_of: Iterable[str]) -> str:
         """Ask for the association at an address; why it can't be had, empty if it is there."""

@@ -5,13 +5,17 @@ Over 300 lines: both roles.
 
 from __future__ import annotations
 
+import struct
 import threading
+import time
+import tracemalloc
 
 import pytest
 from pydicom import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage
 from pynetdicom import AE, build_role
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from cxr_node.commitment import (
     NO_SUCH_INSTANCE,
@@ -20,9 +24,11 @@ from cxr_node.commitment import (
     PUSH_MODEL_INSTANCE,
     REQUEST_ACTION,
     build_request,
+    read_request,
 )
 from cxr_node.deliver.request import COMMITMENT, Peer
 from cxr_node.deliver.scu import Association
+from cxr_node.errors import Rejected
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, ReceiveSettings, SenderSettings, Settings
 from cxr_node.store import commitments, deliveries, overview, reports
@@ -425,3 +431,69 @@ class TestCommittingForAModality:
             assert assoc.send_n_action(empty, 9, PUSH_MODEL, PUSH_MODEL_INSTANCE)[0].Status == 0x0123
             assoc.release()
             assert receiver.rows("commitment_reports") == []
+
+    @pytest.mark.parametrize("explicit", [True, False])
+    @pytest.mark.parametrize("undefined", [True, False])
+    def test_a_request_of_a_million_bytes_of_empty_items_is_refused_in_no_time(self, explicit, undefined):
+        item = b"\xfe\xff\x00\xe0" + (b"\xff\xff\xff\xff\xfe\xff\x0d\xe0\0\0\0\0" if undefined else bytes(4))
+        items = item * (900_000 // len(item))
+        content = sequence(items, explicit=explicit)
+        tracemalloc.start()
+        started = time.process_time()
+        with pytest.raises(Rejected):
+            read_request(content, explicit=explicit)
+        assert time.process_time() - started < 0.5
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+
+    def test_ten_thousand_references_are_the_most(self):
+        for count, is_taken in ((10_000, True), (10_001, False)):
+            content = sequence(reference("1.2", "1.2.3") * count, explicit=False)
+            if is_taken:
+                assert len(read_request(content, explicit=False)[1]) == count
+            else:
+                with pytest.raises(Rejected, match="more than 10000"):
+                    read_request(content, explicit=False)
+
+    def test_more_than_a_mebibyte_is_aborted_before_it_is_put_together(self, tmp_path):
+        with Receiver(tmp_path / "var", processes=1) as receiver, capture_logs() as lines:
+            ae = AE("MODALITY1")
+            ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
+            assoc = ae.associate("127.0.0.1", receiver.port, ae_title="NODE", ext_neg=[build_role(PUSH_MODEL, scu_role=True)])
+            ds = build_request("2.25.1", [])
+            ds.RequestAttributesSequence = []
+            ds.TextValue = "x" * 3 * 2**20
+            assoc.send_n_action(ds, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+            wait_until(lambda: not assoc.is_established, 20, "the abort")
+        assert any("more than 1048576 bytes" in line.get("reason", "") for line in lines)
+
+    def test_a_request_that_is_refused_is_in_the_audit_log(self, tmp_path):
+        with Receiver(tmp_path / "var", processes=1) as receiver:
+            ae = AE("MODALITY1")
+            ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
+            assoc = ae.associate("127.0.0.1", receiver.port, ae_title="NODE", ext_neg=[build_role(PUSH_MODEL, scu_role=True)])
+            many = build_request("2.25.1", [(ComputedRadiographyImageStorage, "1.2")] * 10_001)
+            assert assoc.send_n_action(many, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)[0].Status == 0x0115
+            assoc.release()
+            (row,) = receiver.rows("audit")
+        assert (row["event"], row["user"]) == ("commitment-refused", "MODALITY1")
+        assert "10000 objects" in row["detail"]
+
+
+def sequence(items, *, explicit):
+    """The data set of a request with these encoded items."""
+    uid = b"2.25.1"
+    if explicit:
+        head = b"\x08\0\x95\x11UI" + struct.pack("<H", len(uid)) + uid
+        return head + b"\x08\0\x99\x11SQ\0\0" + struct.pack("<L", len(items)) + items
+    head = b"\x08\0\x95\x11" + struct.pack("<L", len(uid)) + uid
+    return head + b"\x08\0\x99\x11" + struct.pack("<L", len(items)) + items
+
+
+def reference(class_uid, instance_uid):
+    """An encoded item, Implicit VR."""
+    body = b""
+    for number, uid in ((0x1150, class_uid), (0x1155, instance_uid)):
+        value = uid.encode() + b"\0" * (len(uid) % 2)
+        body += struct.pack("<HHL", 8, number, len(value)) + value
+    return b"\xfe\xff\x00\xe0" + struct.pack("<L", len(body)) + body
