@@ -19,6 +19,7 @@ from __future__ import annotations
 import queue
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -94,6 +95,7 @@ class Server(ThreadedAssociationServer):
         self._there: dict[object, str] = {}
         self.tls = tls
         self.beyond_limit: set[object] = set()
+        self._choosing = threading.Lock()
         super().__init__(ae, address, ae.ae_title, _Shared(ae.supported_contexts), None, evt_handlers, request_handler=_Handler)
         cast("socket.socket", self.socket).close()  # TCPServer makes one for listening
 
@@ -103,8 +105,7 @@ class Server(ThreadedAssociationServer):
         Args:
             connection: one that was accepted; it is closed when the association ends.
             host: the address that it comes from.
-            is_beyond_limit: there are too many already: the longest idle of the same address ends for it, or else it will be
-                refused, with that reason.
+            is_beyond_limit: there are too many already; see `is_beyond_limit`.
         """
         try:
             address = connection.getpeername()
@@ -113,18 +114,19 @@ class Server(ThreadedAssociationServer):
             self._ended(host)
             return
         self._there[address] = host
-        if is_beyond_limit and not self._end_longest_idle(host):
+        if is_beyond_limit:
             self.beyond_limit.add(address)
         self.process_request(connection, address)
 
-    def _end_longest_idle(self, host: str) -> bool:
+    def end_longest_idle(self, host: str) -> bool:
         """Of the associations of an address, end the one that has been idle for longest; False if none is idle."""
-        loops = [loop for address, loop in list(self.loops.items()) if self._there.get(address) == host]
-        longest = max(loops, key=_UpperLayer.idle_s, default=None)
-        if longest is None or longest.idle_s() < _LEAST_IDLE_S:
-            return False
-        longest.end_for_another()
-        return True
+        with self._choosing:
+            loops = [loop for address, loop in list(self.loops.items()) if self._there.get(address) == host]
+            longest = max(loops, key=_UpperLayer.idle_s, default=None)
+            if longest is None or longest.idle_s() < _LEAST_IDLE_S:
+                return False
+            longest.end_for_another()
+            return True
 
     def server_bind(self) -> None:
         """Nothing: it doesn't listen."""
@@ -386,5 +388,9 @@ class _UpperLayer(DULServiceProvider):
 
 
 def is_beyond_limit(assoc: Association) -> bool:
-    """Whether an association is one too many; see `Server.take`."""
-    return cast("_UpperLayer", assoc.dul).is_beyond_limit
+    """Whether an association that is asked for is one too many, and no idle one of the same address could end for it.
+
+    Who only connects, as a health check does, ends none.
+    """
+    loop = cast("_UpperLayer", assoc.dul)
+    return loop.is_beyond_limit and not _server_of(assoc).end_longest_idle(str(assoc.requestor.address))

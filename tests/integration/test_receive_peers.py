@@ -263,6 +263,8 @@ def test_the_longest_idle_association_of_a_peer_ends_for_a_new_one(tmp_path, pro
         time.sleep(0.5)  # so that it is the longest
         second = stack.enter_context(raw_peer(receiver, calling="SECOND"))
         time.sleep(2.5)  # both are idle now
+        with raw_connection(receiver):  # who only connects ends none
+            time.sleep(0.3)
         with associated(receiver, calling="THIRD") as assoc:
             assert assoc.is_established
             assert send(assoc, radiograph()) == 0x0000
