@@ -1,4 +1,7 @@
-"""What storage commitment says: the data sets of the Push Model, built and read (PS3.4 annex J). Knows no network."""
+"""What storage commitment says: the data sets of the Push Model, built and read (PS3.4 annex J). Knows no network.
+
+They are read without pydicom (`references`), which builds whatever it is given.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydicom import Dataset
 
-from cxr_node.errors import Rejected
+from cxr_node.references import Reference, read_references
 
 PUSH_MODEL = "1.2.840.10008.1.20.1"
 PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"
@@ -25,11 +28,6 @@ REASONS = {
     OUT_OF_RESOURCES: "it is out of resources",
 }
 """Failure Reason (0008,1197), PS3.3 section C.14.1.1."""
-
-Reference = tuple[str, str]
-"""SOP class UID and SOP instance UID."""
-
-_MOST_REFERENCES = 10_000
 
 
 def build_request(transaction_uid: str, references: Iterable[Reference]) -> Dataset:
@@ -55,46 +53,36 @@ def build_report(transaction_uid: str, committed: Sequence[Reference], failed: M
     return ds
 
 
-def read_request(ds: Dataset) -> tuple[str, list[Reference]]:
+def read_request(content: bytes, *, explicit: bool) -> tuple[str, list[Reference]]:
     """The transaction UID and what is to be committed.
 
+    Args:
+        content: the Action Information as it came, little endian.
+        explicit: whether VRs are explicit.
+
     Raises:
-        Rejected: something that has to be there isn't.
+        Rejected: something that has to be there isn't, or it is too much.
     """
-    return _transaction(ds), _references(ds, "ReferencedSOPSequence")
+    read = read_references(content, explicit=explicit)
+    return read.transaction_uid, read.referenced
 
 
-def read_report(ds: Dataset) -> tuple[str, list[str], dict[str, int]]:
+def read_report(content: bytes, *, explicit: bool) -> tuple[str, list[str], dict[str, int]]:
     """The transaction UID, the SOP instance UIDs that are committed, and those that aren't with their Failure Reason.
 
+    Args:
+        content: the Event Information as it came, little endian.
+        explicit: whether VRs are explicit.
+
     Raises:
-        Rejected: something that has to be there isn't.
+        Rejected: something that has to be there isn't, or it is too much.
     """
-    failed = {
-        uid: int(item.get("FailureReason", PROCESSING_FAILURE))
-        for (_, uid), item in zip(_references(ds, "FailedSOPSequence"), ds.get("FailedSOPSequence", []), strict=True)
-    }
-    return _transaction(ds), [uid for _, uid in _references(ds, "ReferencedSOPSequence")], failed
+    read = read_references(content, explicit=explicit)
+    failed = {uid: PROCESSING_FAILURE if reason is None else reason for (_, uid), reason in read.failed}
+    return read.transaction_uid, [uid for _, uid in read.referenced], failed
 
 
 def _item(reference: Reference) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = reference
     return item
-
-
-def _transaction(ds: Dataset) -> str:
-    uid = str(ds.get("TransactionUID") or "")
-    if not 0 < len(uid) <= 64:
-        raise Rejected("a storage commitment without a transaction UID")
-    return uid
-
-
-def _references(ds: Dataset, keyword: str) -> list[Reference]:
-    items = ds.get(keyword) or []
-    if len(items) > _MOST_REFERENCES:
-        raise Rejected(f"a storage commitment of more than {_MOST_REFERENCES} objects")
-    found = [(str(item.get("ReferencedSOPClassUID", "")), str(item.get("ReferencedSOPInstanceUID", ""))) for item in items]
-    if any(not uid for _, uid in found):
-        raise Rejected("a storage commitment that refers to an object without its UID")
-    return found

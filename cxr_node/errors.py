@@ -46,7 +46,15 @@ class NoRoom(StoreError):  # noqa: N818
 
 
 class DeliveryError(CxrNodeError):
-    """A destination can't be reached or refuses."""
+    """A destination can't be reached or refuses.
+
+    Attributes:
+        unanswered: a request was on its way, perhaps all of it, and no response came: it may have been carried out.
+    """
+
+    def __init__(self, text: str, *, unanswered: bool = False) -> None:
+        super().__init__(text)
+        self.unanswered = unanswered
 
 
 class AssociationLost(DeliveryError):  # noqa: N818

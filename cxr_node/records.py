@@ -151,6 +151,8 @@ class Delivery:
     attempts: int
     created_at: datetime
     patient_id: str = ""
+    unanswered: bool = False
+    """An earlier attempt ended without a response: the destination may have it."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import structlog
-from pydicom.filereader import read_file_meta_info
 
 from cxr_node.errors import Rejected
+from cxr_node.part10 import read_meta
 from cxr_node.receive.admission import RADIOGRAPHS
 from cxr_node.receive.header import read_header
 from cxr_node.records import AuditEvent, DataFolder, Sender, StoredInstance
@@ -57,7 +57,7 @@ def _enter(settings: Settings, folders: DataFolder, engine: Engine, key: str) ->
     """Enter an instance that has no row. One that isn't what its name says is damaged, and moved to unparsed/."""
     path = folders.root / key
     try:
-        meta = read_file_meta_info(path)
+        meta = read_meta(path)
         header, is_own = read_header(path, digests.data_set_offset(path), str(meta.TransferSyntaxUID))
         digest = digests.digest_of(path)
         named = path.stem.partition("-")[0]

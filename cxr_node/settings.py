@@ -147,6 +147,8 @@ class SenderSettings(_Section):
     """The name in that certificate; empty: the address that its request came from."""
     tls_check_name: bool = True
     """False: any certificate that `tls_ca` vouches for will do, whatever its name."""
+    priority: int = Field(0, ge=-1000, le=1000)
+    """Images of a sender with a higher one are analysed first, such as those of an emergency room."""
 
     @field_validator("hosts")
     @classmethod
@@ -172,8 +174,13 @@ class DestinationSettings(_Section):
 
     name: str = Field(min_length=1, max_length=64)
     ae_title: AETitle
-    host: str = Field(min_length=1)
+    host: str = Field("", max_length=255)
+    """A name or an address; of a name with several addresses each is tried in turn."""
+    hosts: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] = ()
+    """In place of `host`, or after it: each is tried in turn, such as those of a pair of which one takes over."""
     port: Annotated[int, Field(ge=1, le=65535)]
+    calling_ae_title: AETitle | None = None
+    """By which the node calls this destination; absent: node.ae_title."""
     send: tuple[ResultKind, ...] = (ResultKind.OVERLAY, ResultKind.REPORT)
     timeout_s: float = Field(30, gt=0)
     max_attempts: int = Field(200, ge=1)
@@ -182,6 +189,12 @@ class DestinationSettings(_Section):
     """A result counts as sent only when the destination has reported that it will keep it (N-EVENT-REPORT)."""
     commitment_timeout_s: float = Field(600, gt=0)
     """Without a report it is asked again after this time, and then after twice as long, and so on."""
+    commitment_host: str = Field("", max_length=255)
+    """Where storage commitment is asked for, if not where results are sent; likewise the next two."""
+    commitment_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    commitment_ae_title: AETitle | None = None
+    delay_s: float = Field(0, ge=0)
+    """A result is sent no sooner than so long after it was made, for a PACS that has to know the image before."""
     tls: bool = False
     tls_ca: Path | None = None
     """PEM: who vouches for this destination; absent: tls.ca."""
@@ -193,6 +206,22 @@ class DestinationSettings(_Section):
     """The user name to give there (PS3.7 annex D.3.3.7); empty: none."""
     passcode_file: Path | None = None
     """Holds the passcode to give with the name; absent: the name alone is given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_first_host(cls, given: Any) -> Any:
+        """`host` is the first of `hosts` where it isn't given itself."""
+        if not isinstance(given, dict) or given.get("host"):
+            return given
+        hosts = given.get("hosts")
+        if not hosts or not isinstance(hosts, list | tuple):
+            raise ValueError("host: say where it is: a name or an address, or several as hosts = [...]")
+        return {**given, "host": hosts[0]}
+
+    @property
+    def all_hosts(self) -> tuple[str, ...]:
+        """`host` and `hosts`, each once, in the order in which they are tried."""
+        return tuple(dict.fromkeys((self.host, *self.hosts)))
 
 
 class RouteSettings(_Section):
@@ -344,6 +373,13 @@ class Settings(BaseSettings):
             if sender.ae_title == ae_title and sender.port and sender.may_call_from(host):
                 return sender
         return None
+
+    def priority_of(self, calling_ae_title: str, host: str) -> int:
+        """The priority of the jobs of a sender: that of the first of the [[senders]] with its AE title and address; else 0."""
+        for sender in self.senders:
+            if sender.ae_title == calling_ae_title and sender.may_call_from(host):
+                return sender.priority
+        return 0
 
     def destinations_for(self, calling_ae_title: str) -> tuple[DestinationSettings, ...]:
         """Where results of a sender go: the first route whose pattern matches; all destinations where none does."""

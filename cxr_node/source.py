@@ -14,6 +14,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from cxr_node.errors import Rejected
+from cxr_node.part10 import source_of
 from cxr_node.prepare.content import content_digest
 from cxr_node.prepare.decode import decode_pixels, is_dicom, read_dataset, read_image_file
 from cxr_node.prepare.quality import check_header
@@ -81,7 +82,7 @@ def read_identity(path: Path) -> Dataset | None:
     """The UIDs of a DICOM file alone: study, series, class and instance; None if it can't be read or lacks one."""
     wanted = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
     try:
-        ds = dcmread(path, specific_tags=list(wanted), stop_before_pixels=True)
+        ds = dcmread(source_of(path), specific_tags=list(wanted), stop_before_pixels=True)
     except (OSError, InvalidDicomError):
         return None
     return ds if all(ds.get(keyword) for keyword in wanted) else None
@@ -90,7 +91,7 @@ def read_identity(path: Path) -> Dataset | None:
 def read_header(path: Path) -> Dataset | None:
     """The header of a DICOM file that couldn't be analysed; None if it doesn't even say which image of which study it is."""
     try:
-        ds = dcmread(path, force=True, stop_before_pixels=True)
+        ds = dcmread(source_of(path), force=True, stop_before_pixels=True)
         named = all(UID(str(ds.get(keyword, ""))).is_valid for keyword in ("StudyInstanceUID", "SOPClassUID", "SOPInstanceUID"))
     except Exception:  # whatever broken bytes lead pydicom to
         return None

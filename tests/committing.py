@@ -10,6 +10,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from pynetdicom import AE, build_role, evt
 
 from cxr_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, build_report, read_report, read_request
+from cxr_node.receive.commitment import information_of
 from tests.scps import STORAGE
 
 UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
@@ -47,7 +48,8 @@ class Committing:
         return 0x0000
 
     def _on_action(self, event):
-        self.requests.append(read_request(event.action_information))
+        content, explicit = information_of(event)
+        self.requests.append(read_request(content, explicit=explicit))
         return self.status, None
 
     def _on_sent(self, event):
@@ -103,7 +105,8 @@ class Modality:
             server.shutdown()
 
     def on_report(self, event):
-        self.reports.append(read_report(event.event_information))
+        content, explicit = information_of(event)
+        self.reports.append(read_report(content, explicit=explicit))
         self.reported.set()
         return 0x0000, None
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cxr_node.deliver import reasons
-from cxr_node.deliver.request import COMMITMENT, EXPECTED, peer_of
+from cxr_node.deliver.request import COMMITMENT, EXPECTED, Peer, committing_peer, peer_of
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
+from cxr_node.logs import explain
 from cxr_node.settings import DestinationSettings, Settings
 
 
@@ -37,8 +38,20 @@ def check_destinations(settings: Settings) -> list[Finding]:
     In the order of the settings, at least one finding for each destination.
     """
     with ThreadPoolExecutor(16) as threads:
-        found = threads.map(lambda destination: _check(settings, destination), settings.destinations)
+        found = threads.map(lambda destination: _check_safely(settings, destination), settings.destinations)
         return [finding for findings in found for finding in findings]
+
+
+def _check_safely(settings: Settings, destination: DestinationSettings) -> list[Finding]:
+    """Whatever one of them does, the others are reported on."""
+    try:
+        return _check(settings, destination)
+    except Exception as error:
+        text = (
+            f"{peer_of(settings, destination)} answers in a way that this program can't follow ({explain(error)}): its log may "
+            "say what it did; report it with this line."
+        )
+        return [Finding(Severity.ERROR, destination.name, text)]
 
 
 def _check(settings: Settings, destination: DestinationSettings) -> list[Finding]:
@@ -54,9 +67,10 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
             "unanalysed. Set `host` and `port` to the PACS's.",
         )
     peer = peer_of(settings, destination)
+    asked = committing_peer(settings, destination) if destination.storage_commitment else peer
+    commitment = {COMMITMENT} if destination.storage_commitment else set()
     try:
-        commitment = {COMMITMENT} if destination.storage_commitment else set()
-        association = Association(peer, {EXPECTED[kind] for kind in destination.send} | commitment)
+        association = Association(peer, {EXPECTED[kind] for kind in destination.send} | (commitment if asked == peer else set()))
     except DeliveryError as error:
         note(Severity.ERROR, str(error))
         return found
@@ -65,7 +79,7 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
         for kind in refused:
             severity = Severity.WARNING if len(refused) < len(destination.send) else Severity.ERROR
             note(severity, f"The {kind} will be refused: {association.refusal(EXPECTED[kind])}")
-        if commitment and not association.accepts(COMMITMENT):
+        if asked == peer and commitment and not association.accepts(COMMITMENT):
             note(Severity.ERROR, reasons.no_commitment(peer))
         try:
             association.echo()
@@ -73,10 +87,24 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
             note(Severity.WARNING, f"{error} Storing may work all the same.")
     finally:
         association.release()
+    if asked != peer and (trouble := _commitment_trouble(asked)):
+        note(Severity.ERROR, f"Storage commitment: {trouble}")
     if not found:
         kinds = " and ".join(destination.send) or "nothing"
-        note(Severity.OK, f"{peer} answers C-ECHO and takes: {kinds}.")
+        note(Severity.OK, f"{association.peer} answers C-ECHO and takes: {kinds}.")
     return found
+
+
+def _commitment_trouble(peer: Peer) -> str:
+    """Why a peer can't be asked for storage commitment alone; empty if it can."""
+    try:
+        association = Association(peer, {COMMITMENT})
+    except DeliveryError as error:
+        return str(error)
+    try:
+        return "" if association.accepts(COMMITMENT) else reasons.no_commitment(peer)
+    finally:
+        association.release()
 
 
 def _is_this_node(settings: Settings, destination: DestinationSettings) -> bool:
@@ -84,8 +112,12 @@ def _is_this_node(settings: Settings, destination: DestinationSettings) -> bool:
     if destination.port != settings.node.port:
         return False
     try:
-        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(destination.host, None, type=socket.SOCK_STREAM)}
-    except OSError:
+        addresses = {
+            str(entry[4][0])
+            for host in destination.all_hosts
+            for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        }
+    except (OSError, UnicodeError):
         return False
     return any(_is_local(address) for address in addresses)
 

@@ -79,7 +79,7 @@ class Inquiry:
             self._troubles = 0
         except DeliveryError as error:
             self.close()
-            commitments.not_asked(self._engine, asking, str(error))
+            commitments.not_asked(self._engine, asking, str(error), may_have_arrived=error.unanswered)
             self._troubles += 1
             self._look_at = now + backoff_s(self._troubles, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
             self._log.warning("commitment not asked for", reason=str(error))
@@ -111,7 +111,13 @@ class Inquiry:
         self.close()
 
     def _on_report(self, event: evt.Event) -> int:
-        status = commitments.take_report(self._engine, lambda: event.event_information)
+        information = event.request.EventInformation  # type: ignore[union-attr]
+        status = commitments.take_report(
+            self._engine,
+            b"" if information is None else information.getvalue(),
+            explicit=not event.context.transfer_syntax.is_implicit_VR,
+            timeouts={self._destination.name: self._destination.commitment_timeout_s},
+        )
         self._answered.set()
         return status
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
 from cxr_node import faults
 from cxr_node.deliver import reasons
 from cxr_node.deliver.commitment import Inquiry, Reporter
-from cxr_node.deliver.request import EXPECTED, Outcome, StoreRequest, peer_of
+from cxr_node.deliver.request import DUPLICATE_INSTANCE, EXPECTED, Outcome, StoreRequest, committing_peer, peer_of
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import AssociationLost, DeliveryError
 from cxr_node.logs import explain
@@ -53,7 +54,7 @@ class Courier:
         self._out_of_reach = False
         self._to_drain = True  # an earlier run may have left deliveries waiting for a destination in trouble
         self._log = log.bind(destination=destination.name)
-        self._commitment = Inquiry(self._engine, self._peer, destination)
+        self._commitment = Inquiry(self._engine, committing_peer(settings, destination), destination)
         if not destination.storage_commitment:
             commitments.ask_no_more(self._engine, destination.name)
 
@@ -84,7 +85,9 @@ class Courier:
         if self.destination.storage_commitment:
             self._commitment.go_on()
         out_of_reach = self._knock() if self._out_of_reach else ""
-        claimed = deliveries.claim(self._engine, self.destination.name, self._owner, _BATCH, leases.DELIVERY_S)
+        claimed = deliveries.claim(
+            self._engine, self.destination.name, self._owner, _BATCH, leases.DELIVERY_S, delay_s=self.destination.delay_s
+        )
         if not claimed:
             self._stop_lingering()
             return self._pause_s() if out_of_reach else _IDLE_WAIT_S
@@ -99,8 +102,10 @@ class Courier:
             except DeliveryError as error:
                 self._hang_up()
                 if stop.is_set():  # it was cut off from here
+                    if error.unanswered:
+                        deliveries.note_unanswered(self._engine, waiting[0])
                     break
-                outcome, in_trouble = Outcome(None, str(error)), True
+                outcome, in_trouble = Outcome(None, str(error), unanswered=error.unanswered), True
             except Exception as error:
                 self._hang_up()
                 self._log.exception("sending failed", sop_instance_uid=waiting[0].sop_instance_uid)
@@ -135,13 +140,27 @@ class Courier:
             self._root / delivery.path, delivery.sop_class_uid, delivery.transfer_syntax_uid, delivery.sop_instance_uid
         )
         was_lingering = self._association is not None and self._lingering_since is not None
+        may_be_there = delivery.unanswered
         try:
-            return self._associated(request).store(request)
-        except AssociationLost:
+            return self._judged(self._associated(request).store(request), may_be_there)
+        except AssociationLost as error:
             if not was_lingering:
                 raise
+            may_be_there = may_be_there or error.unanswered
         self._hang_up()  # the peer ended it while nothing was sent, as it may
-        return self._associated(request).store(request)
+        try:
+            return self._judged(self._associated(request).store(request), may_be_there)
+        except DeliveryError as error:
+            error.unanswered = error.unanswered or may_be_there
+            raise
+
+    def _judged(self, outcome: Outcome, may_be_there: bool) -> Outcome:
+        """What 0x0111 means: that an attempt without an answer has arrived, or else that another object has this UID."""
+        if outcome.status != DUPLICATE_INSTANCE:
+            return outcome
+        if may_be_there:
+            return replace(outcome, error="", warning=reasons.arrived_before(self._peer), is_there=True)
+        return replace(outcome, error=reasons.held_already(self._peer), unusable=True)
 
     def _associated(self, request: StoreRequest) -> Association:
         if self._association and not (self._association.is_open and self._association.offered([request.offer])):
@@ -172,14 +191,25 @@ class Courier:
         known = {"sop_instance_uid": delivery.sop_instance_uid, "kind": str(delivery.kind), "attempt": delivery.attempts}
         if outcome.stored and outcome.status is not None:
             faults.point("object-stored", delivery.sop_instance_uid)
-            deliveries.mark_sent(self._engine, delivery, outcome.status, to_commit=self.destination.storage_commitment)
+            to_commit = self.destination.storage_commitment
+            deliveries.mark_sent(self._engine, delivery, outcome.status, to_commit=to_commit, warning=outcome.warning)
             if self._troubles or self._to_drain:
                 deliveries.make_due(self._engine, self.destination.name)
             self._troubles, self._to_drain = 0, False
             self._log.info("sent", status=f"0x{outcome.status:04X}", **known)
+            if outcome.warning:
+                self._log.warning("stored, with a remark", reason=outcome.warning, **known)
             return
         limit = self.destination.max_attempts
-        deliveries.mark_failed(self._engine, delivery, outcome.error, limit, outcome.status, hold=outcome.unusable)
+        deliveries.mark_failed(
+            self._engine,
+            delivery,
+            outcome.error,
+            limit,
+            outcome.status,
+            hold=outcome.unusable,
+            unanswered=outcome.unanswered,
+        )
         self._log.warning("not sent", reason=outcome.for_log or outcome.error, **known)
 
     def _pause_s(self) -> float:

@@ -8,7 +8,7 @@ import ssl
 
 from pydicom.uid import UID
 
-from cxr_node.deliver.request import Peer
+from cxr_node.deliver.request import DUPLICATE_INSTANCE, Peer
 from cxr_node.store.deliveries import OUT_OF_RESOURCES
 from cxr_node.tls import explain
 
@@ -33,6 +33,11 @@ def not_connected(peer: Peer, error: OSError | None, waited_s: float) -> str:
     if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
         return f"There is no way to {where} ({error.strerror}): check the address, the network and the firewall."
     return f"No connection to {where}: {error.strerror or error}."
+
+
+def nowhere(peer: Peer, failed: list[str]) -> str:
+    """Why there is no association with a peer that has several addresses; `failed` says it of each."""
+    return f"No association with {peer.called_ae_title} at any of its {len(failed)} addresses: " + " ".join(failed)
 
 
 def rejected(peer: Peer, source: int, diagnostic: int) -> str:
@@ -136,6 +141,36 @@ def out_of_resources(status: int) -> bool:
     return OUT_OF_RESOURCES[0] <= status <= OUT_OF_RESOURCES[1]
 
 
+def warned(peer: Peer, status: int, comment: str) -> str:
+    """What a C-STORE status of the class Warning means: the object is stored (PS3.4 table B.2-1, PS3.7 section C.4.2)."""
+    meaning = {
+        0xB000: "it has changed data elements of it",
+        0xB006: "it has left out data elements of it",
+        0xB007: "the data set doesn't match its SOP class",
+        0x0107: "it doesn't know some of its attributes",
+        0x0116: "some values are out of their range",
+    }.get(status, "its documentation says what that means")
+    return f"{peer} stored it with a warning, status 0x{status:04X}: {meaning}." + _said(comment)
+
+
+def arrived_before(peer: Peer) -> str:
+    """Status 0x0111 to an object that was sent there before, without an answer."""
+    return f"{peer} has it already, status 0x{DUPLICATE_INSTANCE:04X}: an earlier attempt arrived, and its response got lost."
+
+
+def held_already(peer: Peer) -> str:
+    """Status 0x0111 to an object that this node has not sent there in vain before (PS3.7 section C.5)."""
+    return (
+        f"{peer} didn't store it, status 0x{DUPLICATE_INSTANCE:04X}: it holds an object with this SOP instance UID already, and "
+        "no earlier attempt from here was left without an answer. Compare the two there: if they are the same, cancel this "
+        "delivery; else remove the one there and retry (`cxr-node queue retry`)."
+    )
+
+
+def _said(comment: str) -> str:
+    return f" It says: {comment[:64]!r}." if comment else ""
+
+
 def not_stored(peer: Peer, status: int, comment: str) -> str:
     """What a C-STORE status that is no success means (PS3.4 table B.2-1, PS3.7 annex C)."""
     if out_of_resources(status):
@@ -147,9 +182,9 @@ def not_stored(peer: Peer, status: int, comment: str) -> str:
     else:
         meaning = {
             0x0110: "processing failed there; its log says why",
-            0x0111: "it holds an object with this SOP instance UID already",
+            DUPLICATE_INSTANCE: "it holds an object with this SOP instance UID already",
             0x0117: "it takes the SOP instance UID for invalid",
             0x0122: "it doesn't take this SOP class; enable it there",
             0x0124: "it doesn't allow this node to store; register its AE title there",
         }.get(status, "a status that DICOM doesn't define for C-STORE")
-    return f"{peer} didn't store it, status 0x{status:04X}: {meaning}." + (f" It says: {comment[:64]!r}." if comment else "")
+    return f"{peer} didn't store it, status 0x{status:04X}: {meaning}." + _said(comment)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
@@ -24,8 +24,9 @@ from cxr_node.records import ResultKind
 from cxr_node.settings import DestinationSettings, SenderSettings, Settings
 from cxr_node.tls import calling_context
 
-STORED = (0x0000, 0xB000, 0xB006, 0xB007)
-"""Success, and the warnings under which the object is stored all the same (PS3.4 table B.2-1)."""
+DUPLICATE_INSTANCE = 0x0111
+_WARNINGS = (0x0001, 0x0107, 0x0116, *range(0xB000, 0xC000))
+"""Statuses of the class Warning: the operation was carried out (PS3.7 section C.1 and table C-1; PS3.4 table B.2-1)."""
 
 Offer = tuple[str, str]
 """SOP class UID and transfer syntax UID of an object to be sent."""
@@ -55,7 +56,7 @@ class ClientTls:
         SettingsError: a file is missing or unfit.
     """
     name: str
-    """That the peer's certificate has to bear, unless the context doesn't ask."""
+    """That the peer's certificate has to bear, unless the context doesn't ask; empty: the host that is called."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ class Peer:
     """The user name to give (PS3.7 annex D.3.3.7); empty: none."""
     passcode_file: Path | None = None
     """Holds the passcode to give with it."""
+    other_hosts: tuple[str, ...] = ()
+    """Where it is too: tried in turn when there is no association with the one before."""
+
+    def at(self, host: str) -> Peer:
+        """The same peer, at that host and no other."""
+        return replace(self, host=host, other_hosts=())
 
     def __str__(self) -> str:
         return f"{self.called_ae_title} at {self.host}:{self.port}"
@@ -80,15 +87,29 @@ class Peer:
 
 def peer_of(settings: Settings, destination: DestinationSettings) -> Peer:
     """A destination of the settings as a peer."""
+    host, *others = destination.all_hosts
     return Peer(
-        destination.host,
+        host,
         destination.port,
         destination.ae_title,
-        settings.node.ae_title,
+        destination.calling_ae_title or settings.node.ae_title,
         destination.timeout_s,
-        _tls_to(settings, destination, destination.host),
+        _tls_to(settings, destination),
         destination.user,
         destination.passcode_file,
+        tuple(others),
+    )
+
+
+def committing_peer(settings: Settings, destination: DestinationSettings) -> Peer:
+    """Whom to ask for storage commitment of what a destination of the settings has stored."""
+    peer = peer_of(settings, destination)
+    return replace(
+        peer,
+        host=destination.commitment_host or peer.host,
+        other_hosts=() if destination.commitment_host else peer.other_hosts,
+        port=destination.commitment_port or peer.port,
+        called_ae_title=destination.commitment_ae_title or peer.called_ae_title,
     )
 
 
@@ -101,12 +122,12 @@ def reporting_peer(settings: Settings, sender: SenderSettings, host: str) -> Pee
         host: the address that its request came from.
     """
     assert sender.port is not None
-    tls = _tls_to(settings, sender, host)
+    tls = _tls_to(settings, sender)
     return Peer(host, sender.port, sender.ae_title, settings.node.ae_title, tls=tls)
 
 
-def _tls_to(settings: Settings, peer: DestinationSettings | SenderSettings, host: str) -> ClientTls | None:
-    return ClientTls(partial(calling_context, settings, peer), peer.tls_name or host) if peer.tls else None
+def _tls_to(settings: Settings, peer: DestinationSettings | SenderSettings) -> ClientTls | None:
+    return ClientTls(partial(calling_context, settings, peer), peer.tls_name) if peer.tls else None
 
 
 @dataclass(frozen=True)
@@ -131,18 +152,29 @@ class Outcome:
     status: of the C-STORE response; None if there was none.
     error: why it isn't stored; empty if it is.
     for_log: the same without the peer's own words, which may name a patient; empty if it has said nothing.
-    unusable: the fault is the file's: sending it again is of no use.
+    warning: what the peer has to say of what it stored.
+    unanswered: the request was on its way, and no response came: the peer may have stored it.
+    unusable: the fault is the file's, or the peer has another object of its name: sending it again is of no use.
+    is_there: the peer has it from an attempt whose response was lost.
     """
 
     status: int | None
     error: str = ""
     unusable: bool = False
     for_log: str = ""
+    warning: str = ""
+    unanswered: bool = False
+    is_there: bool = False
 
     @property
     def stored(self) -> bool:
         """Whether the peer has the object now."""
-        return self.status in STORED
+        return self.status == 0 or self.warned or self.is_there
+
+    @property
+    def warned(self) -> bool:
+        """Whether it has it, and has something to say about that."""
+        return self.status in _WARNINGS
 
 
 def unusable(request: StoreRequest) -> str:

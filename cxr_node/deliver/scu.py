@@ -23,9 +23,11 @@ from pynetdicom.dimse_messages import N_EVENT_REPORT_RQ
 from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from cxr_node import association_items
 from cxr_node.deliver import reasons
+from cxr_node.deliver.addresses import Address, addresses_of, has_answered
 from cxr_node.deliver.contexts import LITTLE_ENDIAN, LOSSLESS, convertible, extended_negotiation, presentation_contexts
-from cxr_node.deliver.request import STORED, Offer, Outcome, Peer, StoreRequest, unusable
+from cxr_node.deliver.request import Offer, Outcome, Peer, StoreRequest, unusable
 from cxr_node.errors import AssociationLost, DeliveryError, SettingsError
 
 _config.STORE_SEND_CHUNKED_DATASET = True  # a path given to send_c_store is sent as it lies on disk
@@ -50,10 +52,10 @@ class Association:
         as_scp_of: Iterable[str] = (),
         on_event_report: Callable[[evt.Event], int] | None = None,
     ) -> None:
-        """Associate.
+        """Associate, at the first of the peer's addresses where that succeeds.
 
         Args:
-            peer: with whom.
+            peer: with whom; `self.peer` then is where it was found.
             offers: what will be sent.
             as_scp_of: SOP classes of which we are the provider, although we ask for the association (PS3.7 D.3.3.4).
             on_event_report: answers an N-EVENT-REPORT of the peer with a status, in another thread.
@@ -64,47 +66,65 @@ class Association:
         self.peer = peer
         self._offers = frozenset(offers)
         self._socket: socket.socket | None = None
+        self._assoc: PynetdicomAssociation
         self._connected = False
         self._abort: A_ABORT | A_P_ABORT | None = None
         self._messages = 0
         self._owes_nothing = threading.Event()  # no report of the peer's waits for its response
         self._owes_nothing.set()
         self._response_is_next = False
-        ae = AE(peer.calling_ae_title)
-        ae.acse_timeout = ae.dimse_timeout = peer.timeout_s
-        ae.connection_timeout = min(peer.timeout_s, _LONGEST_CONNECT_S)
-        ae.network_timeout = None  # that would end idle associations; waits are bounded by the others
-        handlers: list[tuple[evt.EventType, Callable[[evt.Event], None]]] = [
+        self._handlers: list[tuple[evt.EventType, Callable[[evt.Event], None]]] = [
             (evt.EVT_ACSE_SENT, self._on_acse_sent),
             (evt.EVT_ACSE_RECV, self._on_acse_received),
             (evt.EVT_CONN_OPEN, self._on_connected),
             (evt.EVT_DATA_SENT, self._on_data_sent),
         ]
         if on_event_report is not None:
-            handlers.append((evt.EVT_DIMSE_RECV, self._on_message))
-            handlers.append((evt.EVT_N_EVENT_REPORT, partial(self._on_event_report, on_event_report)))  # type: ignore[arg-type]
+            self._handlers.append((evt.EVT_DIMSE_RECV, self._on_message))
+            self._handlers.append((evt.EVT_N_EVENT_REPORT, partial(self._on_event_report, on_event_report)))  # type: ignore[arg-type]
+        addresses, unknown = addresses_of(peer)
+        failed = [reasons.not_connected(peer.at(host), error, 0) for host, error in unknown.items()]
+        is_alone = len(addresses) + len(unknown) == 1
+        for address in addresses:
+            self.peer = peer if is_alone else peer.at(address.host)
+            if why := self._associate(address, as_scp_of):
+                failed.append(why if is_alone or address.ip == address.host else f"{why} ({address.ip})")
+                continue
+            has_answered(peer, address)
+            return
+        raise DeliveryError(failed[0] if is_alone else reasons.nowhere(peer, failed))
+
+    def _associate(self, address: Address, as_scp_of: Iterable[str]) -> str:
+        """Ask for the association at an address; why it can't be had, empty if it is there."""
+        peer = self.peer
+        self._socket, self._connected, self._abort = None, False, None
+        ae = AE(peer.calling_ae_title)
+        ae.acse_timeout = ae.dimse_timeout = peer.timeout_s
+        ae.connection_timeout = min(peer.timeout_s, _LONGEST_CONNECT_S)
+        ae.network_timeout = None  # that would end idle associations; waits are bounded by the others
         try:
-            tls_args = (peer.tls.context(), peer.tls.name) if peer.tls else None
+            tls_args = (peer.tls.context(), peer.tls.name or address.host) if peer.tls else None
             ext_neg = extended_negotiation(peer, as_scp_of)
         except SettingsError as error:
             raise DeliveryError(str(error)) from error
         started = time.monotonic()
         try:
-            self._assoc: PynetdicomAssociation = ae.associate(
-                peer.host,
+            self._assoc = ae.associate(
+                address.ip,
                 peer.port,
                 presentation_contexts(self._offers),
                 ae_title=peer.called_ae_title,
                 max_pdu=_MAXIMUM_PDU,
                 ext_neg=ext_neg,  # type: ignore[arg-type]  # likewise
-                evt_handlers=handlers,  # type: ignore[arg-type]  # narrower than pynetdicom's own alias
+                evt_handlers=self._handlers,  # type: ignore[arg-type]  # narrower than pynetdicom's own alias
                 tls_args=tls_args,
             )
         except OSError as error:
-            raise DeliveryError(reasons.not_connected(peer, error, 0)) from error
-        if not self._assoc.is_established:
-            self._close()
-            raise DeliveryError(self._why_not_established(time.monotonic() - started))
+            return reasons.not_connected(peer, error, 0)
+        if self._assoc.is_established:
+            return ""
+        self._close()
+        return self._why_not_established(address, time.monotonic() - started)
 
     @property
     def is_open(self) -> bool:
@@ -156,7 +176,9 @@ class Association:
         timeout_s = self.peer.timeout_s + request.path.stat().st_size / _SLOWEST_LINK
         response = self._answer(lambda: self._assoc.send_c_store(instance, self._next_message_id()), timeout_s)
         status = int(response.Status)
-        if status in STORED:
+        if Outcome(status).warned:
+            return Outcome(status, warning=reasons.warned(self.peer, status, str(response.get("ErrorComment", ""))))
+        if status == 0:
             return Outcome(status)
         comment = str(response.get("ErrorComment", ""))
         error, for_log = (reasons.not_stored(self.peer, status, said) for said in (comment, ""))
@@ -212,7 +234,7 @@ class Association:
         started = time.monotonic()
         try:
             response = send()
-        except RuntimeError as error:  # pynetdicom's word for "no longer established"
+        except RuntimeError as error:  # pynetdicom's word for "no longer established": nothing was sent
             raise AssociationLost(reasons.lost(self.peer)) from error
         except Exception:  # perhaps in the middle of a message: nothing else can be sent over it
             self.abort()
@@ -222,8 +244,8 @@ class Association:
         self.abort()
         waited_s = time.monotonic() - started
         if waited_s >= timeout_s:
-            raise DeliveryError(reasons.unanswered(self.peer, waited_s))
-        raise AssociationLost(reasons.lost(self.peer))
+            raise DeliveryError(reasons.unanswered(self.peer, waited_s), unanswered=True)
+        raise AssociationLost(reasons.lost(self.peer), unanswered=True)
 
     def _way_for(self, offer: Offer) -> str | None:
         """The transfer syntax in which such an object can be sent, its own if possible."""
@@ -243,10 +265,10 @@ class Association:
         self._messages = self._messages % 65535 + 1
         return self._messages
 
-    def _why_not_established(self, waited_s: float) -> str:
+    def _why_not_established(self, address: Address, waited_s: float) -> str:
         answer = self._assoc.acceptor.primitive
         if not self._connected:
-            return reasons.not_connected(self.peer, _why_not_connected(self.peer, waited_s), waited_s)
+            return reasons.not_connected(self.peer, _why_not_connected(self.peer, address, waited_s), waited_s)
         if self._assoc.is_rejected and answer is not None:
             return reasons.rejected(self.peer, answer.result_source or 0, answer.diagnostic or 0)
         if answer is not None:
@@ -265,6 +287,9 @@ class Association:
 
     def _on_acse_sent(self, event: evt.Event) -> None:
         if self._socket is None:  # the association request, before pynetdicom connects
+            dul = event.assoc.dul
+            decode = dul._decode_pdu
+            dul._decode_pdu = lambda bytestream: decode(bytearray(association_items.tidy(bytes(bytestream))))  # type: ignore[method-assign]
             connection: socket.socket = event.assoc.dul.socket.socket  # type: ignore[union-attr,assignment]
             # without it the last piece of an object waits some 40 ms for the acknowledgement of the piece before
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -318,15 +343,15 @@ def echo(host: str, port: int, called_ae_title: str, calling_ae_title: str, time
         association.release()
 
 
-def _why_not_connected(peer: Peer, waited_s: float) -> OSError | None:
+def _why_not_connected(peer: Peer, address: Address, waited_s: float) -> OSError | None:
     """Connect once more, bare, for the system's reason, which pynetdicom only logs; None: it would only wait again."""
     timeout_s = min(peer.timeout_s, _LONGEST_CONNECT_S)
     if waited_s >= timeout_s:
         return None
     try:
-        with socket.create_connection((peer.host, peer.port), timeout_s) as connection:
+        with socket.create_connection((address.ip, peer.port), timeout_s) as connection:
             if peer.tls is not None:
-                with peer.tls.context().wrap_socket(connection, server_hostname=peer.tls.name):
+                with peer.tls.context().wrap_socket(connection, server_hostname=peer.tls.name or address.host):
                     pass
     except OSError as error:
         return error

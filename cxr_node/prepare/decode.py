@@ -16,7 +16,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
@@ -38,6 +37,7 @@ from pydicom.uid import (
 )
 
 from cxr_node.errors import Rejected
+from cxr_node.part10 import read_meta, source_of
 from cxr_node.prepare.codestream import DAMAGED, check_codestream
 
 MAX_PIXELS = 100_000_000
@@ -95,7 +95,7 @@ def read_dataset(path: Path) -> Dataset:
     """
     try:
         _check_inflated_size(path)
-        ds = dcmread(path, force=True)
+        ds = dcmread(source_of(path), force=True)
     except (OSError, MemoryError, Rejected):
         raise
     except Exception as error:  # pydicom passes on what its many parts raise
@@ -263,7 +263,7 @@ def _unused_low_bits(ds: Dataset) -> int:
 def _check_inflated_size(path: Path) -> None:
     """Inflate a deflated data set (PS3.5 annex A.5) piece by piece, keeping nothing, and stop where it is too large."""
     try:
-        meta = read_file_meta_info(path)
+        meta = read_meta(path)
     except InvalidDicomError:  # no preamble: no file meta information, and so not deflated
         return
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:

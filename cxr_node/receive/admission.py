@@ -11,7 +11,7 @@ from pydicom import uid
 
 from cxr_node.records import Sender
 from cxr_node.settings import SenderSettings, Settings
-from cxr_node.store.instances import free_bytes
+from cxr_node.store.instances import free_bytes, is_uid
 
 RADIOGRAPHS = frozenset(
     {
@@ -67,6 +67,22 @@ NOT_AUTHORISED = 0x0124
 OUT_OF_RESOURCES = 0xA700
 DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+
+
+_STANDARD_ROOT = "1.2.840.10008."
+_STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."
+"""Storage classes of the standard that pydicom doesn't know yet begin so (PS3.6 annex A)."""
+
+
+def may_be_storage_class(sop_class_uid: str) -> bool:
+    """Whether a SOP class that isn't listed here may be for storage: retired, private or new; a private one always may."""
+    if not sop_class_uid.startswith(_STANDARD_ROOT):
+        return is_uid(sop_class_uid) and "." in sop_class_uid and not sop_class_uid.startswith("0.")
+    known = uid.UID(sop_class_uid)
+    name = known.name  # the UID itself where pydicom doesn't know it, empty for some that are retired
+    if name in ("", sop_class_uid):
+        return sop_class_uid.startswith(_STORAGE_ROOT)
+    return known.type == "SOP Class" and "Storage" in name and "Commitment" not in name
 
 
 @dataclass(frozen=True)

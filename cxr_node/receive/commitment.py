@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import N_ACTION_RSP
+from pynetdicom.dimse_primitives import N_ACTION
 
 from cxr_node.commitment import (
     ALL_COMMITTED,
@@ -29,9 +30,9 @@ from cxr_node.commitment import (
 from cxr_node.errors import Rejected
 from cxr_node.receive.admission import Room
 from cxr_node.receive.messages import sender_of
-from cxr_node.records import DataFolder
+from cxr_node.records import AuditEvent, DataFolder, Sender
 from cxr_node.settings import Settings
-from cxr_node.store import commitments, reports
+from cxr_node.store import audit, commitments, reports
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.reports import Report
 
@@ -50,6 +51,14 @@ _DAY_S = 86400.0
 def support(ae: AE) -> None:
     """Take Storage Commitment in either role: requests of modalities, and reports of destinations."""
     ae.add_supported_context(PUSH_MODEL, [ExplicitVRLittleEndian, ImplicitVRLittleEndian], scu_role=True, scp_role=True)
+
+
+def information_of(event: evt.Event) -> tuple[bytes, bool]:
+    """The data set of an N-ACTION or N-EVENT-REPORT request as it came, and whether its VRs are explicit."""
+    request = event.request
+    information = request.ActionInformation if isinstance(request, N_ACTION) else request.EventInformation  # type: ignore[union-attr]
+    content = b"" if information is None else information.getvalue()
+    return content, not event.context.transfer_syntax.is_implicit_VR
 
 
 class Commitment:
@@ -75,11 +84,11 @@ class Commitment:
         sender = sender_of(event.assoc)
         if event.action_type != REQUEST_ACTION:
             return _NO_SUCH_ACTION, None
+        content, explicit = information_of(event)
         try:
-            transaction_uid, references = read_request(event.action_information)
-        except Exception as error:  # also whatever broken bytes lead pydicom to
-            reason = str(error) if isinstance(error, Rejected) else type(error).__name__
-            log.warning("request of storage commitment not understood", reason=reason, calling_ae_title=sender.calling_ae_title)
+            transaction_uid, references = read_request(content, explicit=explicit)
+        except Rejected as error:
+            self._refuse(sender, str(error))
             return _INVALID_ARGUMENT, None
         try:
             is_listening = self._settings.listening_sender(sender.calling_ae_title, sender.host) is not None
@@ -124,4 +133,15 @@ class Commitment:
             log.exception("storage commitment not reported over the association of the request")
 
     def _on_report(self, event: evt.Event) -> tuple[int, Dataset | None]:
-        return commitments.take_report(self._engine, lambda: event.event_information), None
+        timeouts = {destination.name: destination.commitment_timeout_s for destination in self._settings.destinations}
+        content, explicit = information_of(event)
+        return commitments.take_report(self._engine, content, explicit=explicit, timeouts=timeouts), None
+
+    def _refuse(self, sender: Sender, reason: str) -> None:
+        title = sender.calling_ae_title
+        log.warning("request of storage commitment not understood", reason=reason, calling_ae_title=title)
+        event = AuditEvent("commitment-refused", "failure", user=title, host=sender.host, detail=reason)
+        try:
+            audit.record(self._engine, event)
+        except Exception:  # a full disk; it is answered all the same
+            log.exception("refused request of storage commitment not recorded")

@@ -15,6 +15,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.valuerep import TEXT_VR_DELIMS
 
 from cxr_node.errors import Rejected
+from cxr_node.part10 import after_group_2
 from cxr_node.receive.elements import Broken, find_elements
 from cxr_node.records import MODEL_NAME, InstanceHeader
 from cxr_node.store.instances import is_uid
@@ -106,7 +107,7 @@ def _find(
         explicit, little_endian = _encoding(transfer_syntax_uid)
         return find_elements(
             content,
-            offset,
+            after_group_2(content, offset, "<" if little_endian else ">"),
             explicit=explicit,
             little_endian=little_endian,
             tags=_TAGS,

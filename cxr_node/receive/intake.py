@@ -45,6 +45,7 @@ class Intake:
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings.receive
+        self._priority_of = settings.priority_of
         self._engine = engine
         self._folders = DataFolder(settings.node.data_dir)
         self._together = Together(engine, self._folders.root / ".admission.lock")
@@ -131,6 +132,7 @@ class Intake:
             analyse=not note,
             note=note,
             analyse_changed=self._settings.changed_instance != "keep",
+            priority=self._priority_of(incoming.sender.calling_ae_title, incoming.sender.host),
         )
         admission = self._together.admit(arrival)
         log.info(

@@ -6,6 +6,7 @@ A data set goes fragment by fragment to its `IncomingDataSet`; messages that are
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import VerificationServiceClass
 
+from cxr_node.receive.admission import SUCCESS
 from cxr_node.receive.command import StoreRequest, read_store_request, write_store_response
 from cxr_node.receive.incoming import IncomingDataSet
 from cxr_node.receive.intake import Intake
@@ -36,8 +38,8 @@ COMMAND, LAST = 0x01, 0x02
 """Bits of the message control header (PS3.8 section E.2)."""
 
 _LONGEST_COMMAND_BYTES = 65536
-_LONGEST_MESSAGE_BYTES = 16 * 1024 * 1024
-"""The data set of a message that is put together in memory (no C-STORE)."""
+_LONGEST_MESSAGE_BYTES = 1024 * 1024
+"""The data set of a message that is put together in memory: storage commitment, of some ten thousand objects."""
 
 
 class Malformed(Exception):  # noqa: N818 - becomes the state machine's "invalid PDU"
@@ -47,9 +49,17 @@ class Malformed(Exception):  # noqa: N818 - becomes the state machine's "invalid
 class Messages(DIMSEServiceProvider):
     """Puts messages together from their fragments; serves C-STORE and C-ECHO in the upper-layer thread."""
 
-    def __init__(self, assoc: Association, intake: Intake) -> None:
+    def __init__(self, assoc: Association, intake: Intake, on_failure: Callable[[Sender, str], None] = lambda *_: None) -> None:
+        """Serve an association.
+
+        Args:
+            assoc: of pynetdicom's.
+            intake: where data sets go.
+            on_failure: hears whose C-STORE was refused, and why.
+        """
         super().__init__(assoc)
         self._intake = intake
+        self._on_failure = on_failure
         self._command = bytearray()
         self._request: StoreRequest | None = None
         self._incoming: IncomingDataSet | None = None
@@ -128,6 +138,8 @@ class Messages(DIMSEServiceProvider):
         finally:
             self._incoming = None
             incoming.discard()
+        if answer.status != SUCCESS:
+            self._on_failure(incoming.sender, f"{answer.status:04X}: {answer.comment}")
         if self.assoc.is_established:
             self._send(context_id, write_store_response(request, answer))
 
@@ -151,7 +163,7 @@ class Messages(DIMSEServiceProvider):
             elif not isinstance(request, C_CANCEL):  # nothing served here takes long enough to be cancelled
                 self.msg_queue.put((context_id, request))
         elif cast("BytesIO", message.data_set).tell() > _LONGEST_MESSAGE_BYTES:
-            raise Malformed("an endless message")
+            raise Malformed(f"a message of more than {_LONGEST_MESSAGE_BYTES} bytes, such as a request of storage commitment")
 
     def _context(self, context_id: int) -> PresentationContext:
         for context in self.assoc.accepted_contexts:

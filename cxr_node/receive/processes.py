@@ -99,9 +99,16 @@ class Processes:
         self._has_begun = True
 
     def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool) -> None:
-        """Hand a connection to the process that has the fewest, of those that have started if there are any."""
+        """Hand a connection to the process that has the fewest, of those that have started if there are any.
+
+        One beyond the limit goes to the process that has most of its address: an idle one there may end for it.
+        """
+
+        def rank(one: _Receiver) -> tuple[bool, int, int]:
+            return not one.is_ready, -one.connections[host] if is_beyond_limit else 0, one.connections.total()
+
         with connection, self._lock:
-            for receiver in sorted(self._receivers, key=lambda one: (not one.is_ready, one.connections.total())):
+            for receiver in sorted(self._receivers, key=rank):
                 order = (REFUSE if is_beyond_limit else TAKE) + host.encode()
                 handle = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [connection.fileno()]))
                 try:

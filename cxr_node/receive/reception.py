@@ -7,34 +7,28 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import structlog
-from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+from pynetdicom import AE, AllStoragePresentationContexts, _config, build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.receive import commitment
-from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, entries_of, refusal_of
-from cxr_node.receive.guard import Seldom
+from cxr_node.receive.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, entries_of, may_be_storage_class, refusal_of
 from cxr_node.receive.identity import confirm, identity_of, refusal_of_user
 from cxr_node.receive.intake import Intake
 from cxr_node.receive.messages import MAXIMUM_PDU_SIZE, sender_of
+from cxr_node.receive.refused import Counts, Refused
 from cxr_node.receive.wire import Server, is_beyond_limit
-from cxr_node.records import AuditEvent, Sender
+from cxr_node.records import Sender
 from cxr_node.settings import Settings
-from cxr_node.store import audit
 from cxr_node.store.database import open_database
 from cxr_node.tls import Listener
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
 
 log = structlog.get_logger()
 
 _LONGEST_KNOCK_S = 30.0
 """How long a peer that has connected may take for the TLS handshake, and again until it asks for an association."""
-_BETWEEN_RECORDS_S = 60.0
 _GRACE_S = 5.0
 """How long associations may go on after the stop."""
 _BY_USER, _BY_ACSE, _BY_PRESENTATION = 0x01, 0x02, 0x03
@@ -60,7 +54,8 @@ class Reception:
         self._ae = _application_entity(settings)
         tls = Listener(settings.tls) if settings.tls.listen else None
         self._engine = open_database(settings)
-        refused = Refused(self._engine)
+        self._counts = Counts(self._engine)
+        refused = Refused(self._engine, self._counts)
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_REQUESTED, _on_requested, [settings, refused]),
             *commitment.Commitment(settings, self._engine).handlers(),
@@ -71,7 +66,8 @@ class Reception:
             handlers,
             intake=Intake(settings, self._engine),
             ended=ended,
-            on_refused=lambda host, reason: refused.record(Sender("", "", host), reason),
+            on_refused=refused.record,
+            on_failure=lambda sender, reason: self._counts.add("image", sender, reason),
             tls=tls,
         )
 
@@ -92,6 +88,7 @@ class Reception:
         for assoc in self._ae.active_associations:  # the peer is silent in the middle of a PDU, or goes on sending
             _cut(assoc)
         self._wait_until_none(30.0)
+        self._counts.write()
         self._engine.dispose()
 
     def _wait_until_none(self, timeout_s: float) -> None:
@@ -122,6 +119,16 @@ def _storage_classes(settings: Settings) -> set[str]:
     return classes
 
 
+def _keep_others(assoc: Association) -> None:
+    """Support those storage classes too that a sender proposes and no list has: retired, private, newer than pynetdicom."""
+    supported = {context.abstract_syntax for context in assoc.acceptor.supported_contexts}
+    proposed = {str(context.abstract_syntax) for context in assoc.requestor.requested_contexts}
+    others = [uid for uid in sorted(proposed - supported) if may_be_storage_class(uid)]
+    if others:
+        more = [build_context(uid, list(TRANSFER_SYNTAXES)) for uid in others]
+        assoc.acceptor.supported_contexts = [*assoc.acceptor.supported_contexts, *more]
+
+
 def _on_requested(event: evt.Event, settings: Settings, refused: Refused) -> None:
     """Refuse an association whose sender isn't welcome, or that is one too many, before anything is negotiated."""
     assoc = event.assoc
@@ -141,28 +148,11 @@ def _on_requested(event: evt.Event, settings: Settings, refused: Refused) -> Non
         _refuse(assoc, refused, sender, wrong_user, (_PERMANENT, _BY_ACSE, _NO_REASON))
     elif is_beyond_limit(assoc):
         _refuse(assoc, refused, sender, "too many associations at the same time", (_TRANSIENT, _BY_PRESENTATION, _LOCAL_LIMIT))
-    elif asks_for_user:
-        confirm(assoc, identity)
-
-
-class Refused:
-    """Writes down who was turned away: in the log each time, in the audit log once a minute for the same reason."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._seldom = Seldom(_BETWEEN_RECORDS_S)
-
-    def record(self, sender: Sender, reason: str) -> None:
-        """Write it down; `sender` has no AE titles yet if it came no further than its connection."""
-        title = sender.calling_ae_title
-        log.warning("association refused", calling_ae_title=title, host=sender.host, reason=reason)
-        if not self._seldom.is_due((title, sender.host, reason)):
-            return
-        event = AuditEvent("association-refused", outcome="failure", user=title, host=sender.host, detail=reason)
-        try:
-            audit.record(self._engine, event)
-        except Exception:
-            log.exception("refusal not recorded")
+    else:
+        if asks_for_user:
+            confirm(assoc, identity)
+        if settings.receive.other_storage_classes == "keep":
+            _keep_others(assoc)
 
 
 def _refuse(assoc: Association, refused: Refused, sender: Sender, reason: str, answer: tuple[int, int, int]) -> None:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from pydicom import Dataset
 from pydicom.uid import generate_uid
-from sqlalchemy import Connection, Engine, and_, bindparam, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, delete, insert, or_, select, update
 
 from cxr_node import faults
-from cxr_node.commitment import PROCESSING_FAILURE, REASONS, Reference, read_report
+from cxr_node.commitment import NO_SUCH_INSTANCE, PROCESSING_FAILURE, REASONS, read_report
+from cxr_node.logs import explain
 from cxr_node.records import AuditEvent, DeliveryState
+from cxr_node.references import Reference
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import write
-from cxr_node.store.schema import deliveries, instances, jobs, results
+from cxr_node.store.schema import commitment_asks, deliveries, instances, jobs, results
 
 log = structlog.get_logger()
 
 _LONGEST_WAIT_S = 86400.0
 _MOST_ASKS = 12
 """With waits that double from ten minutes up to a day: about five days."""
+_ASK_AGAIN_S = 60.0
 _MOST_AT_ONCE = 500
 _MOST_RESENDS = 20
 _FIRST_RESEND_WAIT_S, _LONGEST_RESEND_WAIT_S = 5.0, 3600.0
@@ -82,18 +84,27 @@ def prepare_to_ask(engine: Engine, destination: str, timeout_s: float) -> Asking
             .values(transaction_uid=transaction_uid, asks=deliveries.c.asks + 1, not_before=bindparam("again_at")),
             [{"row": row.id, "again_at": now + min(_LONGEST_WAIT_S, timeout_s * 2.0**row.asks)} for row in rows],
         )
+        connection.execute(
+            insert(commitment_asks),
+            [{"transaction_uid": transaction_uid, "delivery_id": row.id, "asked_at": now} for row in rows],
+        )
     faults.point("commitment-noted")
     return Asking(transaction_uid, tuple((row.sop_class_uid, row.sop_instance_uid) for row in rows))
 
 
-def not_asked(engine: Engine, asking: Asking, reason: str) -> None:
-    """The request could not be made: the destination was not reached. It doesn't count, and is due again."""
+def not_asked(engine: Engine, asking: Asking, reason: str, *, may_have_arrived: bool = False) -> None:
+    """The request could not be made: the destination was not reached. It doesn't count, and is due again.
+
+    `may_have_arrived`: the request was on its way and its response is missing; a report under it counts.
+    """
     with write(engine) as connection:
         connection.execute(
             update(deliveries)
             .where(deliveries.c.transaction_uid == asking.transaction_uid, deliveries.c.state == DeliveryState.COMMITTING)
             .values(not_before=0, asks=deliveries.c.asks - 1, reason=reason)
         )
+        if not may_have_arrived:
+            _close(connection, commitment_asks.c.transaction_uid == asking.transaction_uid)
 
 
 def refused(engine: Engine, asking: Asking, reason: str) -> None:
@@ -104,75 +115,137 @@ def refused(engine: Engine, asking: Asking, reason: str) -> None:
             .where(deliveries.c.transaction_uid == asking.transaction_uid, deliveries.c.state == DeliveryState.COMMITTING)
             .values(reason=reason)
         )
+        _close(connection, commitment_asks.c.transaction_uid == asking.transaction_uid)
 
 
-def take_report(engine: Engine, read: Callable[[], Dataset]) -> int:
-    """Take an N-EVENT-REPORT of a destination, whose Event Information `read` gives; the status to answer with."""
+def take_report(engine: Engine, content: bytes, *, explicit: bool, timeouts: Mapping[str, float]) -> int:
+    """Take an N-EVENT-REPORT of a destination; the status to answer with.
+
+    Args:
+        engine: the database.
+        content: the Event Information as it came, little endian.
+        explicit: whether its VRs are explicit.
+        timeouts: see `note_report`.
+    """
     try:
-        transaction_uid, committed, failed = read_report(read())
-        found = note_report(engine, transaction_uid, committed, failed)
-    except Exception as error:  # also whatever broken bytes lead pydicom to
-        log.warning("report of storage commitment not taken", exc_info=error)
+        transaction_uid, committed, failed = read_report(content, explicit=explicit)
+        found = note_report(engine, transaction_uid, committed, failed, timeouts)
+    except Exception as error:
+        log.warning("report of storage commitment not taken", reason=explain(error))
         return PROCESSING_FAILURE
     log.info("commitment reported", transaction_uid=transaction_uid, committed=len(committed), failed=len(failed), known=found)
     return 0x0000
 
 
-def note_report(engine: Engine, transaction_uid: str, committed: Collection[str], failed: Mapping[str, int]) -> int:
-    """Write down what a destination reported; how many deliveries it was about.
+def note_report(
+    engine: Engine,
+    transaction_uid: str,
+    committed: Collection[str],
+    failed: Mapping[str, int],
+    timeouts: Mapping[str, float] | None = None,
+) -> int:
+    """Write down what a destination reported under a transaction that is open, however old; how many deliveries it was about.
 
-    What it committed is sent. What it didn't keep is sent again, after a wait that grows with each time, and held in the end.
+    What it committed is sent. Of what it says that it doesn't have, it is asked once more: it may not have filed it yet. What
+    it didn't keep is sent again, after a wait that grows with each time, and held in the end.
+
+    Args:
+        engine: the database.
+        transaction_uid: of the request.
+        committed: SOP instance UIDs.
+        failed: SOP instance UIDs and their Failure Reasons.
+        timeouts: destination: how long it is given for a report, in seconds; it is asked once more after as long.
     """
-    now = time.time()
     with write(engine) as connection:
         rows = connection.execute(
             select(
                 deliveries.c.id,
                 deliveries.c.attempts,
+                deliveries.c.missing,
                 deliveries.c.destination,
                 results.c.sop_instance_uid,
                 instances.c.patient_id,
                 instances.c.study_instance_uid,
             )
+            .join(commitment_asks, commitment_asks.c.delivery_id == deliveries.c.id)
             .join(results, deliveries.c.result_id == results.c.id)
             .join(jobs, results.c.job_id == jobs.c.id)
             .join(instances, jobs.c.instance_id == instances.c.id)
-            .where(deliveries.c.transaction_uid == transaction_uid, deliveries.c.state == DeliveryState.COMMITTING)
+            .where(
+                commitment_asks.c.transaction_uid == transaction_uid,
+                or_(
+                    deliveries.c.state == DeliveryState.COMMITTING,
+                    and_(deliveries.c.state == DeliveryState.HELD, deliveries.c.reason == _NEVER_CONFIRMED),
+                ),
+            )
             .with_for_update(of=deliveries)  # reported twice at once, it is noted once
         ).all()
         for row in rows:
-            reason = ""
-            values: dict[str, Any] = {}
-            if row.sop_instance_uid in committed:
-                values = {"state": DeliveryState.SENT, "committed_at": now, "reason": ""}
-            elif row.sop_instance_uid in failed:
-                code = failed[row.sop_instance_uid]
-                held = row.attempts >= _MOST_RESENDS
-                reason = f"It stored the object and didn't keep it: {REASONS.get(code, 'failure')} (0x{code:04X})."
-                values = {
-                    "state": DeliveryState.HELD if held else DeliveryState.WAITING,
-                    "asks": 0,
-                    "reason": reason,
-                    "not_before": now + backoff_s(row.attempts, _FIRST_RESEND_WAIT_S, _LONGEST_RESEND_WAIT_S),
-                }
-            if not values:
-                continue
-            connection.execute(update(deliveries).where(deliveries.c.id == row.id).values(transaction_uid="", **values))
+            uid = row.sop_instance_uid
+            is_committed = uid in committed
+            if not is_committed and uid not in failed:
+                continue  # it forgot this one, and may tell of it yet
+            of_this = commitment_asks.c.delivery_id == row.id
+            _close(connection, of_this if is_committed else and_(of_this, commitment_asks.c.transaction_uid == transaction_uid))
+            reason = "" if is_committed else _not_kept(failed[uid])
+            values: dict[str, Any] = {
+                "transaction_uid": "",
+                "reason": "",
+                "state": DeliveryState.SENT,
+                "committed_at": time.time(),
+                "missing": 0,
+            }
+            if not is_committed:
+                timeout_s = (timeouts or {}).get(row.destination, _ASK_AGAIN_S)
+                values = _after_failure(connection, row, failed[uid], reason, min(timeout_s, _ASK_AGAIN_S))
+            connection.execute(update(deliveries).where(deliveries.c.id == row.id).values(**values))
             audit.add(
                 connection,
                 AuditEvent(
-                    "result-not-kept" if reason else "result-committed",
-                    "failure" if reason else "success",
+                    "result-committed" if is_committed else "result-not-kept",
+                    "success" if is_committed else "failure",
                     user=row.destination,
                     patient_id=row.patient_id,
                     study_instance_uid=row.study_instance_uid,
-                    sop_instance_uid=row.sop_instance_uid,
+                    sop_instance_uid=uid,
                     detail=reason,
                 ),
             )
             if values["state"] == DeliveryState.HELD:
                 _record_given_up(connection, [row.id], f"sent {row.attempts} times, never kept; held")
     return len(rows)
+
+
+def _after_failure(connection: Connection, row: Any, code: int, reason: str, ask_again_s: float) -> dict[str, Any]:
+    """What becomes of a delivery whose object a destination says it didn't keep."""
+    now = time.time()
+    if code == NO_SUCH_INSTANCE and row.missing == 0:
+        is_open = select(commitment_asks.c.id).where(commitment_asks.c.delivery_id == row.id).limit(1)
+        values: dict[str, Any] = {
+            "state": DeliveryState.COMMITTING,
+            "missing": 1,
+            "asks": 0,
+            "reason": f"{reason} It is asked again.",
+        }
+        if connection.execute(is_open).first() is None:  # else the report under a later transaction tells
+            values["not_before"] = now + ask_again_s
+        return values
+    return {
+        "state": DeliveryState.HELD if row.attempts >= _MOST_RESENDS else DeliveryState.WAITING,
+        "transaction_uid": "",
+        "asks": 0,
+        "missing": 0,
+        "reason": reason,
+        "not_before": now + backoff_s(row.attempts, _FIRST_RESEND_WAIT_S, _LONGEST_RESEND_WAIT_S),
+    }
+
+
+def _not_kept(code: int) -> str:
+    return f"It stored the object and didn't keep it: {REASONS.get(code, 'failure')} (0x{code:04X})."
+
+
+def _close(connection: Connection, transactions: ColumnElement[bool]) -> None:
+    connection.execute(delete(commitment_asks).where(transactions))
 
 
 def ask_no_more(engine: Engine, destination: str) -> None:
@@ -185,7 +258,7 @@ def ask_no_more(engine: Engine, destination: str) -> None:
         changed = connection.execute(
             update(deliveries)
             .where(committing)
-            .values(state=DeliveryState.SENT, transaction_uid="", reason="")
+            .values(state=DeliveryState.SENT, transaction_uid="", reason="", missing=0)
             .returning(deliveries.c.id)
         )
         _record_given_up(connection, changed.scalars().all(), "storage_commitment = false: no longer asked for")

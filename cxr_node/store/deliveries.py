@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, or_, select, update
+from sqlalchemy import Connection, Engine, and_, case, delete, or_, select, update
 
 from cxr_node import faults
 from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind
@@ -16,7 +16,7 @@ from cxr_node.store import audit, leases
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.corrections import cancel_superseded
 from cxr_node.store.database import write
-from cxr_node.store.schema import deliveries, instances, jobs, results
+from cxr_node.store.schema import commitment_asks, deliveries, instances, jobs, results
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 3600.0
 _NO_DESTINATION = (
@@ -28,32 +28,40 @@ OUT_OF_RESOURCES = (0xA700, 0xA7FF)
 """C-STORE statuses that speak of the whole peer, not of the object (PS3.4 table B.2-1); both ends count."""
 
 
-def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: float) -> list[Delivery]:
+def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: float, *, delay_s: float = 0.0) -> list[Delivery]:
     """Take up to `limit` deliveries to a destination that are due, oldest first, for `lease_s` seconds.
+
+    None is due before it is `delay_s` seconds old.
 
     One whose lease lapsed (its sender died between sending and writing that down) is due again: it is sent twice
     rather than never, and as the same instance a PACS keeps it once.
     """
     now = time.time()
+
+    def due(connection: Connection) -> Any:
+        is_due = _due(destination, now, leases.lapsed(connection, deliveries, lease_s))
+        if delay_s > 0:  # later than now: the clock was ahead when it was written, and has been set back since
+            is_due = and_(is_due, or_(deliveries.c.created_at <= now - delay_s, deliveries.c.created_at > now))
+        return is_due
+
     with engine.connect() as connection:  # an idle sender looks without taking the write lock
-        due_now = _due(destination, now, leases.lapsed(connection, deliveries, lease_s))
-        if connection.execute(select(deliveries.c.id).where(due_now).limit(1)).first() is None:
+        if connection.execute(select(deliveries.c.id).where(due(connection)).limit(1)).first() is None:
             return []
     with write(engine) as connection:
-        lapsed = leases.lapsed(connection, deliveries, lease_s)
-        cancel_superseded(connection, destination, lapsed)
-        due_now = _due(destination, now, lapsed)
-        due = select(deliveries.c.id).where(due_now).order_by(deliveries.c.id).limit(limit)
+        cancel_superseded(connection, destination, leases.lapsed(connection, deliveries, lease_s))
+        query = select(deliveries.c.id).where(due(connection)).order_by(deliveries.c.id).limit(limit)
         if engine.dialect.name == "postgresql":
-            due = due.with_for_update(skip_locked=True)
+            query = query.with_for_update(skip_locked=True)
         # asked first: as part of the update, PostgreSQL may ask it more than once, and take more than `limit`
-        chosen = connection.execute(due).scalars().all()
+        chosen = connection.execute(query).scalars().all()
         ids = list(
             connection.execute(
                 update(deliveries)
                 .where(deliveries.c.id.in_(chosen))
                 .values(
                     state=DeliveryState.SENDING,
+                    # its sender died, perhaps while it waited for the response
+                    unanswered=case((deliveries.c.state == DeliveryState.SENDING, 1), else_=deliveries.c.unanswered),
                     attempts=deliveries.c.attempts + 1,
                     lease_owner=owner,
                     **leases.until(connection, lease_s),
@@ -75,6 +83,7 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
                 results.c.path,
                 deliveries.c.attempts,
                 deliveries.c.created_at,
+                deliveries.c.unanswered,
             )
             .join(results, deliveries.c.result_id == results.c.id)
             .join(jobs, results.c.job_id == jobs.c.id)
@@ -87,6 +96,7 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
                 **{
                     **row,
                     "kind": ResultKind(row["kind"]),
+                    "unanswered": bool(row["unanswered"]),
                     "created_at": datetime.fromtimestamp(row["created_at"], UTC),
                 }
             )
@@ -110,8 +120,16 @@ def renew(engine: Engine, owner: str, claimed: Sequence[Delivery], lease_s: floa
         )
 
 
-def mark_sent(engine: Engine, delivery: Delivery, status: int, *, to_commit: bool = False) -> None:
-    """The destination has answered that it stored the object. `to_commit`: it has yet to be asked whether it keeps it."""
+def mark_sent(engine: Engine, delivery: Delivery, status: int, *, to_commit: bool = False, warning: str = "") -> None:
+    """The destination has answered that it stored the object.
+
+    Args:
+        engine: the database.
+        delivery: as claimed.
+        status: of the response.
+        to_commit: the destination has yet to be asked whether it keeps the object.
+        warning: what it had to say about the object.
+    """
     with write(engine) as connection:
         if connection.execute(
             update(deliveries)
@@ -124,16 +142,37 @@ def mark_sent(engine: Engine, delivery: Delivery, status: int, *, to_commit: boo
                 sent_at=time.time(),
                 lease_owner="",
                 lease_until=0,
+                unanswered=0,
+                missing=0,
             )
         ).rowcount:
+            # what is reported under an earlier transaction is of what was there before
+            connection.execute(delete(commitment_asks).where(commitment_asks.c.delivery_id == delivery.id))
             audit.add(connection, _event("result-sent", delivery, "success", f"{delivery.kind}, status 0x{status:04X}"))
+            if warning:
+                audit.add(connection, _event("result-warning", delivery, "success", f"{delivery.kind}: {warning}"))
     faults.point("delivery-noted", delivery.sop_instance_uid)
 
 
+def note_unanswered(engine: Engine, delivery: Delivery) -> None:
+    """The object was on its way when the sender was stopped: the destination may have stored it."""
+    with write(engine) as connection:
+        connection.execute(update(deliveries).where(_still_sending(delivery)).values(unanswered=1))
+
+
 def mark_failed(
-    engine: Engine, delivery: Delivery, reason: str, max_attempts: int, status: int | None = None, *, hold: bool = False
+    engine: Engine,
+    delivery: Delivery,
+    reason: str,
+    max_attempts: int,
+    status: int | None = None,
+    *,
+    hold: bool = False,
+    unanswered: bool = False,
 ) -> None:
     """Note a failed attempt: due again after a growing wait, held after `max_attempts`, or at once with `hold`.
+
+    `unanswered`: the object was sent, and no response came: the destination may have it. That is remembered until it is sent.
 
     The audit log has the first failure and the last of a delivery, not each of a night's.
     """
@@ -149,6 +188,7 @@ def mark_failed(
                 reason=reason,
                 lease_owner="",
                 lease_until=0,
+                unanswered=1 if unanswered else deliveries.c.unanswered,
             )
         ).rowcount
         if changed and (held or delivery.attempts == 1):
@@ -210,7 +250,13 @@ def hold_strays(engine: Engine, destinations: Collection[str]) -> int:
         held = connection.execute(
             update(deliveries)
             .where(stray(connection))
-            .values(state=DeliveryState.HELD, reason=_NO_DESTINATION, lease_owner="", lease_until=0)
+            .values(
+                state=DeliveryState.HELD,
+                reason=_NO_DESTINATION,
+                lease_owner="",
+                lease_until=0,
+                unanswered=case((deliveries.c.state == DeliveryState.SENDING, 1), else_=deliveries.c.unanswered),
+            )
             .returning(deliveries.c.destination)
         ).scalars()
         counts = Counter(held)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, update
 
-from cxr_node.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE, OUT_OF_RESOURCES, PROCESSING_FAILURE, Reference
+from cxr_node.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE, OUT_OF_RESOURCES, PROCESSING_FAILURE
 from cxr_node.records import AuditEvent, DeliveryState
+from cxr_node.references import Reference
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.blobs import Blobs

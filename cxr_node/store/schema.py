@@ -126,6 +126,8 @@ deliveries = Table(
     Column("asks", Integer, nullable=False, server_default="0"),  # how often it was
     Column("committed_at", Float),
     Column("superseded_by", Integer),  # the instance, a corrected one, whose arrival ended it
+    Column("unanswered", Integer, nullable=False, server_default="0"),  # attempts after which it may be there all the same
+    Column("missing", Integer, nullable=False, server_default="0"),  # reports since it was sent that it isn't there
     UniqueConstraint("result_id", "destination"),
 )
 Index(
@@ -140,6 +142,15 @@ Index(
     deliveries.c.id,
     sqlite_where=text("state IN ('waiting', 'sending')"),
     postgresql_where=text("state IN ('waiting', 'sending')"),
+)
+
+commitment_asks = Table(  # transactions under which a destination was asked to commit, open until it reports
+    "commitment_asks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("transaction_uid", String(64), nullable=False, index=True),
+    Column("delivery_id", ForeignKey("deliveries.id"), nullable=False, index=True),
+    Column("asked_at", Float, nullable=False),
 )
 
 commitment_reports = Table(  # what modalities asked the node to commit, and whether they have been told
@@ -157,6 +168,20 @@ commitment_reports = Table(  # what modalities asked the node to commit, and whe
     Column("reason", Text, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("sent_at", Float),
+)
+
+refusals = Table(  # of images and associations, counted by day
+    "refusals",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("day", Integer, nullable=False, index=True),  # days since the epoch
+    Column("what", String(16), nullable=False),
+    Column("sender", String(16), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("reason", String(255), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("first_at", Float, nullable=False),
+    Column("last_at", Float, nullable=False),
 )
 
 audit = Table(

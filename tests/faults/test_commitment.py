@@ -5,20 +5,33 @@ Over 300 lines: both roles.
 
 from __future__ import annotations
 
+import struct
 import threading
+import time
+import tracemalloc
 
 import pytest
 from pydicom import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage
 from pynetdicom import AE, build_role
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
-from cxr_node.commitment import NO_SUCH_INSTANCE, PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_ACTION, build_request
+from cxr_node.commitment import (
+    NO_SUCH_INSTANCE,
+    PROCESSING_FAILURE,
+    PUSH_MODEL,
+    PUSH_MODEL_INSTANCE,
+    REQUEST_ACTION,
+    build_request,
+    read_request,
+)
 from cxr_node.deliver.request import COMMITMENT, Peer
 from cxr_node.deliver.scu import Association
+from cxr_node.errors import Rejected
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, ReceiveSettings, SenderSettings, Settings
-from cxr_node.store import commitments, overview, reports
+from cxr_node.store import commitments, deliveries, overview, reports
 from cxr_node.store.database import open_database, write
 from tests.committing import UNCOMPRESSED, Committing, Modality, everything
 from tests.delivering import NEVER, Queue, courier_for, running, settings_for, until
@@ -52,6 +65,19 @@ def let_time_pass(queue):
         connection.execute(text("UPDATE deliveries SET not_before = 0"))
 
 
+def committing(queue, transaction_uid, attempts=1):
+    """Have all deliveries wait for a report under this transaction."""
+    with write(queue.engine) as connection:
+        values = {"uid": transaction_uid, "attempts": attempts}
+        connection.execute(
+            text("UPDATE deliveries SET state = 'committing', transaction_uid = :uid, attempts = :attempts"), values
+        )
+        connection.execute(
+            text("INSERT INTO commitment_asks (transaction_uid, delivery_id, asked_at) SELECT :uid, id, 0 FROM deliveries"),
+            values,
+        )
+
+
 class TestAskingADestination:
     def test_a_result_is_sent_only_when_it_is_committed(self, queue_for):
         asked, go_on = threading.Event(), threading.Event()
@@ -75,12 +101,12 @@ class TestAskingADestination:
         assert events(queue).count("result-committed") == 2
 
     def test_what_it_did_not_keep_is_sent_again(self, queue_for):
-        """The first report says that one of the two objects is not there."""
+        """The first report says that one of the two objects could not be processed."""
         judged = []
 
         def loses_one(references):
             judged.append(references)
-            return (references[1:], {references[0]: NO_SUCH_INSTANCE}) if len(judged) == 1 else (references, {})
+            return (references[1:], {references[0]: PROCESSING_FAILURE}) if len(judged) == 1 else (references, {})
 
         pacs = Committing(loses_one)
         with pacs.listening() as port:
@@ -93,6 +119,84 @@ class TestAskingADestination:
         assert pacs.received.count(lost) == 2
         assert len(pacs.received) == 3
         assert "result-not-kept" in events(queue)
+
+    @pytest.mark.parametrize("denials", [1, 2])
+    def test_what_it_does_not_have_is_asked_for_again_before_it_is_sent_again(self, queue_for, denials):
+        """A PACS that has yet to file what it stored says 0112; only when it says so twice, the object is sent again."""
+        judged = []
+
+        def files_late(references):
+            judged.append(references)
+            denied = dict.fromkeys(references, NO_SUCH_INSTANCE)
+            return ([], denied) if len(judged) <= denials else (references, {})
+
+        pacs = Committing(files_late)
+        with pacs.listening() as port:
+            queue = queue_for(port, commitment_timeout_s=0.5)
+            queue.analyse_one()
+            with running(queue.settings):
+                until(lambda: len(judged) >= denials)
+                until(lambda: let_time_pass(queue) or queue.states() == ["sent"] * 2, 40)
+        assert len(pacs.received) == (2 if denials == 1 else 4)
+        assert "result-not-kept" in events(queue)
+
+    def test_a_report_of_an_earlier_transaction_counts_however_late(self, queue_for):
+        pacs = Committing(lambda _: None)
+        with pacs.listening() as port:
+            queue = queue_for(port, commitment_timeout_s=0.3)
+            made = queue.analyse_one()
+            with running(queue.settings):
+                until(lambda: let_time_pass(queue) or len(pacs.requests) >= 3, 40)
+        first, uids = pacs.requests[0][0], list(made.values())
+        assert commitments.note_report(queue.engine, first, uids[:1], {}) >= 1
+        assert sorted(queue.states()) == ["committing", "sent"]
+        with write(queue.engine) as connection:  # given up meanwhile
+            connection.execute(text("UPDATE deliveries SET asks = 12, not_before = 0 WHERE state = 'committing'"))
+        assert commitments.prepare_to_ask(queue.engine, "pacs0", 600) is None
+        assert sorted(queue.states()) == ["held", "sent"]
+        reported = [uid for uid, _ in pacs.requests]
+        assert sum(commitments.note_report(queue.engine, uid, uids, {}) for uid in reported) == 1
+        assert queue.states() == ["sent"] * 2
+        assert len(pacs.received) == 2
+
+    def test_a_late_denial_leaves_it_to_the_later_transaction(self, queue_for):
+        queue = queue_for(1)
+        made = list(queue.analyse_one().values())
+        committing(queue, "2.25.1")
+        committing(queue, "2.25.2")
+        commitments.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made, NO_SUCH_INSTANCE))
+        assert queue.states() == ["committing"] * 2
+        commitments.note_report(queue.engine, "2.25.2", made, {})
+        assert queue.states() == ["sent"] * 2
+
+    def test_two_denials_under_two_transactions_have_it_sent_again(self, queue_for):
+        queue = queue_for(1)
+        made = list(queue.analyse_one().values())
+        committing(queue, "2.25.1")
+        committing(queue, "2.25.2")
+        for transaction_uid in ("2.25.1", "2.25.1", "2.25.2"):  # one of them comes twice, and counts once
+            commitments.note_report(queue.engine, transaction_uid, [], dict.fromkeys(made, NO_SUCH_INSTANCE))
+        assert queue.states() == ["waiting"] * 2
+
+    def test_once_it_is_sent_again_reports_of_before_change_nothing(self, queue_for):
+        queue = queue_for(1)
+        made = list(queue.analyse_one().values())
+        committing(queue, "2.25.1")
+        with write(queue.engine) as connection:
+            connection.execute(text("UPDATE deliveries SET state = 'waiting', not_before = 0"))
+        for delivery in deliveries.claim(queue.engine, "pacs0", "test", 10, 60):
+            deliveries.mark_sent(queue.engine, delivery, 0, to_commit=True)
+        assert commitments.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made, PROCESSING_FAILURE)) == 0
+        assert queue.states() == ["committing"] * 2
+
+    def test_it_may_be_asked_elsewhere_than_results_are_sent(self, queue_for):
+        archive, router = Committing(everything), storage_scp()
+        with archive.listening() as port, router as scp:
+            queue = queue_for(scp.port, commitment_port=port, commitment_host="localhost", commitment_ae_title="ARCHIVE")
+            queue.analyse_one()
+            with running(queue.settings):
+                until(lambda: queue.states() == ["sent"] * 2)
+        assert (len(scp.uids), archive.received, len(archive.requests) >= 1) == (2, [], True)
 
     def test_without_a_report_it_is_asked_again_under_a_new_transaction_and_not_sent_again(self, queue_for):
         pacs = Committing(lambda references: (references, {}) if len(pacs.requests) > 1 else None)
@@ -188,25 +292,22 @@ class TestAskingADestination:
     def test_a_report_of_an_unknown_transaction_changes_nothing(self, queue_for):
         queue = queue_for(1)
         made = queue.analyse_one()
-        with write(queue.engine) as connection:
-            connection.execute(text("UPDATE deliveries SET state = 'committing', transaction_uid = '2.25.1'"))
+        committing(queue, "2.25.1")
         assert commitments.note_report(queue.engine, "2.25.2", list(made.values()), {}) == 0
         assert queue.states() == ["committing"] * 2
 
     def test_what_is_never_kept_is_held_in_the_end_with_the_reason(self, queue_for):
         queue = queue_for(1)
         made = queue.analyse_one()
-        with write(queue.engine) as connection:
-            connection.execute(text("UPDATE deliveries SET state = 'committing', transaction_uid = '2.25.1', attempts = 20"))
-        commitments.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made.values(), NO_SUCH_INSTANCE))
+        committing(queue, "2.25.1", attempts=20)
+        commitments.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made.values(), PROCESSING_FAILURE))
         assert queue.states() == ["held"] * 2
         assert "didn't keep it" in queue.rows()[0].reason
 
     def test_a_report_that_forgets_an_object_leaves_it_to_be_asked_for_again(self, queue_for):
         queue = queue_for(1)
         made = list(queue.analyse_one().values())
-        with write(queue.engine) as connection:
-            connection.execute(text("UPDATE deliveries SET state = 'committing', transaction_uid = '2.25.1'"))
+        committing(queue, "2.25.1")
         commitments.note_report(queue.engine, "2.25.1", made[:1], {})
         assert sorted(queue.states()) == ["committing", "sent"]
 
@@ -330,3 +431,69 @@ class TestCommittingForAModality:
             assert assoc.send_n_action(empty, 9, PUSH_MODEL, PUSH_MODEL_INSTANCE)[0].Status == 0x0123
             assoc.release()
             assert receiver.rows("commitment_reports") == []
+
+    @pytest.mark.parametrize("explicit", [True, False])
+    @pytest.mark.parametrize("undefined", [True, False])
+    def test_a_request_of_a_million_bytes_of_empty_items_is_refused_in_no_time(self, explicit, undefined):
+        item = b"\xfe\xff\x00\xe0" + (b"\xff\xff\xff\xff\xfe\xff\x0d\xe0\0\0\0\0" if undefined else bytes(4))
+        items = item * (900_000 // len(item))
+        content = sequence(items, explicit=explicit)
+        tracemalloc.start()
+        started = time.process_time()
+        with pytest.raises(Rejected):
+            read_request(content, explicit=explicit)
+        assert time.process_time() - started < 0.5
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+
+    def test_ten_thousand_references_are_the_most(self):
+        for count, is_taken in ((10_000, True), (10_001, False)):
+            content = sequence(reference("1.2", "1.2.3") * count, explicit=False)
+            if is_taken:
+                assert len(read_request(content, explicit=False)[1]) == count
+            else:
+                with pytest.raises(Rejected, match="more than 10000"):
+                    read_request(content, explicit=False)
+
+    def test_more_than_a_mebibyte_is_aborted_before_it_is_put_together(self, tmp_path):
+        with Receiver(tmp_path / "var", processes=1) as receiver, capture_logs() as lines:
+            ae = AE("MODALITY1")
+            ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
+            assoc = ae.associate("127.0.0.1", receiver.port, ae_title="NODE", ext_neg=[build_role(PUSH_MODEL, scu_role=True)])
+            ds = build_request("2.25.1", [])
+            ds.RequestAttributesSequence = []
+            ds.TextValue = "x" * 3 * 2**20
+            assoc.send_n_action(ds, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+            wait_until(lambda: not assoc.is_established, 20, "the abort")
+        assert any("more than 1048576 bytes" in line.get("reason", "") for line in lines)
+
+    def test_a_request_that_is_refused_is_in_the_audit_log(self, tmp_path):
+        with Receiver(tmp_path / "var", processes=1) as receiver:
+            ae = AE("MODALITY1")
+            ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
+            assoc = ae.associate("127.0.0.1", receiver.port, ae_title="NODE", ext_neg=[build_role(PUSH_MODEL, scu_role=True)])
+            many = build_request("2.25.1", [(ComputedRadiographyImageStorage, "1.2")] * 10_001)
+            assert assoc.send_n_action(many, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)[0].Status == 0x0115
+            assoc.release()
+            (row,) = receiver.rows("audit")
+        assert (row["event"], row["user"]) == ("commitment-refused", "MODALITY1")
+        assert "10000 objects" in row["detail"]
+
+
+def sequence(items, *, explicit):
+    """The data set of a request with these encoded items."""
+    uid = b"2.25.1"
+    if explicit:
+        head = b"\x08\0\x95\x11UI" + struct.pack("<H", len(uid)) + uid
+        return head + b"\x08\0\x99\x11SQ\0\0" + struct.pack("<L", len(items)) + items
+    head = b"\x08\0\x95\x11" + struct.pack("<L", len(uid)) + uid
+    return head + b"\x08\0\x99\x11" + struct.pack("<L", len(items)) + items
+
+
+def reference(class_uid, instance_uid):
+    """An encoded item, Implicit VR."""
+    body = b""
+    for number, uid in ((0x1150, class_uid), (0x1155, instance_uid)):
+        value = uid.encode() + b"\0" * (len(uid) % 2)
+        body += struct.pack("<HHL", 8, number, len(value)) + value
+    return b"\xfe\xff\x00\xe0" + struct.pack("<L", len(body)) + body

@@ -87,7 +87,7 @@ class TestStoring:
         assert all(outcome.stored for outcome in outcomes)
         assert len(scp.associations) == 2
 
-    @pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB006, 0xB007])
+    @pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB006, 0xB007, 0xB123, 0x0107, 0x0116])
     def test_a_warning_counts_as_stored(self, overlay, status):
         with storage_scp(lambda _: status) as scp:
             [outcome] = store_files([overlay], peer_at(scp.port))
@@ -100,7 +100,7 @@ class TestStoring:
             (0xA900, "SOP class"),
             (0xC000, "can't understand"),
             (0x0124, "register"),
-            (0xB123, "B123"),
+            (0x0123, "0123"),
         ],
     )
     def test_anything_else_does_not(self, overlay, status, word):

@@ -9,7 +9,6 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from pynetdicom.pdu import A_ASSOCIATE_RQ
 
 from cxr_node.settings import TlsSettings
 from tests.certificates import Authority
@@ -17,10 +16,8 @@ from tests.orthanc import wait_until
 from tests.raw_peer import (
     COMMAND,
     CONTEXT,
-    DX,
     LAST,
     RawPeer,
-    association_request,
     pdu,
     raw_connection,
     raw_peer,
@@ -213,22 +210,6 @@ def test_a_data_set_without_end_is_broken_off(tmp_path):
         with pytest.raises((ConnectionError, TimeoutError)):
             peer.connection.sendall(without_end)
         assert receiver.files("incoming") == []
-
-
-def test_a_presentation_context_without_abstract_syntax_is_aborted(tmp_path):
-    whole = A_ASSOCIATE_RQ(association_request()).encode()
-    (at,) = (at for at in range(len(whole)) if whole.startswith(b"\x30\x00", at) and DX.encode() in whole[at : at + 40])
-    length = int.from_bytes(whole[at + 2 : at + 4], "big")
-    outer = whole.rindex(b"\x20\x00", 0, at)
-    shorter = int.from_bytes(whole[outer + 2 : outer + 4], "big") - 4 - length
-    broken = whole[: outer + 2] + shorter.to_bytes(2, "big") + whole[outer + 4 : at] + whole[at + 4 + length :]
-    broken = broken[:2] + (len(broken) - 6).to_bytes(4, "big") + broken[6:]
-    with Receiver(tmp_path) as receiver:
-        with raw_connection(receiver) as peer:
-            peer.connection.sendall(broken)
-            assert peer.read_pdu()[0] == 0x07, "an A-ABORT, and no silence"
-        with associated(receiver) as assoc:
-            assert send(assoc, radiograph()) == 0x0000
 
 
 def test_what_follows_an_invalid_pdu_is_not_taken_for_more_of_them(tmp_path, capfd):

@@ -32,10 +32,10 @@ DOORS = {
 
 FLOORS = (
     ("records", "errors", "faults"),
-    ("settings", "logs", "limits"),
+    ("settings", "logs", "limits", "part10"),
     ("prepare", "nets", "tls", "passcode"),
-    ("emulate", "phantom", "deidentify"),
-    ("commitment",),
+    ("emulate", "phantom", "deidentify", "references"),
+    ("commitment", "association_items"),
     ("source", "store", "analyse", "compose"),
     ("receive", "work", "deliver", "web"),
     ("repair",),

@@ -67,9 +67,13 @@ def test_a_refused_class_is_named():
 
 @pytest.mark.parametrize(
     ("status", "stored"),
-    [(0, True), (0xB000, True), (0xB006, True), (0xB007, True), (0xB001, False), (0xA700, False), (None, False)],
+    [
+        *((0, True), (0xB000, True), (0xB006, True), (0xB007, True), (0xB001, True), (0xBFFF, True)),
+        *((0x0107, True), (0x0116, True), (0x0111, False), (0xA700, False), (0xC000, False), (0xAFFF, False), (None, False)),
+    ],
 )
-def test_stored_is_success_or_one_of_three_warnings(status, stored):
+def test_stored_is_success_or_a_status_of_the_class_warning(status, stored):
+    """PS3.7 section C.1: 0001, 0107, 0116 and Bxxx are warnings, which an operation that was carried out is answered with."""
     assert Outcome(status).stored is stored
 
 
