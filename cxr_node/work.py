@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import structlog
 
-from cxr_node import faults, limits
+from cxr_node import faults, limits, routes
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
 from cxr_node.compose import DEFAULT_KINDS, compose_not_analysed, compose_results
@@ -32,7 +32,7 @@ from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import DataFolder, Findings, Geometry, Job, Radiograph, Result, ResultKind
 from cxr_node.settings import Settings
 from cxr_node.source import Source, read_dicom, read_header, read_identity
-from cxr_node.store import jobs, leases, predecessors
+from cxr_node.store import jobs, leases, missing_deliveries, predecessors
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import DatabaseTrouble, is_full, open_database
 from cxr_node.store.instances import write_result
@@ -162,7 +162,8 @@ class Worker:
 
     def _finish(self, job: Job, source: Source, findings: Findings) -> None:
         started = time.perf_counter()
-        destinations = {d.name: d.send for d in self._settings.destinations_for(job.calling_ae_title)}
+        senders = missing_deliveries.senders_of(self._engine, job)
+        destinations = missing_deliveries.wanted(self._settings, senders, source.ds)
         faults.point("composing", job.sop_instance_uid)
         composed = compose_results(
             source.ds,
@@ -187,6 +188,11 @@ class Worker:
             destinations=destinations,
         )
         self._open.pop(job.id, None)
+        if ended and missing_deliveries.senders_of(self._engine, job) != senders:  # meanwhile it came over another route
+            missing_deliveries.add_for_job(self._engine, self._settings, job)
+        elif ended and not any(destinations.values()):
+            where = {"sop_instance_uid": job.sop_instance_uid, "calling_ae_title": job.calling_ae_title}
+            log.warning("results go nowhere: no destination is set for their sender", **where)
         log.info(
             "analysed" if ended else "lease lost, another worker has this job",
             sop_instance_uid=job.sop_instance_uid,
@@ -200,8 +206,11 @@ class Worker:
         return None if path is None else read_identity(self._folders.root / path)
 
     def _reject(self, job: Job, rejected: Rejected) -> None:
-        destinations = {d.name: d.send for d in self._settings.destinations_for(job.calling_ae_title)}
+        destinations: dict[str, tuple[ResultKind, ...]] = {}
         try:
+            senders = missing_deliveries.senders_of(self._engine, job)
+            header = routes.read_header(self._folders.root / job.path, self._settings)
+            destinations = missing_deliveries.wanted(self._settings, senders, header)
             made = self._make_notices(job, rejected, {kind for kinds in destinations.values() for kind in kinds})
         except Exception as error:
             if limits.is_trouble_here(error) or isinstance(error, DatabaseTrouble):

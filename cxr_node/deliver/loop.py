@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -17,9 +18,13 @@ from cxr_node.errors import AssociationLost, DeliveryError
 from cxr_node.logs import explain
 from cxr_node.records import Delivery, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
-from cxr_node.store import commitments, deliveries, leases
+from cxr_node.store import commitments, deliveries, leases, missing_deliveries, sending_again
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import open_database
+from cxr_node.store.overview import going_nowhere
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = structlog.get_logger()
 
@@ -216,6 +221,18 @@ class Courier:
                 self._log.exception("the association could not be aborted")
 
 
+def _add_missing(engine: Engine, settings: Settings) -> None:
+    """At the start the settings may be others than before: add what they ask for now."""
+    try:
+        added = missing_deliveries.add_at_start(engine, settings)
+        if added != missing_deliveries.Added():
+            log.info("the settings ask for more than before", deliveries_added=added.deliveries, jobs_done_again=added.jobs)
+        for row in going_nowhere(engine):
+            log.warning("results go nowhere: no destination is set for their sender", **row)
+    except Exception as error:  # what is there is delivered all the same
+        log.error("deliveries that are missing not added", exc_info=error)
+
+
 def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) -> None:
     """Run the role until `stop` is set; what was claimed and not begun goes back to the queue.
 
@@ -234,12 +251,15 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         thread.start()
     ready()
     log.info("delivering", destinations=[courier.destination.name for courier in couriers])
+    _add_missing(engine, settings)
+    asked = {destination.name: destination.send for destination in settings.destinations}
     while not stop.is_set():
         try:
-            if strays := deliveries.hold_strays(engine, [courier.destination.name for courier in couriers]):
-                log.warning("deliveries held: the settings no longer name their destination", count=strays)
+            if ended := deliveries.end_unasked(engine, asked):
+                log.warning("deliveries cancelled: the settings no longer ask for them", count=ended)
+            sending_again.end_replaced(engine)
         except Exception as error:  # the next time will do
-            log.warning("deliveries without a destination not held", exc_info=error)
+            log.warning("deliveries that nobody asks for not cancelled", exc_info=error)
         if stop.wait(_LEASE_S / 4):
             break
         for courier in couriers:

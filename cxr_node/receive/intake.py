@@ -29,6 +29,7 @@ from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, Sender
 from cxr_node.settings import Settings
 from cxr_node.store import admissions, audit
 from cxr_node.store.admissions import Arrival
+from cxr_node.store.draining import Gate
 from cxr_node.store.instances import is_uid, keep_instance, keep_unparsed
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Intake:
         self._engine = engine
         self._folders = DataFolder(settings.node.data_dir)
         self._together = Together(engine, self._folders.root / ".admission.lock")
+        self._gate = Gate(self._folders.root)
         self._room = Room(settings.node.data_dir, settings.receive.min_free_mb)
         self._rate = Rate(settings.receive.max_instances_per_minute, self._folders.root / ".rate")
         self._seldom = Seldom(_BETWEEN_RECORDS_S)
@@ -61,6 +63,8 @@ class Intake:
             refusal = Answer(CLASS_NOT_SUPPORTED, "The SOP class UID is no UID")
         elif not request.has_data_set:
             refusal = Answer(CANNOT_UNDERSTAND, "The request has no data set")
+        elif not self._gate.is_open():
+            refusal = Answer(OUT_OF_RESOURCES, "The node is being taken out of service; send it again later")
         else:
             refusal = self._refusal_by_rate(sender)
         return IncomingDataSet(

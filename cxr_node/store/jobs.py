@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, upda
 
 from cxr_node import faults
 from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind
-from cxr_node.store import audit
+from cxr_node.store import audit, sending_again
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, instances, jobs, results
@@ -103,9 +103,10 @@ def finish(
         destinations: name to the kinds it is sent.
     """
     with write(engine) as connection:
+        again = sending_again.is_asked(connection, job.id)
         if not _end(connection, owner, job, JobState.DONE, findings=json.dumps(findings), model_version=model_version):
             return False
-        _add_results(connection, job, made, destinations)
+        _add_results(connection, job, made, destinations, again=again)
         audit.add(connection, _event("job-done", job, detail=str(findings.get("label", ""))))
     faults.point("job-finished", job.sop_instance_uid)
     return True
@@ -122,9 +123,10 @@ def reject(
 ) -> bool:
     """End a job by the input's fault, with the notices that were made of it, if any; False if the lease was lost."""
     with write(engine) as connection:
-        if not _end(connection, owner, job, JobState.REJECTED, reasons=json.dumps(list(reasons))):
+        again = sending_again.is_asked(connection, job.id)
+        if not _end(connection, owner, job, JobState.REJECTED, reasons=json.dumps(list(reasons)), findings="{}"):
             return False
-        _add_results(connection, job, made, destinations or {})
+        _add_results(connection, job, made, destinations or {}, again=again)
         audit.add(connection, _event("job-rejected", job, "rejected", "; ".join(reasons)))
     return True
 
@@ -222,15 +224,23 @@ def _end(connection: Connection, owner: str, job: Job, state: JobState, **values
 
 
 def _add_results(
-    connection: Connection, job: Job, made: Sequence[Result], destinations: dict[str, tuple[ResultKind, ...]]
+    connection: Connection,
+    job: Job,
+    made: Sequence[Result],
+    destinations: dict[str, tuple[ResultKind, ...]],
+    *,
+    again: bool = False,
 ) -> None:
-    """A row for each result, and one for its delivery to each destination that takes its kind."""
+    """A row for each result, and one for its delivery to each destination that takes its kind.
+
+    `again`: a person wants them sent again, whatever became of their deliveries.
+    """
     now = time.time()
     for result in made:
         result_id = _upsert_result(connection, job, result, now)
         for name, kinds in destinations.items():
             if result.kind in kinds:
-                _add_delivery(connection, result_id, name, now)
+                _add_delivery(connection, result_id, name, now, again=again)
 
 
 def _upsert_result(connection: Connection, job: Job, result: Result, now: float) -> int:
@@ -253,13 +263,15 @@ def _upsert_result(connection: Connection, job: Job, result: Result, now: float)
     return new_id
 
 
-def _add_delivery(connection: Connection, result_id: int, destination: str, now: float) -> None:
+def _add_delivery(connection: Connection, result_id: int, destination: str, now: float, *, again: bool) -> None:
     this = and_(deliveries.c.result_id == result_id, deliveries.c.destination == destination)
     if connection.execute(select(func.count()).where(this)).scalar():
-        connection.execute(  # its file may have been gone; now it is there again
+        # its file may have been gone; now it is there again
+        due = deliveries.c.state != DeliveryState.SENDING if again else deliveries.c.state == DeliveryState.HELD
+        connection.execute(
             update(deliveries)
-            .where(this, deliveries.c.state == DeliveryState.HELD)
-            .values(state=DeliveryState.WAITING, attempts=0, not_before=0)
+            .where(this, due)
+            .values(state=DeliveryState.WAITING, attempts=0, asks=0, not_before=0, transaction_uid="")
         )
         return
     connection.execute(

@@ -33,7 +33,7 @@ DOORS = {
 FLOORS = (
     ("records", "errors", "faults"),
     ("settings", "logs", "limits"),
-    ("prepare", "nets", "tls", "passcode"),
+    ("prepare", "nets", "tls", "passcode", "routes"),
     ("emulate", "phantom", "deidentify"),
     ("commitment",),
     ("source", "store", "analyse", "compose"),
