@@ -19,13 +19,13 @@ def copy_database(
             "--to",
             metavar="URL",
             envvar="CXR_NODE_COPY_TO",
-            help="An empty database: postgresql+psycopg://USER:PASSWORD@HOST/NAME, or sqlite:///FILE. A password is better given in "
-            "the environment than in a command line, which other users see.",
+            help="An empty database: postgresql+psycopg://USER:PASSWORD@HOST/NAME, or sqlite:///FILE. A password is better "
+            "given in the environment than in a command line, which other users see.",
         ),
     ],
     config: Config = None,
 ) -> None:
-    """Copy rows, queue and audit log into an empty database, compare every row, and say how to use it; the node must be stopped."""
+    """Copy rows, queue and audit log into an empty database, and compare every row; the node must be stopped."""
     from cxr_node.store import audit, copying, lock
     from cxr_node.store.backup import database_file
     from cxr_node.store.postgresql import in_print
@@ -46,6 +46,7 @@ def copy_database(
             print(f"To use it, take database.url out of the settings; the file has to be {database_file(settings)}.")
         else:
             print(
-                "To use it, write its address into a file for the node's user alone, name the file in CXR_NODE__DATABASE__URL_FILE, "
-                "and start the node. The old database stays as it is: put it aside when the node runs."
+                "To use it, write its address into a file for the node's user alone, name the file in "
+                "CXR_NODE__DATABASE__URL_FILE, and start the node. The old database stays as it is; put it aside "
+                "when the node runs."
             )

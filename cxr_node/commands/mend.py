@@ -95,11 +95,13 @@ def restore(
         try:
             found = differences.find_differences(engine, DataFolder(settings.node.data_dir), 0)
             _show(found)
-            found = moving.without_what_is_not_gone(settings, found, yes=yes)
-            mend_all(settings, engine, found)
-            audit.record(engine, AuditEvent("database-restored", user=operator(), detail=f"{chosen.name}, {len(found)} mended"))
+            to_mend = moving.without_what_is_not_gone(settings, found, yes=yes)
+            mend_all(settings, engine, to_mend)
+            audit.record(engine, AuditEvent("database-restored", user=operator(), detail=f"{chosen.name}, {len(to_mend)} mended"))
         finally:
             engine.dispose()
+    if len(to_mend) < len(found):
+        raise typer.Exit(1)
 
 
 def mend_all(settings: Settings, engine: Engine, found: list[Difference]) -> None:

@@ -30,9 +30,9 @@ def without_what_is_not_gone(settings: Settings, found: Sequence[Difference], *,
     counts = " and ".join(f"{gone[kind]} {what}" for kind, what in zip(_GONE, ("images", "results"), strict=True) if gone[kind])
     folder = settings.node.data_dir.absolute()
     print(
-        f"{counts} of the backup have no file in {folder}. If this is a new folder or machine, they are where the old one is: copy "
-        "`instances/` and `results/` from there, with their owner and times (rsync -a), and restore again. If they are lost, they "
-        "can be marked as gone: jobs that need them are then held until the images are sent again."
+        f"{counts} of the backup have no file in {folder}. If this is a new folder or machine, they are in the old "
+        "one: copy `instances/` and `results/` from there, with their owner and times (rsync -a), and restore again. If they are "
+        "lost, they can be marked as gone: jobs that need them are then held until the images are sent again."
     )
     if ask(f"Mark {counts} as gone?"):
         return list(found)
@@ -52,9 +52,9 @@ def make_folder_for(settings: Settings, *, yes: bool) -> None:
     if folder.is_dir():
         return
     print(
-        f"There is no data folder {folder}. If the node moves there, it needs from the old folder: `instances/` and `results/`, "
-        f"copied to it with their owner and times (rsync -a); and a backup of the database, from `{backup_folder(settings).name}/` "
-        "there or made by `cxr-node backup`."
+        f"There is no data folder {folder}. If the node moves there, it needs of the old folder `instances/` and `results/`, "
+        "copied with their owner and times (rsync -a), and a backup of the database, which lies in "
+        f"`{backup_folder(settings).name}/` there, or which `cxr-node backup` makes."
     )
     if not (yes or ask(f"Make {folder} and restore into it?")):
         raise CxrNodeError(f"There is no data folder {folder}: name the settings with --config, or say --yes to make it.")
