@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Integer, String, Table, func, insert, inspect, select, text
+from sqlalchemy import Connection, Engine, Integer, String, Table, func, insert, inspect, literal, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from cxr_node.errors import StoreError
@@ -78,12 +78,15 @@ def _check_empty(engine: Engine) -> None:
 
 def _rows(connection: Connection, table: Table) -> Iterator[dict[str, Any]]:
     """All rows by their primary key, some at a time."""
-    keys = [
-        column.collate("C") if isinstance(column.type, String) and connection.dialect.name == "postgresql" else column
-        for column in table.primary_key.columns
-    ]
-    found = connection.execution_options(yield_per=_BATCH).execute(select(table).order_by(*keys))
-    return map(dict, found.mappings())
+    columns = list(table.primary_key.columns)
+    on_postgresql = connection.dialect.name == "postgresql"
+    keys = [column.collate("C") if isinstance(column.type, String) and on_postgresql else column for column in columns]
+    query = select(table).order_by(*keys).limit(_BATCH)
+    rows = connection.execute(query).mappings().all()
+    while rows:
+        yield from map(dict, rows)
+        last = tuple_(*(literal(rows[-1][column.name], column.type) for column in columns))
+        rows = connection.execute(query.where(tuple_(*keys) > last)).mappings().all() if len(rows) == _BATCH else ()
 
 
 def _copy(reading: Connection, writing: Connection, table: Table) -> int:
@@ -91,14 +94,15 @@ def _copy(reading: Connection, writing: Connection, table: Table) -> int:
     batch: list[dict[str, Any]] = []
 
     def flush() -> None:
+        reason = _why_not(table, batch) if writing.dialect.name == "postgresql" else ""
         try:
-            writing.execute(insert(table), batch)
-        except (DBAPIError, ValueError) as error:  # without its words, which may quote the row
-            first, last = _name_of(table, batch[0]), _name_of(table, batch[-1])
-            raise StoreError(
-                f"A row of {table.name} between {first} and {last} can't be kept in {in_print(writing.engine)} "
-                f"({_why(table, batch)}). Nothing was copied."
-            ) from error
+            if not reason:
+                writing.execute(insert(table), batch)
+        except (DBAPIError, ValueError) as error:  # whose words may quote the row
+            reason = f"{_name_of(table, batch[0])} to {_name_of(table, batch[-1])}: {type(error).__name__}"
+        if reason:
+            there = in_print(writing.engine)
+            raise StoreError(f"A row of {table.name} can't be kept in {there} ({reason}). Nothing was copied.")
         batch.clear()
 
     for row in _rows(reading, table):
@@ -111,15 +115,15 @@ def _copy(reading: Connection, writing: Connection, table: Table) -> int:
     return count
 
 
-def _why(table: Table, rows: list[dict[str, Any]]) -> str:
-    """What PostgreSQL refuses and SQLite takes: texts longer than their column, and texts with a NUL."""
+def _why_not(table: Table, rows: list[dict[str, Any]]) -> str:
+    """What PostgreSQL can't keep and SQLite takes: texts longer than their column, and texts with a NUL, which it would cut."""
     for row in rows:
         for column in table.columns:
             value, longest = row[column.name], getattr(column.type, "length", None)
             if isinstance(value, str) and (("\0" in value) or (longest is not None and len(value) > longest)):
                 what = "holds a NUL" if "\0" in value else f"has {len(value)} characters, {longest} fit"
                 return f"{_name_of(table, row)}: {column.name} {what}"
-    return "its server's log says why"
+    return ""
 
 
 def _compare(reading: Connection, writing: Connection, table: Table) -> None:

@@ -11,8 +11,8 @@ from cxr_node.errors import StoreError
 from cxr_node.settings import DatabaseSettings
 from cxr_node.store import audit, copying, jobs, lock
 from cxr_node.store.database import open_database, write
-from cxr_node.store.schema import commitment_reports, instances
 from cxr_node.store.schema import audit as audit_table
+from cxr_node.store.schema import commitment_reports, instances
 from tests.store import Store
 
 
