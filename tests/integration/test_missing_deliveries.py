@@ -14,6 +14,8 @@ from cxr_node.store.missing_deliveries import Added
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import results as results_table
 from cxr_node.store.selection import Selection
+from tests.delivering import running, until
+from tests.scps import storage_scp
 from tests.store import Store
 
 OVERLAY, REPORT = ResultKind.OVERLAY, ResultKind.REPORT
@@ -184,3 +186,16 @@ def test_many_jobs_are_gone_through_in_batches(store, monkeypatch):
     for number in range(5):
         analysed_for_nobody(store, uid=f"1.2.{number}", content=bytes([number]))
     assert missing_deliveries.add_at_start(store.engine, with_destinations(store, pacs=(REPORT,))) == Added(5, 0)
+
+
+def test_the_deliver_role_adds_what_is_missing_when_it_starts_and_ends_what_nobody_asks_for(store):
+    analysed_for_nobody(store)
+    store.receive(uid="1.2.9", content=b"b")
+    store.finish(store.claim()[0], destinations={"gone": (OVERLAY,)})
+    with storage_scp() as pacs:
+        settings = with_destinations(store, pacs=(OVERLAY, REPORT))
+        (destination,) = settings.destinations
+        here = settings.model_copy(update={"destinations": (destination.model_copy(update={"port": pacs.port}),)})
+        with running(here):
+            until(lambda: len(overview.list_deliveries(store.engine, destination="pacs")) == 4, 60)
+            until(lambda: overview.list_deliveries(store.engine, destination="gone")[0]["state"] == "cancelled", 60)
