@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cxr_node.errors import CxrNodeError
 from cxr_node.settings import load_settings
@@ -121,6 +122,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         return
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(Text(str(value)) for value in row.values()))  # as it is: a [bracket] is no markup
     console = Console()
     Console(width=None if console.is_terminal else 250).print(table)

@@ -117,7 +117,7 @@ def for_people(status: dict[str, Any]) -> list[dict[str, str]]:
         "last analysed": _ago(status["last_analysed_at"]),
         "last sent": _ago(status["last_sent_at"]),
         "free disk": size_in_words(status["free_disk_bytes"]),
-        "certificates": in_words(status["certificates"]),
+        "certificates": in_words(status["certificates"]) or "-",
         "model": f"{status['model']['name']} {status['model']['version']}",
     }
     if status["draining"]:

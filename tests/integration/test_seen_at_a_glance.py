@@ -115,6 +115,13 @@ def test_each_sender_has_what_it_sent_and_what_was_refused_of_it_and_why(store, 
     assert "3 (2 x A700: no room" in shown(run, "sender CT2") or "1 x 0122: no radiograph" in shown(run, "sender CT2")
 
 
+def test_what_stands_in_brackets_is_shown_as_it_is(store, run):
+    store.receive(patient="[bold]P[/bold]")
+    audit.record(store.engine, AuditEvent("association-refused", "failure", user="X", detail="not among the [[senders]]"))
+    assert "[bold]P[/bold]" in run("queue", "list")
+    assert "[[senders]]" in shown(run, "sender X")
+
+
 def test_refusals_of_the_day_before_are_left_out(store, run):
     audit.record(store.engine, AuditEvent("instance-refused", "failure", user="CT2", detail="A700"))
     with write(store.engine) as connection:
