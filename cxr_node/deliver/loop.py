@@ -221,10 +221,10 @@ class Courier:
                 self._log.exception("the association could not be aborted")
 
 
-def _add_missing(engine: Engine, settings: Settings) -> None:
+def _add_missing(engine: Engine, settings: Settings, stop: threading.Event) -> None:
     """At the start the settings may be others than before: add what they ask for now."""
     try:
-        added = missing_deliveries.add_at_start(engine, settings)
+        added = missing_deliveries.add_at_start(engine, settings, stop.is_set)
         if added != missing_deliveries.Added():
             log.info("the settings ask for more than before", deliveries_added=added.deliveries, jobs_done_again=added.jobs)
         for row in going_nowhere(engine):
@@ -251,7 +251,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         thread.start()
     ready()
     log.info("delivering", destinations=[courier.destination.name for courier in couriers])
-    _add_missing(engine, settings)
+    adding = threading.Thread(target=_add_missing, args=(engine, settings, stop), name="missing")
+    adding.start()
     asked = {destination.name: destination.send for destination in settings.destinations}
     while not stop.is_set():
         try:
@@ -274,4 +275,5 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         if thread.is_alive():
             cut_off()
         thread.join()
+    adding.join()
     engine.dispose()

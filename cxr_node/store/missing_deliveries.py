@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,23 +87,24 @@ def add_missing(
     return sum((_carry_out(connection, plan, priority) for plan in plans), Added())
 
 
-def add_at_start(engine: Engine, settings: Settings) -> Added:
+def add_at_start(engine: Engine, settings: Settings, is_stopping: Callable[[], bool] = lambda: False) -> Added:
     """Add what is missing for all jobs whose image or results are still there; many short transactions."""
     added, last = Added(), 0
     there_is_a_file = or_(
         instances.c.removed_at.is_(None), exists().where(results.c.job_id == jobs.c.id, results.c.removed_at.is_(None))
     )
-    while True:
+    while not is_stopping():
         with engine.connect() as connection:  # most have nothing missing: looking takes no lock
             query = _ended().where(jobs.c.id > last, there_is_a_file).order_by(jobs.c.id).limit(_BATCH)
             rows = connection.execute(query).mappings().all()
             if not rows:
-                return added
+                break
             last = rows[-1]["job_id"]
             found = [plan.row["job_id"] for plan in _plan(connection, settings, rows) if not _is_notice_to_make(plan)]
         if found:
             with write(engine) as connection:
                 added += add_missing(connection, settings, jobs.c.id.in_(found), priority=_AFTER_FRESH_IMAGES)
+    return added
 
 
 @dataclass(frozen=True)

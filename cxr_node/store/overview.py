@@ -13,6 +13,7 @@ from cxr_node.store import changes
 from cxr_node.store.schema import audit, commitment_reports, deliveries, instances, jobs, results
 from cxr_node.store.selection import Selection, of_deliveries, of_jobs
 
+_REMEMBERED_S = 7 * 86400.0
 _UNDER_WAY = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.COMMITTING)
 
 
@@ -115,9 +116,12 @@ def by_destination(engine: Engine) -> dict[str, dict[str, Any]]:
 
 
 def _last_error(engine: Engine, destination: str) -> dict[str, Any]:
-    """What a destination last failed with: of what waits for it now, else of what the audit log remembers."""
+    """What a destination last failed with: of what waits for it now, else of what the audit log has of the last week."""
     failed = audit.c.event.in_(("result-delayed", "result-held", "result-not-kept"))
-    events = select(audit.c.at, audit.c.detail).where(failed, audit.c.user == destination).order_by(audit.c.id.desc()).limit(1)
+    recent = audit.c.at >= time.time() - _REMEMBERED_S  # the log is kept for ever, and status looked at each minute
+    events = (
+        select(audit.c.at, audit.c.detail).where(recent, failed, audit.c.user == destination).order_by(audit.c.at.desc()).limit(1)
+    )
     latest = select(deliveries.c.reason).where(
         deliveries.c.destination == destination,
         deliveries.c.state.in_((*_UNDER_WAY, DeliveryState.HELD)),
