@@ -15,14 +15,14 @@ REQUEST_ACTION = 1
 ALL_COMMITTED, SOME_FAILED = 1, 2
 """Event Type IDs of a report (PS3.4 table J.3-4)."""
 
-PROCESSING_FAILURE, NO_SUCH_INSTANCE, CLASS_CONFLICT = 0x0110, 0x0112, 0x0119
+PROCESSING_FAILURE, NO_SUCH_INSTANCE, CLASS_CONFLICT, OUT_OF_RESOURCES = 0x0110, 0x0112, 0x0119, 0x0213
 REASONS = {
     PROCESSING_FAILURE: "processing failed there",
     NO_SUCH_INSTANCE: "it doesn't have the object",
     0x0122: "it doesn't take this SOP class",
     CLASS_CONFLICT: "it has an object of another SOP class under this UID",
     0x0131: "the transaction UID was used before",
-    0x0213: "it is out of resources",
+    OUT_OF_RESOURCES: "it is out of resources",
 }
 """Failure Reason (0008,1197), PS3.3 section C.14.1.1."""
 

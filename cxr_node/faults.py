@@ -24,12 +24,15 @@ POINTS = (
     "analysing",
     "composing",
     "result-kept",  # a result's file has its place; no row tells of it
+    "instance-merged",  # it was an earlier one in another encoding: its blob has no owner, and is still there
+    "job-ended",  # results and deliveries are committed; blobs that none of them owns are still there
     "job-finished",  # results and deliveries are committed
     "deliveries-claimed",
     "object-stored",  # the destination has said that it stored the object; no row tells of it
     "delivery-noted",  # and now one does
     "commitment-noted",  # a commitment is about to be asked for
     "commitment-asked",  # and has been
+    "removal-noted",  # retention has written down that blobs go, and they are still there
 )
 """In the order in which an image passes them."""
 

@@ -18,7 +18,9 @@ from cxr_node import tls
 from cxr_node.errors import StoreError
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
-from cxr_node.store import backup, instances, leases, reports, retention
+from cxr_node.store import backup, differences, instances, leases, reports, retention
+from cxr_node.store.blobs import LocalBlobs
+from cxr_node.store.differences import Kind
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _REPORTS_DAYS = 30.0
+_UNDER_WAY_S = 3600.0
+"""Files younger than this may be about to get their row."""
 _JUMP_S = 300.0
 _DISTRUST_S = 86400.0
 _MORE_THAN_ENOUGH = 1.5
@@ -51,6 +55,7 @@ class Housekeeping:
         self._settings = settings
         self._engine = engine
         self._folders = DataFolder(settings.node.data_dir)
+        self._blobs = LocalBlobs(self._folders)
         self._clock, self._steady = clock, steady
         self._offset_s = clock() - steady()
         self._trusted_from = float("-inf")
@@ -99,11 +104,24 @@ class Housekeeping:
         if path is not None:
             log.info("backup", file=path.name, size_bytes=path.stat().st_size)
 
+    def sweep(self) -> None:
+        """Mend what crashes leave: blobs that no row owns are entered if they may have been acknowledged, or removed."""
+        from cxr_node import repair  # it reads DICOM, which the supervisor otherwise has no need of
+
+        found = [
+            item
+            for item in differences.find_differences(self._engine, self._folders, _UNDER_WAY_S)
+            if item.kind in (Kind.INSTANCE_WITHOUT_ROW, Kind.RESULT_WITHOUT_ROW, Kind.ORPHAN)
+        ]
+        if found:
+            repair.mend(self._settings, self._engine, found, user="housekeeping")
+            log.warning("files without an owner", mended=len(found))
+
     def _free(self) -> int:
         return instances.free_bytes(self._folders.root)
 
-    def _remove(self, path: str) -> None:
-        instances.remove(self._folders, path)
+    def _remove(self, key: str) -> None:
+        self._blobs.delete(key)
 
 
 def _note_failure(event: JobExecutionEvent) -> None:
@@ -117,6 +135,7 @@ def start(settings: Settings, engine: Engine) -> BackgroundScheduler:
     keeper = Housekeeping(settings, engine)
     now = datetime.now(UTC)
     scheduler.add_job(keeper.keep_retention, "interval", id="retention", hours=1, next_run_time=now + timedelta(minutes=1))
+    scheduler.add_job(keeper.sweep, "interval", id="sweep", hours=6, next_run_time=now + timedelta(minutes=5))
     scheduler.add_job(keeper.back_up, "interval", id="backup", hours=1, next_run_time=now + timedelta(minutes=2))
     scheduler.add_job(keeper.make_room, "interval", id="room", seconds=20, next_run_time=now)
     scheduler.add_job(keeper.watch_the_clock, "interval", id="clock", minutes=1)

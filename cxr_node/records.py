@@ -97,13 +97,15 @@ class InstanceHeader:
 class StoredInstance:
     """An instance on disk.
 
-    `path` is relative to the data folder; `digest` is of the data set without file meta (`store.digests`).
+    `path` is its blob's key, a path relative to the data folder; `digest` is of the data set without file meta
+    (`store.digests`); `kept_at` is when the blob was put, in UTC seconds.
     """
 
     header: InstanceHeader
     path: str
     size_bytes: int
     digest: str
+    kept_at: float
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """A composed object on disk, ready to be delivered. `path` is relative to the data folder."""
+    """A composed object on disk, ready to be delivered. `path` is its blob's key, a path relative to the data folder."""
 
     kind: ResultKind
     sop_instance_uid: str

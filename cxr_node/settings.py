@@ -109,8 +109,8 @@ class ReceiveSettings(_Section):
     """Refuse associations that call the node by another AE title than its own."""
     other_storage_classes: Literal["refuse", "keep"] = "refuse"
     """What to do with instances that are no radiographs: refuse (0122) or keep them unanalysed."""
-    changed_instance: Literal["new_revision", "refuse"] = "new_revision"
-    """Same SOP instance UID, other content: keep as a new revision and analyse again, or refuse."""
+    changed_instance: Literal["new_revision", "keep", "refuse"] = "new_revision"
+    """Same SOP instance UID, other content: keep as a new revision and analyse it, keep it without analysing, or refuse it."""
     network_timeout_s: float = Field(60, gt=0)
     min_free_mb: int = Field(1024, ge=0)
     """Below this much free disk an instance is refused with A700, so that the sender keeps it."""

@@ -14,7 +14,8 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from cxr_node.errors import Rejected
-from cxr_node.prepare.decode import is_dicom, read_dataset, read_image_file
+from cxr_node.prepare.content import content_digest
+from cxr_node.prepare.decode import decode_pixels, is_dicom, read_dataset, read_image_file
 from cxr_node.prepare.quality import check_header
 from cxr_node.prepare.radiograph import prepare_dataset, prepare_pixels
 from cxr_node.records import Radiograph
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A source image with its header. `decode_s` is the time that reading, decoding and rendering took."""
+    """A source image with its header.
+
+    `decode_s` is the time that reading, decoding and rendering took; `content_digest` tells the image, however it is encoded.
+    """
 
     ds: Dataset
     radiograph: Radiograph
     decode_s: float
+    content_digest: str = ""
 
 
 def read_dicom(path: Path) -> Source:
@@ -42,7 +47,9 @@ def read_dicom(path: Path) -> Source:
     try:
         ds = read_dataset(path)
         check_header(ds)
-        radiograph = prepare_dataset(ds)
+        stored = decode_pixels(ds)
+        radiograph = prepare_dataset(ds, stored)
+        digest = content_digest(ds, stored)
     except (Rejected, OSError, MemoryError):
         raise
     except Exception as error:
@@ -52,7 +59,17 @@ def read_dicom(path: Path) -> Source:
         raise
     if "PixelData" in ds:
         del ds.PixelData  # rendered: what follows needs the header alone
-    return Source(ds, radiograph, time.perf_counter() - started)
+    return Source(ds, radiograph, time.perf_counter() - started, digest)
+
+
+def read_content_digest(path: Path) -> str:
+    """The digest of a DICOM file's content (`prepare.content`); empty if it can't be read."""
+    try:
+        return content_digest(read_dataset(path))
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # whatever broken bytes lead the readers to
+        return ""
 
 
 def _comes_from_pydicom(error: Exception) -> bool:

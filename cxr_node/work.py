@@ -25,15 +25,17 @@ from cxr_node import faults, limits, routes
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
 from cxr_node.compose import DEFAULT_KINDS, compose_not_analysed, compose_results
+from cxr_node.compose.identity import content_key
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.errors import Rejected
 from cxr_node.logs import explain
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
-from cxr_node.records import DataFolder, Findings, Geometry, Job, Radiograph, Result, ResultKind
+from cxr_node.records import DataFolder, Findings, Geometry, Job, Model, Radiograph, Result, ResultKind
 from cxr_node.settings import Settings
-from cxr_node.source import Source, read_dicom, read_header, read_identity
-from cxr_node.store import jobs, leases, missing_deliveries, predecessors
+from cxr_node.source import Source, read_content_digest, read_dicom, read_header, read_identity
+from cxr_node.store import corrections, jobs, leases, missing_deliveries, predecessors
 from cxr_node.store.backoff import backoff_s
+from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import DatabaseTrouble, is_full, open_database
 from cxr_node.store.instances import write_result
 
@@ -45,6 +47,7 @@ log = structlog.get_logger()
 
 _IDLE_WAIT_S = 0.05
 _FIRST_TROUBLE_WAIT_S, _LONGEST_TROUBLE_WAIT_S = 1.0, 30.0
+_CHANGED = "Another image came before under the same SOP instance UID, and changed images are not taken here."
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Worker:
         self._engine = engine
         self._networks = networks
         self._folders = DataFolder(settings.node.data_dir)
+        self._blobs = LocalBlobs(self._folders)
         self._owner = leases.owner_name()
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._composers = ThreadPoolExecutor(2, thread_name_prefix="compose")
@@ -116,7 +120,9 @@ class Worker:
         readable: list[tuple[Job, Source]] = []
         for item in claimed:
             try:
-                readable.append((item.job, item.source.result()))
+                source = item.source.result()
+                if not self._settle_known(item.job, source.content_digest):
+                    readable.append((item.job, source))
             except Rejected as rejected:
                 self._reject(item.job, rejected)
             except Exception as error:
@@ -149,12 +155,42 @@ class Worker:
 
     def _read(self, job: Job) -> Source:
         faults.point("reading", job.sop_instance_uid)
-        return read_dicom(self._folders.root / job.path)
+        with self._blobs.fetch(job.path) as path:
+            return read_dicom(path)
+
+    def _digest_of(self, key: str) -> str:
+        try:
+            with self._blobs.fetch(key) as path:
+                return read_content_digest(path)
+        except OSError:
+            return ""
+
+    def _settle_known(self, job: Job, content_digest: str) -> bool:
+        """End a job whose image is an earlier one in another encoding, or a changed one that the settings don't want.
+
+        Raises:
+            Rejected: the latter.
+        """
+        if not job.revision:
+            return False
+        same = corrections.same_image(self._engine, job, content_digest, self._digest_of) if content_digest else None
+        if same is not None:
+            merged = corrections.merge(self._engine, self._owner, job, same, self._blobs)
+            self._open.pop(job.id, None)
+            log.info(
+                "an image that is here in another encoding" if merged else "lease lost, another worker has this job",
+                sop_instance_uid=job.sop_instance_uid,
+            )
+            return True
+        if self._settings.receive.changed_instance == "refuse":
+            corrections.refuse(self._engine, job)
+            raise Rejected(_CHANGED)
+        return False
 
     def _end(self, job: Job, source: Source, outcome: Findings | Rejected) -> None:
         try:
             if isinstance(outcome, Rejected):
-                self._reject(job, outcome)
+                self._reject(job, outcome, source.content_digest)
             else:
                 self._finish(job, source, outcome)
         except Exception as error:
@@ -165,15 +201,19 @@ class Worker:
         senders = missing_deliveries.senders_of(self._engine, job)
         destinations = missing_deliveries.wanted(self._settings, senders, source.ds)
         faults.point("composing", job.sop_instance_uid)
+        begun_at = self._begin(job, source.content_digest, findings.model)
+        if begun_at is None:
+            self._lose(job)
+            return
         composed = compose_results(
             source.ds,
             source.radiograph,
             findings,
-            revision=job.revision,
+            content_digest=source.content_digest,
             kinds={kind for kinds in destinations.values() for kind in kinds} or DEFAULT_KINDS,
             overlay=self._settings.overlay,
             predecessor=self._predecessor(job),
-            now=datetime.now(UTC).astimezone(),
+            now=begun_at,
         )
         made = [write_result(self._folders, job, item) for item in composed]
         seconds = {"decode": source.decode_s, **findings.seconds, "compose": time.perf_counter() - started}
@@ -186,6 +226,8 @@ class Worker:
             model_version=findings.model.version,
             made=made,
             destinations=destinations,
+            content_digest=source.content_digest,
+            blobs=self._blobs,
         )
         self._open.pop(job.id, None)
         if ended and missing_deliveries.senders_of(self._engine, job) != senders:  # meanwhile it came over another route
@@ -200,18 +242,44 @@ class Worker:
             seconds=round(seconds["total"], 3),
         )
 
+    def _begin(self, job: Job, content_digest: str, model: Model) -> datetime | None:
+        """The date of a job's results: of when this analysis of this content was first begun; None: the lease is lost."""
+        settings = (self._settings.overlay.model_dump_json(), self._settings.not_analysed.model_dump_json())
+        key = content_key(model, content_digest, *settings)
+        begun_at = jobs.begin_analysis(self._engine, self._owner, job, key)
+        return None if begun_at is None else datetime.fromtimestamp(begun_at, UTC).astimezone()
+
+    def _destinations(self, job: Job) -> dict[str, tuple[ResultKind, ...]]:
+        """Where notices of a job go, by the routes of all that have sent its image."""
+        with self._blobs.fetch(job.path) as path:
+            header = routes.read_header(path, self._settings)
+        return missing_deliveries.wanted(self._settings, missing_deliveries.senders_of(self._engine, job), header)
+
+    def _lose(self, job: Job) -> None:
+        self._open.pop(job.id, None)
+        log.info("lease lost, another worker has this job", sop_instance_uid=job.sop_instance_uid)
+
     def _predecessor(self, job: Job) -> Dataset | None:
         """The report of the image before it was corrected, which the new one replaces."""
-        path = predecessors.report_before(self._engine, job) if job.revision else None
-        return None if path is None else read_identity(self._folders.root / path)
+        key = predecessors.report_before(self._engine, job) if job.revision else None
+        if key is None:
+            return None
+        with self._blobs.fetch(key) as path:
+            return read_identity(path)
 
-    def _reject(self, job: Job, rejected: Rejected) -> None:
+    def _reject(self, job: Job, rejected: Rejected, content_digest: str = "") -> None:
         destinations: dict[str, tuple[ResultKind, ...]] = {}
         try:
-            senders = missing_deliveries.senders_of(self._engine, job)
-            header = routes.read_header(self._folders.root / job.path, self._settings)
-            destinations = missing_deliveries.wanted(self._settings, senders, header)
-            made = self._make_notices(job, rejected, {kind for kinds in destinations.values() for kind in kinds})
+            destinations = self._destinations(job)
+            if not content_digest:  # it was rejected before its pixels were decoded
+                content_digest = self._digest_of(job.path)
+                if rejected.reasons != (_CHANGED,) and self._settle_known(job, content_digest):
+                    return
+            wanted = {kind for kinds in destinations.values() for kind in kinds}
+            made = self._make_notices(job, rejected, wanted, content_digest)
+        except Rejected as changed:
+            self._reject(job, changed)
+            return
         except Exception as error:
             if limits.is_trouble_here(error) or isinstance(error, DatabaseTrouble):
                 self.trouble = _in_words(error)
@@ -219,23 +287,27 @@ class Worker:
             log.error("no notice of the rejection could be made", sop_instance_uid=job.sop_instance_uid, exc_info=error)
             made = []
         end = functools.partial(jobs.reject, self._engine, self._owner, job, rejected.reasons)
-        self._write_end(job, lambda: end(made=made, destinations=destinations))
+        self._write_end(job, lambda: end(made=made, destinations=destinations, content_digest=content_digest, blobs=self._blobs))
         log.info("rejected", sop_instance_uid=job.sop_instance_uid, reasons=rejected.reasons)
 
-    def _make_notices(self, job: Job, rejected: Rejected, wanted: set[ResultKind]) -> list[Result]:
+    def _make_notices(self, job: Job, rejected: Rejected, wanted: set[ResultKind], content_digest: str) -> list[Result]:
         """What tells the reader why there is no result, where the settings ask for it."""
         kinds = wanted.intersection(self._settings.not_analysed.kinds)
-        source = read_header(self._folders.root / job.path) if kinds else None
-        if source is None:
+        if not kinds:
+            return []
+        with self._blobs.fetch(job.path) as path:
+            source = read_header(path)
+        begun_at = None if source is None else self._begin(job, content_digest, self._networks.model)
+        if source is None or begun_at is None:
             return []
         composed = compose_not_analysed(
             source,
             rejected.reasons,
             self._networks.model,
-            revision=job.revision,
+            content_digest=content_digest or job.path,
             kinds=kinds,
             predecessor=self._predecessor(job),
-            now=datetime.now(UTC).astimezone(),
+            now=begun_at,
         )
         return [write_result(self._folders, job, item) for item in composed]
 

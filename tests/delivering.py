@@ -15,6 +15,7 @@ from cxr_node.deliver.loop import Courier
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
 from cxr_node.settings import DatabaseSettings, DestinationSettings, NodeSettings, Settings
 from cxr_node.store import admissions, jobs
+from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import keep_instance, write_result
 from tests.scps import write_instance
@@ -60,7 +61,14 @@ class Queue:
             composed = ComposedObject(kind, ds.SOPInstanceUID, sop_class_uid, ds.file_meta.TransferSyntaxUID, path.read_bytes())
             made.append(write_result(self.folders, job, composed))
         destinations = {destination.name: destination.send for destination in self.settings.destinations}
-        assert jobs.finish(self.engine, "worker", job, findings={}, model_version="1", made=made, destinations=destinations)
+        assert jobs.finish(
+            *(self.engine, "worker", job),
+            findings={},
+            model_version="1",
+            made=made,
+            destinations=destinations,
+            blobs=LocalBlobs(self.folders),
+        )
         return {result.kind: result.sop_instance_uid for result in made}
 
     def rows(self, destination: str = "pacs0") -> list:

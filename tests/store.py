@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
 from cxr_node.store import admissions, deliveries, jobs, overview
+from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database, write
 from cxr_node.store.instances import keep_instance, write_result
 from cxr_node.store.schema import deliveries as deliveries_table
+from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import jobs as jobs_table
 
 BOTH = {"pacs": (ResultKind.OVERLAY, ResultKind.REPORT)}
@@ -24,6 +26,7 @@ class Store:
         self.settings = Settings(node=NodeSettings(data_dir=root), database=DatabaseSettings(url=database_url))
         self.engine = open_database(self.settings)
         self.folders = DataFolder(root)
+        self.blobs = LocalBlobs(self.folders)
 
     def receive(
         self,
@@ -62,6 +65,7 @@ class Store:
             model_version=model,
             made=made,
             destinations=destinations,
+            blobs=self.blobs,
         )
 
     def send_all(self, destination="pacs"):
@@ -75,6 +79,11 @@ class Store:
         with write(self.engine) as connection:
             connection.execute(update(jobs_table).values(lease_until=0, not_before=0))
             connection.execute(update(deliveries_table).values(lease_until=0, not_before=0))
+
+    def revisions(self, uid="1.2.3"):
+        with self.engine.connect() as connection:
+            query = select(instances_table.c.revision).where(instances_table.c.sop_instance_uid == uid)
+            return sorted(connection.execute(query).scalars())
 
     def state_of(self, job):
         found = overview.show_job(self.engine, job.id)

@@ -129,7 +129,7 @@ def _without_patient(source: Source | Exception) -> Source | Exception:
         return source
     if shows_text(source.ds):
         return Rejected("Text is burned into the picture, as its header says, and it may name the patient.")
-    return replace(source, ds=deidentified(source.ds))
+    return replace(source, ds=deidentified(source.ds), content_digest="")  # nothing that follows from the patient
 
 
 def _names(files: Sequence[Path]) -> dict[Path, str]:
@@ -188,7 +188,13 @@ def _write_results(name: str, source: Source, findings: Findings, order: _Order)
     files: dict[str, str] = {}
     now = DUMMY_TIME if order.deidentify else datetime.now(UTC).astimezone()
     overlay = order.settings.overlay
-    for item in compose_results(source.ds, source.radiograph, findings, kinds=order.kinds, overlay=overlay, now=now):
+    for item in compose_results(
+        *(source.ds, source.radiograph, findings),
+        content_digest=source.content_digest,
+        kinds=order.kinds,
+        overlay=overlay,
+        now=now,
+    ):
         target = order.out / f"{name}.{item.kind}.dcm"
         target.write_bytes(item.content)
         files[item.kind] = str(target)

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cxr_node.errors import CxrNodeError
 from cxr_node.settings import load_settings
@@ -120,6 +117,10 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         print("nothing found")
         return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row.values()))  # as it is: a [bracket] is no markup

@@ -12,7 +12,7 @@ from cxr_node.commands.common import Config, open_engine, operator
 from cxr_node.errors import StoreError
 from cxr_node.records import AuditEvent, DataFolder
 from cxr_node.settings import load_settings
-from cxr_node.store import audit, draining, lock
+from cxr_node.store import audit, draining, lock, under_way
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -46,7 +46,7 @@ def drain(
             audit.record(engine, AuditEvent("drain-begun", user=operator()))
         print("New images are refused with A700 until `cxr-node drain --end`.", flush=True)
         if not wait:
-            print(_under_way(draining.left(engine, DataFolder(root))))
+            print(_under_way(under_way.left(engine, DataFolder(root))))
             return
         if _nobody_works(root):
             print("No cxr-node runs on this machine: start it, so that it finishes what is there.", flush=True)
@@ -56,11 +56,11 @@ def drain(
         print(_empty(left))
 
 
-def _wait_until_empty(engine: Engine, folders: DataFolder, timeout_s: float | None) -> draining.Left:
+def _wait_until_empty(engine: Engine, folders: DataFolder, timeout_s: float | None) -> under_way.Left:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     shown, steady = "", 0
     while True:
-        left = draining.left(engine, folders)
+        left = under_way.left(engine, folders)
         steady = steady + 1 if left.is_empty else 0
         if steady >= _STEADY_LOOKS or (deadline is not None and time.monotonic() >= deadline):
             return left
@@ -70,12 +70,12 @@ def _wait_until_empty(engine: Engine, folders: DataFolder, timeout_s: float | No
         time.sleep(_LOOKS_EVERY_S)
 
 
-def _under_way(left: draining.Left) -> str:
+def _under_way(left: under_way.Left) -> str:
     parts = {"being received": left.receiving, "jobs": left.jobs, "deliveries": left.deliveries}
     return "Under way: " + (", ".join(f"{count} {what}" for what, count in parts.items() if count) or "nothing") + "."
 
 
-def _empty(left: draining.Left) -> str:
+def _empty(left: under_way.Left) -> str:
     held = [f"{count} {what}" for what, count in (("jobs", left.held_jobs), ("deliveries", left.held_deliveries)) if count]
     rest = f" Held for a person: {' and '.join(held)}; `cxr-node status` says why." if held else ""
     return f"The node is empty: all that came in is analysed and delivered.{rest} It may be stopped."

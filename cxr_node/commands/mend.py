@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from cxr_node import repair
 from cxr_node.commands import moving
 from cxr_node.commands.common import Config, open_engine, operator
-from cxr_node.errors import CxrNodeError, Rejected, StoreError
-from cxr_node.records import AuditEvent, DataFolder, Sender, StoredInstance
-from cxr_node.settings import Settings, load_settings
-from cxr_node.store import admissions, audit, backup, differences, digests, instances, lock
+from cxr_node.errors import CxrNodeError, StoreError
+from cxr_node.records import AuditEvent, DataFolder
+from cxr_node.settings import load_settings
+from cxr_node.store import audit, backup, differences, lock
 from cxr_node.store.database import open_database, why_commits_may_be_lost
-from cxr_node.store.differences import CURES, Difference, Kind
+from cxr_node.store.differences import CURES, Difference
 from cxr_node.store.overview import held_by_reason
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
 
 _UNDER_WAY_S = 900.0
 """Files younger than this may be about to get their row."""
@@ -49,7 +47,7 @@ def doctor(
         found = differences.find_differences(engine, DataFolder(settings.node.data_dir), _UNDER_WAY_S)
         _show(found)
         if mend and found:
-            mend_all(settings, engine, found)
+            repair.mend(settings, engine, found, operator())
             print(f"{len(found)} mended.")
         elif found:
             print("Nothing was changed; --mend does what stands behind the arrows.")
@@ -96,60 +94,12 @@ def restore(
             found = differences.find_differences(engine, DataFolder(settings.node.data_dir), 0)
             _show(found)
             to_mend = moving.without_what_is_not_gone(settings, found, yes=yes)
-            mend_all(settings, engine, to_mend)
+            repair.mend(settings, engine, to_mend, operator())
             audit.record(engine, AuditEvent("database-restored", user=operator(), detail=f"{chosen.name}, {len(to_mend)} mended"))
         finally:
             engine.dispose()
     if len(to_mend) < len(found):
         raise typer.Exit(1)
-
-
-def mend_all(settings: Settings, engine: Engine, found: list[Difference]) -> None:
-    """Do for each difference what CURES says."""
-    folders = DataFolder(settings.node.data_dir)
-    for item in found:
-        path = folders.root / item.path
-        match item.kind:
-            case Kind.INSTANCE_WITHOUT_ROW:
-                _enter(folders, engine, path)
-            case Kind.RESULT_WITHOUT_ROW:
-                path.unlink(missing_ok=True)
-            case Kind.INSTANCE_WITHOUT_FILE | Kind.INSTANCE_CUT_OFF:
-                if item.kind is Kind.INSTANCE_CUT_OFF:
-                    instances.keep_unparsed(folders, path)
-                differences.note_instance_gone(engine, item.row_id or 0)
-            case Kind.RESULT_WITHOUT_FILE | Kind.RESULT_CUT_OFF:
-                path.unlink(missing_ok=True)
-                differences.note_result_gone(engine, item.row_id or 0)
-    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(item.kind for item in found).items())
-    if found:
-        audit.record(engine, AuditEvent("store-mended", user=operator(), detail=counts))
-
-
-def _enter(folders: DataFolder, engine: Engine, path: Path) -> None:
-    """Enter an instance that has no row. One that isn't what its name says is damaged, and moved to unparsed/."""
-    from pydicom.filereader import read_file_meta_info
-
-    from cxr_node.receive.admission import RADIOGRAPHS
-    from cxr_node.receive.header import read_header
-
-    try:
-        meta = read_file_meta_info(path)
-        header, is_own = read_header(path, digests.data_set_offset(path), str(meta.TransferSyntaxUID))
-        digest = digests.digest_of(path)
-        if path.stem not in (instances.name_of(header, one) for one in (digest, digests.earlier_digest_of(path))):
-            raise Rejected("its content is not what its name says")
-    except Exception as error:  # pydicom raises whatever broken bytes lead it to
-        reason = str(error) if isinstance(error, Rejected) else type(error).__name__
-        kept_as = instances.keep_unparsed(folders, path).relative_to(folders.root)
-        print(f"{path.name} is damaged ({reason}), kept as {kept_as}")
-        return
-    note = "own result, not analysed" if is_own else ""
-    if not note and header.sop_class_uid not in RADIOGRAPHS:
-        note = "no radiograph, not analysed"
-    stored = StoredInstance(header, str(path.relative_to(folders.root)), path.stat().st_size, digest)
-    sender = Sender(str(meta.get("SourceApplicationEntityTitle", "")), "", "")
-    admissions.admit(engine, folders, stored, sender, analyse=not note, note=note)
 
 
 def _show(found: list[Difference]) -> None:

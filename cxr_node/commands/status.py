@@ -10,8 +10,8 @@ from cxr_node import tls
 from cxr_node.commands.common import age_in_words, ago_in_words, in_words, iso, size_in_words
 from cxr_node.nets.weights import model_of, shipped_folder
 from cxr_node.settings import Settings
-from cxr_node.store import draining, overview
-from cxr_node.store.database import look_into_database
+from cxr_node.store import draining, overview, parties
+from cxr_node.store.database import asking, look_into_database
 from cxr_node.store.instances import free_bytes
 
 _REFUSED_WITHIN_S = 86400.0
@@ -27,8 +27,9 @@ def node_status(settings: Settings) -> dict[str, Any]:
     engine = look_into_database(settings)
     try:
         counts, held = overview.count_states(engine), overview.held_by_reason(engine)
-        destinations, nowhere = overview.by_destination(engine), overview.going_nowhere(engine)
-        senders = overview.by_sender(engine, time.time() - _REFUSED_WITHIN_S)
+        with asking(engine) as ask:
+            destinations, nowhere = parties.by_destination(ask), parties.going_nowhere(ask)
+            senders = parties.by_sender(ask, time.time() - _REFUSED_WITHIN_S)
     finally:
         engine.dispose()
     ages = [counts[key] for key in ("oldest_waiting_job_s", "oldest_waiting_delivery_s") if counts[key] is not None]
@@ -53,7 +54,7 @@ def node_status(settings: Settings) -> dict[str, Any]:
         "draining": being_drained and {"since": iso(being_drained.since), "by": being_drained.by},
         "destinations": _destinations(settings, destinations),
         "senders": [_sender(name, senders[name]) for name in sorted(senders)],
-        "goes_nowhere": [{"sender": row["calling_ae_title"], "count": row["count"]} for row in nowhere],
+        "goes_nowhere": nowhere,
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
 
 from pydicom import Dataset
 
-from cxr_node.compose.identity import identify, place, to_composed
+from cxr_node.compose.identity import content_key, derived_uid, findings_digest, identify, place, to_composed
 from cxr_node.compose.not_analysed import compose_not_analysed
 from cxr_node.compose.overlay import draw_overlay
 from cxr_node.compose.presentation import compose_presentation
@@ -15,6 +17,7 @@ from cxr_node.compose.report import compose_report
 from cxr_node.compose.secondary_capture import compose_secondary_capture
 from cxr_node.compose.segmentation import compose_heat_levels, compose_heat_values, compose_lungs
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
+from cxr_node.prepare.content import content_digest as content_digest_of
 from cxr_node.records import ComposedObject, Findings, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
 
@@ -36,19 +39,21 @@ def compose_results(
     radiograph: Radiograph,
     findings: Findings,
     *,
-    revision: int = 0,
+    content_digest: str = "",
     kinds: Collection[ResultKind] = DEFAULT_KINDS,
     overlay: OverlaySettings = OverlaySettings(),  # noqa: B008 - frozen
     predecessor: Dataset | None = None,
     now: datetime,
 ) -> list[ComposedObject]:
-    """The results of one analysis. The same input gives the same bytes, UIDs included; only dates follow `now`.
+    """The results of one analysis. The same input gives the same bytes, UIDs included.
+
+    What differs in anything that an object shows, its date included, has another SOP instance UID.
 
     Args:
         source: the source's data set; its pixels are not read, and it is left as it is.
         radiograph: the source, rendered.
         findings: what the networks said of it.
-        revision: 0 for the first content of this SOP instance UID, then counting up: each has results of its own.
+        content_digest: of the image, however it is encoded (`prepare.content`); empty: told by what is given here.
         kinds: what to make; nothing else is computed.
         overlay: how it is drawn and encoded.
         predecessor: the report of an earlier revision, which this one's replaces: its UIDs are read.
@@ -58,12 +63,18 @@ def compose_results(
         the objects in the order of ResultKind, which is that of delivery.
     """
     model = findings.model
+    analysis = (content_digest or _content_of(source, radiograph), findings_digest(findings), now.isoformat())
+    drawn = (str(overlay.max_side_px), overlay.compression, str(overlay.side_by_side))
     maps = SourceMaps(findings, radiograph.geometry)
     made: dict[ResultKind, Dataset] = {}
     for kind in ResultKind:
         if kind not in kinds:
             continue
-        where = place(source, model, kind, revision)
+        shows = {ResultKind.OVERLAY: drawn, ResultKind.REPORT: _refers_to(made, predecessor)}.get(kind, ())
+        where = replace(
+            place(source, model, kind, content_key(model, *analysis, *shows)),
+            analysis_uid=derived_uid("analysis", content_key(model, *analysis)),
+        )
         if kind == ResultKind.OVERLAY:
             picture = draw_overlay(
                 *(radiograph, findings, overlay.max_side_px),
@@ -85,3 +96,14 @@ def compose_results(
         identify(ds, source, model, kind, now)
         composed.append(to_composed(ds, kind))
     return composed
+
+
+def _refers_to(made: dict[ResultKind, Dataset], predecessor: Dataset | None) -> tuple[str, ...]:
+    """The SOP instance UIDs of the objects that a report names."""
+    others = [str(ds.SOPInstanceUID) for ds in made.values()]
+    return (*others, "replaces", str(predecessor.SOPInstanceUID) if predecessor is not None else "")
+
+
+def _content_of(source: Dataset, radiograph: Radiograph) -> str:
+    """What tells an image whose file is not at hand: its header, and its pixels as they are shown."""
+    return content_digest_of(source) + hashlib.sha256(radiograph.pixels.tobytes()).hexdigest()

@@ -11,13 +11,14 @@ import copy
 import hashlib
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 from highdicom import ContributingEquipment
 from pydicom import DataElement, Dataset
 from pydicom.charset import convert_encodings, python_encoding
@@ -26,7 +27,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 from pydicom.valuerep import validate_value
 
-from cxr_node.records import MODEL_NAME, ComposedObject, Model, ResultKind
+from cxr_node.records import MODEL_NAME, ComposedObject, Findings, Model, ResultKind
 
 NOT_FOR_DIAGNOSIS = "AI result, not for primary diagnosis"
 
@@ -122,22 +123,49 @@ class Place:
         return derived_uid("tracking", self.analysis_uid, what)
 
 
-def place(source: Dataset, model: Model, kind: ResultKind, revision: int, variant: str = "") -> Place:
+def content_key(model: Model, *parts: str) -> str:
+    """What the content of a result follows from: the model, the program, and parts that say what was analysed and how.
+
+    One UID, one content: whatever shows in an object is in its key, and nothing else is.
+    """
+    text = "\0".join((model.name, model.version, model.digest, program_version(), *parts))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def findings_digest(findings: Findings) -> str:
+    """What was found, to the last bit; not how long it took."""
+    hasher = hashlib.sha256()
+    for name in sorted(each.name for each in fields(findings) if each.name != "seconds"):
+        value = getattr(findings, name)
+        hasher.update(f"{name}\0".encode())
+        hasher.update(np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return hasher.hexdigest()
+
+
+def place(source: Dataset, model: Model, kind: ResultKind, key: str, variant: str = "") -> Place:
     """Where the result of a kind stands.
 
-    One new series for each series of the source, kind and model, and one more for each later revision of an image:
-    what a revision corrects may be the patient, whom all instances of a series share. A variant, which tells something
-    else with the same kind of object, has a series of its own.
+    One new series for each series of the source, kind, model and program, and one more where patient or study were
+    corrected: all instances of a series share them. A variant, which tells something else with the same kind of object,
+    has a series of its own.
+
+    Args:
+        source: the image.
+        model: what made the findings.
+        kind: of the object.
+        key: what its content follows from, see `content_key`.
+        variant: of the kind.
     """
-    made_by = (model.name, model.version, model.digest, str(kind), str(revision), *([variant] if variant else ()))
+    made_by = (str(kind), *([variant] if variant else ()))
+    of_patient = content_key(model, *(str(value_of(source, keyword)) for keyword in _COPIED))
     instance_number = value_of(source, "InstanceNumber")
     source_series = value_of(source, "SeriesNumber")
     number = int(source_series) if source_series not in (None, "") and 0 <= source_series < 1_000_000 else 0
     return Place(
-        sop_instance_uid=derived_uid("instance", source.SOPInstanceUID, *made_by),
-        series_instance_uid=derived_uid("series", source.StudyInstanceUID, source_series_uid(source), *made_by),
+        sop_instance_uid=derived_uid("instance", source.SOPInstanceUID, key, *made_by),
+        series_instance_uid=derived_uid("series", source.StudyInstanceUID, source_series_uid(source), of_patient, *made_by),
         series_number=int(f"{_SERIES_NUMBER[kind]}{number:03d}"),
-        analysis_uid=derived_uid("analysis", source.SOPInstanceUID, model.name, model.version, model.digest, str(revision)),
+        analysis_uid=derived_uid("analysis", source.SOPInstanceUID, key),
         instance_number=int(instance_number) if instance_number not in (None, "") and 0 < instance_number < 2**31 else 1,
     )
 

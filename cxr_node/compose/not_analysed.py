@@ -16,10 +16,11 @@ from highdicom.sr import (
 from pydicom import Dataset
 
 from cxr_node.compose.codes import code
-from cxr_node.compose.identity import Place, bare_reference, identify, place, to_composed, value_of
+from cxr_node.compose.identity import Place, bare_reference, content_key, identify, place, to_composed, value_of
 from cxr_node.compose.overlay import draw_not_analysed
 from cxr_node.compose.report import document, region
 from cxr_node.compose.secondary_capture import NOTICE, compose_secondary_capture
+from cxr_node.prepare.content import content_digest as content_digest_of
 from cxr_node.records import ComposedObject, Model, ResultKind
 
 _VARIANT = "not analysed"
@@ -31,7 +32,7 @@ def compose_not_analysed(
     reasons: Sequence[str],
     model: Model,
     *,
-    revision: int = 0,
+    content_digest: str = "",
     kinds: Collection[ResultKind] = (ResultKind.REPORT,),
     predecessor: Dataset | None = None,
     now: datetime,
@@ -42,17 +43,20 @@ def compose_not_analysed(
         source: the image's header; it has to say study, class and instance.
         reasons: sentences for a radiographer.
         model: what would have analysed it.
-        revision: of the image.
+        content_digest: of the image, or what else tells its content.
         kinds: others than overlay and report are passed over.
         predecessor: the report of an earlier revision, which this one's replaces.
         now: when the notices are made, with a time zone.
     """
+    replaced = str(predecessor.SOPInstanceUID) if predecessor is not None else ""
+    told = content_digest or content_digest_of(source)
+    key = content_key(model, told, now.isoformat(), *reasons, "replaces", replaced)
     made: dict[ResultKind, Dataset] = {}
     if ResultKind.OVERLAY in kinds:
-        where = place(source, model, ResultKind.OVERLAY, revision, _VARIANT)
+        where = place(source, model, ResultKind.OVERLAY, key, _VARIANT)
         made[ResultKind.OVERLAY] = compose_secondary_capture(source, draw_not_analysed(reasons), where, description=NOTICE)
     if ResultKind.REPORT in kinds:
-        where = place(source, model, ResultKind.REPORT, revision, _VARIANT)
+        where = place(source, model, ResultKind.REPORT, key, _VARIANT)
         image = bare_reference(source)
         made[ResultKind.REPORT] = document(model, [image], [_group(source, image, reasons, model, where)], where, predecessor)
     composed = []

@@ -18,10 +18,10 @@ from cxr_node.errors import AssociationLost, DeliveryError
 from cxr_node.logs import explain
 from cxr_node.records import Delivery, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
-from cxr_node.store import commitments, deliveries, leases, missing_deliveries, sending_again
+from cxr_node.store import commitments, deliveries, leases, missing_deliveries
 from cxr_node.store.backoff import backoff_s
-from cxr_node.store.database import open_database
-from cxr_node.store.overview import going_nowhere
+from cxr_node.store.database import asking, open_database
+from cxr_node.store.parties import going_nowhere
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -227,7 +227,9 @@ def _add_missing(engine: Engine, settings: Settings, stop: threading.Event) -> N
         added = missing_deliveries.add_at_start(engine, settings, stop.is_set)
         if added != missing_deliveries.Added():
             log.info("the settings ask for more than before", deliveries_added=added.deliveries, jobs_done_again=added.jobs)
-        for row in going_nowhere(engine):
+        with asking(engine) as ask:
+            nowhere = going_nowhere(ask)
+        for row in nowhere:
             log.warning("results go nowhere: no destination is set for their sender", **row)
     except Exception as error:  # what is there is delivered all the same
         log.error("deliveries that are missing not added", exc_info=error)
@@ -258,7 +260,6 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         try:
             if ended := deliveries.end_unasked(engine, asked):
                 log.warning("deliveries cancelled: the settings no longer ask for them", count=ended)
-            sending_again.end_replaced(engine)
         except Exception as error:  # the next time will do
             log.warning("deliveries that nobody asks for not cancelled", exc_info=error)
         if stop.wait(_LEASE_S / 4):

@@ -16,13 +16,17 @@ from cxr_node.prepare.render import render
 from cxr_node.records import Geometry, Radiograph
 
 
-def prepare_dataset(ds: Dataset) -> Radiograph:
+def prepare_dataset(ds: Dataset, stored: NDArray[Any] | None = None) -> Radiograph:
     """Decode and render an image whose header was checked (`quality.check_header`).
+
+    Args:
+        ds: the data set.
+        stored: its pixels, where `decode.decode_pixels` has decoded them already.
 
     Raises:
         Rejected: it can't be decoded, or its pixels show nothing.
     """
-    stored = decode_pixels(ds)
+    stored = decode_pixels(ds) if stored is None else stored
     return _radiograph(render(ds, stored), geometry_of(ds, *stored.shape))
 
 

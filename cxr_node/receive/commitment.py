@@ -27,10 +27,12 @@ from cxr_node.commitment import (
     read_request,
 )
 from cxr_node.errors import Rejected
+from cxr_node.receive.admission import Room
 from cxr_node.receive.messages import sender_of
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
 from cxr_node.store import commitments, reports
+from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.reports import Report
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ _NO_SUCH_ACTION, _INVALID_ARGUMENT = 0x0123, 0x0115
 _STAY_S = 1.0
 """An association that is still open so long after the request's response waits for the report."""
 _LEFT_TO_ASSOCIATION_S = 60.0
+_DAY_S = 86400.0
 
 
 def support(ae: AE) -> None:
@@ -54,7 +57,8 @@ class Commitment:
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._engine = engine
-        self._folders = DataFolder(settings.node.data_dir)
+        self._blobs = LocalBlobs(DataFolder(settings.node.data_dir))
+        self._room = Room(settings.node.data_dir, settings.receive.min_free_mb)
         self._settings = settings
         self._owed: dict[Association, Report] = {}
 
@@ -79,7 +83,9 @@ class Commitment:
             return _INVALID_ARGUMENT, None
         try:
             is_listening = self._settings.listening_sender(sender.calling_ae_title, sender.host) is not None
-            committed, failed = reports.judge(self._engine, self._folders, references)
+            committed, failed = reports.judge(
+                self._engine, self._blobs, references, self._settings.retention.received_days * _DAY_S, self._room.is_left
+            )
             report = reports.owe_report(
                 self._engine,
                 transaction_uid,

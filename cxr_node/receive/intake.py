@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import structlog
@@ -27,13 +28,13 @@ from cxr_node.receive.rate import Rate
 from cxr_node.receive.together import Together
 from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, Sender
 from cxr_node.settings import Settings
-from cxr_node.store import admissions, audit
+from cxr_node.store import admissions, audit, missing_deliveries
 from cxr_node.store.admissions import Arrival
 from cxr_node.store.draining import Gate
 from cxr_node.store.instances import is_uid, keep_instance, keep_unparsed
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 log = structlog.get_logger()
 
@@ -45,7 +46,7 @@ class Intake:
     """Takes data sets in for as long as the receiver runs; called from the threads of all associations."""
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
-        self._settings = settings.receive
+        self._settings, self._all_settings = settings.receive, settings
         self._engine = engine
         self._folders = DataFolder(settings.node.data_dir)
         self._together = Together(engine, self._folders.root / ".admission.lock")
@@ -116,7 +117,9 @@ class Intake:
         if (
             self._settings.changed_instance == "refuse"
             and not is_own
-            and admissions.is_changed(self._engine, header.sop_instance_uid, incoming.digest, incoming.path)
+            and admissions.is_changed(
+                self._engine, header.sop_instance_uid, header.transfer_syntax_uid, incoming.digest, incoming.path
+            )
         ):
             answer = Answer(NOT_AUTHORISED, "Other content is stored under this SOP instance UID")
             return self._record_refusal(incoming, answer)
@@ -126,7 +129,16 @@ class Intake:
         elif not is_radiograph:
             note = "no radiograph, not analysed"
         stored = keep_instance(self._folders, incoming.path, header, incoming.digest)
-        admission = self._together.admit(Arrival(self._folders, stored, incoming.sender, analyse=not note, note=note))
+        arrival = Arrival(
+            self._folders,
+            stored,
+            incoming.sender,
+            analyse=not note,
+            note=note,
+            analyse_changed=self._settings.changed_instance != "keep",
+            on_duplicate=functools.partial(self._add_missing, incoming.sender),
+        )
+        admission = self._together.admit(arrival)
         log.info(
             "instance received",
             sop_instance_uid=header.sop_instance_uid,
@@ -135,6 +147,10 @@ class Intake:
             calling_ae_title=incoming.sender.calling_ae_title,
         )
         return Answer(SUCCESS)
+
+    def _add_missing(self, sender: Sender, connection: Connection, instance_id: int) -> None:
+        """What came again goes wherever the settings now say, and this sender's routes lead."""
+        missing_deliveries.add_for_instance(connection, self._all_settings, instance_id, also_from=sender.calling_ae_title)
 
     def _keep_unparsed(self, incoming: IncomingDataSet, status: int, reason: str) -> Answer:
         path = keep_unparsed(self._folders, incoming.path)

@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, and_, bindparam, insert, select, update
+import structlog
+from sqlalchemy import Connection, Engine, bindparam, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from cxr_node import faults
-from cxr_node.records import AuditEvent, DataFolder, JobState, Sender, StoredInstance
+from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, JobState, Sender, StoredInstance
 from cxr_node.store import audit
+from cxr_node.store.blobs import LocalBlobs
+from cxr_node.store.corrections import supersede
 from cxr_node.store.database import write
 from cxr_node.store.digests import earlier_digest_of, is_earlier
-from cxr_node.store.instances import remove
 from cxr_node.store.prepared import Prepared
 from cxr_node.store.schema import instances, jobs
 
+log = structlog.get_logger()
+
 _MOST_ATTEMPTS = 10
 
-
-_KNOWN = select(instances.c.digest, instances.c.removed_at, instances.c.path).where(
-    instances.c.sop_instance_uid == bindparam("sop_instance_uid")
+_KNOWN = (
+    select(
+        instances.c.id,
+        instances.c.revision,
+        instances.c.digest,
+        instances.c.removed_at,
+        instances.c.path,
+        instances.c.size_bytes,
+        instances.c.study_instance_uid,
+        instances.c.patient_id,
+    )
+    .where(instances.c.sop_instance_uid == bindparam("sop_instance_uid"))
+    .order_by(instances.c.revision)
 )
-_KNOWN_HERE = Prepared(_KNOWN)
+_KNOWN_HERE = Prepared(_KNOWN.with_for_update())  # so that PostgreSQL's retention waits, too
+_ANOTHER = "its SOP instance UID came before with another {}: its sender may make UIDs that are not unique"
+_KEPT_CHANGED = "changed content, kept and not analysed again"
 _NEW_INSTANCE = Prepared(insert(instances).returning(instances.c.id))
 _NEW_JOB = Prepared(insert(jobs).inline())
 
@@ -37,26 +54,48 @@ class Admission(StrEnum):
 
     QUEUED = "queued"
     KEPT = "kept"  # stored, not to be analysed
-    DUPLICATE = "duplicate"  # same UID, same content: already here
+    DUPLICATE = "duplicate"  # same UID, same bytes: already here
     REVISION = "revision"  # same UID, other content: queued as a new revision
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """An instance to be entered; see `admit`."""
+    """An instance to be entered; see `admit`.
+
+    analyse_changed: False keeps what comes with other content under a known UID out of the queue.
+    priority: of its job; higher ones are claimed first.
+    on_duplicate: called within the transaction with the instance that it is a duplicate of.
+    """
 
     folders: DataFolder
     stored: StoredInstance
     sender: Sender
     analyse: bool
     note: str = ""
+    analyse_changed: bool = True
+    priority: int = 0
+    on_duplicate: Callable[[Connection, int], None] | None = None
 
 
-def is_changed(engine: Engine, sop_instance_uid: str, digest: str, file: Path) -> bool:
-    """Whether only other contents than this, of a file, are stored under a SOP instance UID."""
+@dataclass
+class _After:
+    """What is left to do once a transaction is committed: blobs to remove, UIDs to warn of."""
+
+    discarded: list[str] = field(default_factory=list)
+    reused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def is_changed(engine: Engine, sop_instance_uid: str, transfer_syntax_uid: str, digest: str, file: Path) -> bool:
+    """Whether only other contents than this, of a file, are stored under a SOP instance UID, all in its encoding.
+
+    What is stored in another encoding can't be compared without decoding it, which is for the worker to do.
+    """
+    query = select(instances.c.digest, instances.c.transfer_syntax_uid).where(instances.c.sop_instance_uid == sop_instance_uid)
     with engine.connect() as connection:
-        known = connection.execute(_KNOWN, {"sop_instance_uid": sop_instance_uid}).scalars().all()
-    return bool(known) and _same(known, digest, file) is None
+        known = connection.execute(query).all()
+    if not known or any(row.transfer_syntax_uid != transfer_syntax_uid for row in known):
+        return False
+    return _same([row.digest for row in known], digest, file) is None
 
 
 def admit(
@@ -80,12 +119,14 @@ def admit_all(engine: Engine, arrivals: Sequence[Arrival]) -> list[Admission]:
     for attempt in itertools.count(1):
         try:
             with write(engine) as connection:
-                replaced: list[str] = []
-                admitted = [_admit(connection, one, replaced) for one in arrivals]
+                after = _After()
+                admitted = [_admit(connection, one, after) for one in arrivals]
             for one in arrivals:
                 faults.point("instance-admitted", one.stored.header.sop_instance_uid)
-            for path in replaced:
-                remove(arrivals[0].folders, path)
+            for key in after.discarded:
+                LocalBlobs(arrivals[0].folders).delete(key)
+            for uid, reason in after.reused:
+                log.warning("SOP instance UID used again", sop_instance_uid=uid, reason=reason)
             return admitted
         except IntegrityError:  # the same revision came in over another association of another process: look again
             if attempt == _MOST_ATTEMPTS:
@@ -102,31 +143,23 @@ def _same(known: Collection[str], digest: str, file: Path) -> str | None:
     return None
 
 
-def _admit(connection: Connection, one: Arrival, replaced: list[str]) -> Admission:
-    """Enter an instance; `replaced` is told the paths of files whose rows now have another."""
+def _admit(connection: Connection, one: Arrival, after: _After) -> Admission:
     stored, sender, header, note = one.stored, one.sender, one.stored.header, one.note
     now = time.time()
-    known = _KNOWN_HERE.execute(connection, {"sop_instance_uid": header.sop_instance_uid})
-    if (same := _same([row[0] for row in known], stored.digest, one.folders.root / stored.path)) is not None:
+    known = [_Known(*row) for row in _KNOWN_HERE.execute(connection, {"sop_instance_uid": header.sop_instance_uid})]
+    same = _same([row.digest for row in known], stored.digest, one.folders.root / stored.path) if known else None
+    if same is not None:
         admission = Admission.DUPLICATE
-        this = and_(instances.c.sop_instance_uid == header.sop_instance_uid, instances.c.digest == same)
-        if any(known_digest == same and removed_at is not None for known_digest, removed_at, _ in known):
-            # its file was gone, and with it what a job could do; now it is back
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.state == JobState.HELD, jobs.c.instance_id.in_(select(instances.c.id).where(this)))
-                .values(state=JobState.NEW, attempts=0, not_before=0, reasons="[]", finished_at=None)
-            )
-        replaced += [path for known_digest, _, path in known if known_digest == same and path != stored.path]
-        connection.execute(
-            update(instances).where(this).values(removed_at=None, path=stored.path, received_at=now, digest=stored.digest)
-        )
+        _take_duplicate(connection, one, next(row for row in known if row.digest == same), now, after)
     else:
+        analyse = one.analyse
+        if known and analyse and not one.analyse_changed:
+            analyse, note = False, _KEPT_CHANGED
         ((instance_id,),) = _NEW_INSTANCE.execute(
             connection,
             {
                 "sop_instance_uid": header.sop_instance_uid,
-                "revision": len(known),
+                "revision": known[-1].revision + 1 if known else 0,
                 "digest": stored.digest,
                 "size_bytes": stored.size_bytes,
                 "path": stored.path,
@@ -143,13 +176,13 @@ def _admit(connection: Connection, one: Arrival, replaced: list[str]) -> Admissi
                 "note": note,
             },
         )
-        if one.analyse:
+        if analyse:
             _NEW_JOB.execute(
                 connection,
                 {
                     "instance_id": instance_id,
                     "state": str(JobState.NEW),
-                    "priority": 0,
+                    "priority": one.priority,
                     "attempts": 0,
                     "not_before": 0,
                     "lease_owner": "",
@@ -157,22 +190,72 @@ def _admit(connection: Connection, one: Arrival, replaced: list[str]) -> Admissi
                     "reasons": "[]",
                     "findings": "{}",
                     "model_version": "",
-                    "created_at": now,
+                    "created_at": stored.kept_at,
                 },
             )
             admission = Admission.REVISION if known else Admission.QUEUED
+            if corrected := [row.id for row in known if row.study_instance_uid == header.study_instance_uid]:
+                supersede(connection, corrected, instance_id)
         else:
             admission = Admission.KEPT
-    audit.add(
-        connection,
-        AuditEvent(
-            event="instance-received",
-            user=sender.calling_ae_title,
-            host=sender.host,
-            patient_id=header.patient_id[:64],
-            study_instance_uid=header.study_instance_uid,
-            sop_instance_uid=header.sop_instance_uid,
-            detail=f"{admission}: {note}" if note else str(admission),
-        ),
-    )
+        if known and (another := _another(known[-1], header)):
+            after.reused.append((header.sop_instance_uid, another))
+            audit.add(connection, replace(_event(one, another), event="uid-used-again", outcome="failure"))
+    audit.add(connection, _event(one, f"{admission}: {note}" if note else str(admission)))
     return admission
+
+
+class _Known(NamedTuple):
+    """A revision that is there, in the order of _KNOWN's columns."""
+
+    id: int
+    revision: int
+    digest: str
+    removed_at: float | None
+    path: str
+    size_bytes: int
+    study_instance_uid: str
+    patient_id: str
+
+
+def _take_duplicate(connection: Connection, one: Arrival, known: _Known, now: float, after: _After) -> None:
+    """The new blob takes the place of the one that the row has, which may be damaged or gone: what was just received is whole.
+
+    Not while a worker reads the one that is there: then the new one goes.
+    """
+    values: dict[str, object] = {"received_at": now, "digest": one.stored.digest}
+    is_read = exists().where(jobs.c.instance_id == known.id, jobs.c.state == JobState.RUNNING)
+    is_there = known.removed_at is None and LocalBlobs(one.folders).size(known.path) == known.size_bytes
+    if is_there and connection.execute(select(is_read)).scalar():
+        after.discarded.append(one.stored.path)
+    else:
+        after.discarded.append(known.path)
+        values |= {"path": one.stored.path, "size_bytes": one.stored.size_bytes, "removed_at": None}
+    if not is_there:  # with its file was gone what a job could do; now it is back
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.state == JobState.HELD, jobs.c.instance_id == known.id)
+            .values(state=JobState.NEW, attempts=0, not_before=0, reasons="[]", finished_at=None)
+        )
+    connection.execute(update(instances).where(instances.c.id == known.id).values(**values))
+    if one.on_duplicate is not None:
+        one.on_duplicate(connection, known.id)
+
+
+def _another(known: _Known, header: InstanceHeader) -> str:
+    """What is not as it was when the UID came before, in words; empty if it is."""
+    if known.study_instance_uid != header.study_instance_uid:
+        return _ANOTHER.format("study")
+    return _ANOTHER.format("patient ID") if known.patient_id != header.patient_id[:64] else ""
+
+
+def _event(one: Arrival, detail: str) -> AuditEvent:
+    return AuditEvent(
+        event="instance-received",
+        user=one.sender.calling_ae_title,
+        host=one.sender.host,
+        patient_id=one.stored.header.patient_id[:64],
+        study_instance_uid=one.stored.header.study_instance_uid,
+        sop_instance_uid=one.stored.header.sop_instance_uid,
+        detail=detail,
+    )

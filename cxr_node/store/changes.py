@@ -149,7 +149,7 @@ def _chosen_jobs(connection: Connection, chosen: Selection, outcome: Outcome) ->
         .join(instances, jobs.c.instance_id == instances.c.id)
         .where(of_jobs(chosen))
         .order_by(jobs.c.id)
-        .with_for_update(of=jobs)
+        .with_for_update(of=(jobs, instances))  # retention waits
     )
     rows = list(connection.execute(query).mappings())
     outcome.absent = sorted(set(chosen.numbers) - {row["id"] for row in rows})
@@ -171,7 +171,7 @@ def _chosen_deliveries(connection: Connection, chosen: Selection, outcome: Outco
         .join(instances, jobs.c.instance_id == instances.c.id)
         .where(of_deliveries(chosen))
         .order_by(deliveries.c.id)
-        .with_for_update(of=deliveries)
+        .with_for_update(of=(deliveries, results, instances))
     )
     rows = list(connection.execute(query).mappings())
     outcome.absent = sorted(set(chosen.numbers) - {row["id"] for row in rows})
@@ -197,6 +197,7 @@ def _why_not(row: RowMapping, chosen: Selection, settings: Settings | None) -> s
 
 def _send_again(connection: Connection, row: RowMapping, user: str) -> None:
     values: dict[str, Any] = {"state": DeliveryState.WAITING, "attempts": 0, "asks": 0, "not_before": 0, "transaction_uid": ""}
+    values["superseded_by"] = None
     if row["file_removed_at"] is not None:
         values |= {"state": DeliveryState.HELD, "reason": sending_again.BEING_MADE}
         if row["job_state"] not in (JobState.NEW, JobState.RUNNING):
@@ -207,6 +208,7 @@ def _send_again(connection: Connection, row: RowMapping, user: str) -> None:
 
 def _redo(connection: Connection, job_id: int, user: str, row: RowMapping, *, again: bool = False) -> None:
     values: dict[str, Any] = {"state": JobState.NEW, "attempts": 0, "not_before": 0, "reasons": "[]", "finished_at": None}
+    values["superseded_by"] = None
     if again:
         values["findings"] = sending_again.ask(row["findings"])
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))

@@ -14,6 +14,7 @@ from cxr_node import faults
 from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
+from cxr_node.store.corrections import cancel_superseded
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
@@ -38,6 +39,7 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
         if connection.execute(select(deliveries.c.id).where(_due(destination, now)).limit(1)).first() is None:
             return []
     with write(engine) as connection:
+        cancel_superseded(connection, destination, now)
         due = select(deliveries.c.id).where(_due(destination, now)).order_by(deliveries.c.id).limit(limit)
         if engine.dialect.name == "postgresql":
             due = due.with_for_update(skip_locked=True)

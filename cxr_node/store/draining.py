@@ -1,4 +1,4 @@
-"""Taking the node out of service: a mark in the data folder, at which reception looks, and what is still under way."""
+"""Taking the node out of service: a mark in the data folder, at which reception looks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Engine, func, select
-
 from cxr_node.errors import StoreError
-from cxr_node.records import DataFolder, DeliveryState, JobState
-from cxr_node.store.schema import deliveries, jobs
 
 _FILE = ".drain"
 _LOOKS_EVERY_S = 1.0
@@ -25,22 +21,6 @@ class Draining:
 
     since: float
     by: str
-
-
-@dataclass(frozen=True)
-class Left:
-    """What is under way, and what waits for a person."""
-
-    receiving: int
-    jobs: int
-    deliveries: int
-    held_jobs: int
-    held_deliveries: int
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is under way."""
-        return not (self.receiving or self.jobs or self.deliveries)
 
 
 def begin(root: Path, by: str) -> Draining:
@@ -84,24 +64,6 @@ def state(root: Path) -> Draining | None:
         return None
     except (OSError, ValueError, TypeError):  # made by hand, or not to be read: it is there
         return Draining(0.0, "unknown")
-
-
-def left(engine: Engine, folders: DataFolder) -> Left:
-    """Count what is still to be done."""
-    with engine.connect() as connection:
-
-        def count(column: object, *states: str) -> int:
-            return int(connection.execute(select(func.count()).where(column.in_(states))).scalar() or 0)  # type: ignore[attr-defined]
-
-        under_way = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.COMMITTING)
-        receiving = sum(1 for path in folders.incoming.glob("*") if path.is_file()) if folders.incoming.is_dir() else 0
-        return Left(
-            receiving,
-            count(jobs.c.state, JobState.NEW, JobState.RUNNING),
-            count(deliveries.c.state, *under_way),
-            count(jobs.c.state, JobState.HELD),
-            count(deliveries.c.state, DeliveryState.HELD),
-        )
 
 
 class Gate:

@@ -1,4 +1,4 @@
-"""Instances and results as files: durable, private, and named by what can't escape the data folder.
+"""The data folder, and instances and results on their way into it: private, and named by what can't escape it.
 
 Knows nothing of the database.
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 from cxr_node import faults
 from cxr_node.errors import StoreError
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, Job, Result, StoredInstance
+from cxr_node.store.blobs import LocalBlobs, new_key, publish, sync_folder
 
 _LONGEST_WRITE_S = 3600.0
-_INSTANCES = DataFolder(Path()).instances.name
+_INSTANCES, _RESULTS = DataFolder(Path()).instances.name, DataFolder(Path()).results.name
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -36,7 +37,7 @@ def make_folders(folders: DataFolder) -> None:
             # all of them now: made one by one while instances arrive, each costs its instance a flush of its own
             for number in range(256):
                 (folders.instances / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(folders.instances)
+            sync_folder(folders.instances)
     except OSError as error:
         raise StoreError(
             f"The data folder {folders.root} can't be made ({error.strerror}): "
@@ -52,10 +53,10 @@ def is_uid(value: str) -> bool:
 
 
 def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, digest: str) -> StoredInstance:
-    """Give a received file its final place, safe from a power cut before this returns.
+    """Make a blob of a received file, safe from a power cut before this returns: a new one, whatever else is there.
 
-    The name is the digest of UID and content, so that no UID can become a path, revisions lie side by side, and the
-    same instance received twice at once ends in one file.
+    Its name begins with the digest of UID and content, so that no UID can become a path, and a file that has lost its
+    row can be told from a damaged one.
 
     Args:
         folders: the data folder.
@@ -65,61 +66,43 @@ def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, 
     """
     faults.point("instance-received", header.sop_instance_uid)
     name = name_of(header, digest)
-    path = f"{_INSTANCES}/{name[:2]}/{name}.dcm"
-    final = f"{folders.root}/{path}"
-    try:
-        size_bytes = _publish(temporary, final)
-    except FileNotFoundError:  # somebody has removed the folder, which is seldom enough not to look first
-        (folders.root / path).parent.mkdir(mode=0o700)
-        _sync_folder(folders.instances)
-        size_bytes = _publish(temporary, final)
+    key = new_key(_INSTANCES, name[:2], name)
+    blob = LocalBlobs(folders).put(key, temporary)
     faults.point("instance-kept", header.sop_instance_uid)
-    return StoredInstance(header, path, size_bytes, digest)
+    return StoredInstance(header, key, blob.size_bytes, digest, blob.put_at)
 
 
 def name_of(header: InstanceHeader, digest: str) -> str:
-    """What an instance's file is called, without its suffix."""
+    """How the name of an instance's blob begins, as 64 hexadecimal digits."""
     return hashlib.sha256(f"{header.sop_instance_uid}/{header.transfer_syntax_uid}/{digest}".encode()).hexdigest()
 
 
 def keep_unparsed(folders: DataFolder, temporary: Path) -> Path:
     """Keep a data set that couldn't be parsed for a person to look at; gives its final path."""
     final = folders.unparsed / f"{uuid.uuid4().hex}.dcm"
-    _publish(temporary, final)
+    publish(temporary, str(final))
     return final
 
 
 def write_result(folders: DataFolder, job: Job, composed: ComposedObject) -> Result:
-    """Write a composed object, safe from a power cut before this returns; writing it again replaces it."""
+    """Make a blob of a composed object, safe from a power cut before this returns: a new one, each time it is composed.
+
+    Raises:
+        StoreError: its SOP instance UID is none.
+    """
     if not is_uid(composed.sop_instance_uid):
         raise StoreError(f"{composed.sop_instance_uid!r} is no UID")
-    folder = folders.results / f"{job.id % 256:02x}"
-    if not folder.is_dir():
-        folder.mkdir(mode=0o700, exist_ok=True)
-        _sync_folder(folders.results)
-    final = folder / f"{composed.sop_instance_uid}.dcm"
-    temporary = final.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(composed.content)
-        size_bytes = _publish(temporary, final)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # what a full disk left of it keeps others from their room
-        raise
+    key = new_key(_RESULTS, f"{job.id % 256:02x}", composed.sop_instance_uid)
+    blob = LocalBlobs(folders).put_bytes(key, composed.content)
     faults.point("result-kept", job.sop_instance_uid)
     return Result(
         composed.kind,
         composed.sop_instance_uid,
         composed.sop_class_uid,
         composed.transfer_syntax_uid,
-        str(final.relative_to(folders.root)),
-        size_bytes,
+        key,
+        blob.size_bytes,
     )
-
-
-def remove(folders: DataFolder, path: str) -> None:
-    """Remove a file of the store; no error if it is gone already."""
-    (folders.root / path).unlink(missing_ok=True)
 
 
 def remove_stale(folders: DataFolder, unparsed_days: float) -> int:
@@ -145,25 +128,3 @@ def remove_stale(folders: DataFolder, unparsed_days: float) -> int:
 def free_bytes(root: Path) -> int:
     """Free bytes for this user in the filesystem of `root`."""
     return shutil.disk_usage(root).free
-
-
-def _publish(temporary: Path, final: Path | str) -> int:
-    """Flush, rename, flush the folder (the order that makes a rename durable); the file's size in bytes."""
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fchmod(descriptor, 0o600)
-        os.fsync(descriptor)
-        size_bytes = os.fstat(descriptor).st_size
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, final)  # noqa: PTH105 - this and the next, as paths, take as long as the system's calls
-    _sync_folder(os.path.dirname(final))  # noqa: PTH120
-    return size_bytes
-
-
-def _sync_folder(folder: Path | str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

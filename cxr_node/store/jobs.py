@@ -18,10 +18,12 @@ from cxr_node import faults
 from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind
 from cxr_node.store import audit, sending_again
 from cxr_node.store.backoff import backoff_s
+from cxr_node.store.blobs import Blobs
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 2.0, 300.0
+_MADE_ANEW = "Its job was done again, and made another object in its place."
 
 
 def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: int) -> list[Job]:
@@ -90,6 +92,8 @@ def finish(
     model_version: str,
     made: Sequence[Result],
     destinations: dict[str, tuple[ResultKind, ...]],
+    content_digest: str = "",
+    blobs: Blobs,
 ) -> bool:
     """End a job with its results and a delivery row for each result and destination, all or none.
 
@@ -101,15 +105,13 @@ def finish(
         model_version: of the model that said it.
         made: the results, whose files are safe on disk.
         destinations: name to the kinds it is sent.
+        content_digest: of the image, however it is encoded; empty if it isn't known.
+        blobs: where results are; those `made` that no row came to own are removed from it after the commit.
     """
-    with write(engine) as connection:
-        again = sending_again.is_asked(connection, job.id)
-        if not _end(connection, owner, job, JobState.DONE, findings=json.dumps(findings), model_version=model_version):
-            return False
-        _add_results(connection, job, made, destinations, again=again)
-        audit.add(connection, _event("job-done", job, detail=str(findings.get("label", ""))))
+    values = {"findings": json.dumps(findings), "model_version": model_version}
+    ended = _end_with(engine, owner, job, JobState.DONE, values, made, destinations, content_digest, blobs)
     faults.point("job-finished", job.sop_instance_uid)
-    return True
+    return ended
 
 
 def reject(
@@ -120,15 +122,30 @@ def reject(
     *,
     made: Sequence[Result] = (),
     destinations: dict[str, tuple[ResultKind, ...]] | None = None,
+    content_digest: str = "",
+    blobs: Blobs,
 ) -> bool:
     """End a job by the input's fault, with the notices that were made of it, if any; False if the lease was lost."""
+    values = {"reasons": json.dumps(list(reasons)), "findings": "{}"}
+    return _end_with(engine, owner, job, JobState.REJECTED, values, made, destinations or {}, content_digest, blobs)
+
+
+def begin_analysis(engine: Engine, owner: str, job: Job, key: str) -> float | None:
+    """The date of the analysis that `key` tells (image, model, program, settings) for a job, in UTC seconds.
+
+    Written down once, so that whatever is made again of the same analysis bears the same date. A job's first analysis has the
+    date at which its image came, which even a restored database knows. None: the lease was lost.
+    """
+    columns = (jobs.c.analysis_key, jobs.c.analysed_at, jobs.c.created_at)
     with write(engine) as connection:
-        again = sending_again.is_asked(connection, job.id)
-        if not _end(connection, owner, job, JobState.REJECTED, reasons=json.dumps(list(reasons)), findings="{}"):
-            return False
-        _add_results(connection, job, made, destinations or {}, again=again)
-        audit.add(connection, _event("job-rejected", job, "rejected", "; ".join(reasons)))
-    return True
+        row = connection.execute(select(*columns).where(jobs.c.id == job.id, _mine(owner))).first()
+        if row is None:
+            return None
+        if row.analysis_key == key and row.analysed_at is not None:
+            return float(row.analysed_at)
+        date = time.time() if row.analysis_key else float(row.created_at)
+        connection.execute(update(jobs).where(jobs.c.id == job.id).values(analysis_key=key, analysed_at=date))
+    return date
 
 
 def fail(engine: Engine, owner: str, job: Job, reason: str, *, max_attempts: int) -> bool:
@@ -223,34 +240,92 @@ def _end(connection: Connection, owner: str, job: Job, state: JobState, **values
     )
 
 
+def _end_with(
+    engine: Engine,
+    owner: str,
+    job: Job,
+    state: JobState,
+    values: dict[str, Any],
+    made: Sequence[Result],
+    destinations: dict[str, tuple[ResultKind, ...]],
+    content_digest: str,
+    blobs: Blobs,
+) -> bool:
+    discarded: list[str] = [result.path for result in made]
+    with write(engine) as connection:
+        again = sending_again.is_asked(connection, job.id)
+        ended = _end(connection, owner, job, state, **values)
+        if ended:
+            discarded = _add_results(connection, job, made, destinations, blobs, again=again)
+            if content_digest:
+                connection.execute(
+                    update(instances).where(instances.c.id == job.instance_id).values(content_digest=content_digest)
+                )
+            audit.add(connection, _ending(job, state, values))
+    faults.point("job-ended", job.sop_instance_uid)
+    for key in discarded:
+        blobs.delete(key)
+    return ended
+
+
+def _ending(job: Job, state: JobState, values: dict[str, Any]) -> AuditEvent:
+    if state == JobState.REJECTED:
+        return _event("job-rejected", job, "rejected", "; ".join(json.loads(values["reasons"])))
+    return _event("job-done", job, detail=str(json.loads(values["findings"]).get("label", "")))
+
+
 def _add_results(
     connection: Connection,
     job: Job,
     made: Sequence[Result],
     destinations: dict[str, tuple[ResultKind, ...]],
+    blobs: Blobs,
     *,
     again: bool = False,
-) -> None:
+) -> list[str]:
     """A row for each result, and one for its delivery to each destination that takes its kind.
 
+    Results that the job made before and doesn't make now go nowhere any more. Gives the keys of blobs that no row owns.
     `again`: a person wants them sent again, whatever became of their deliveries.
     """
     now = time.time()
+    discarded: list[str] = []
+    ids = []
     for result in made:
-        result_id = _upsert_result(connection, job, result, now)
+        result_id, unowned = _upsert_result(connection, job, result, now, blobs)
+        ids.append(result_id)
+        discarded += unowned
         for name, kinds in destinations.items():
             if result.kind in kinds:
                 _add_delivery(connection, result_id, name, now, again=again)
+    earlier = select(results.c.id).where(results.c.job_id == job.id, results.c.id.not_in(ids))
+    connection.execute(
+        update(deliveries)
+        .where(
+            deliveries.c.result_id.in_(earlier),
+            deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.HELD)),
+        )
+        .values(state=DeliveryState.CANCELLED, reason=_MADE_ANEW)
+    )
+    return discarded
 
 
-def _upsert_result(connection: Connection, job: Job, result: Result, now: float) -> int:
-    """A retried job makes the same UIDs again: its row is found and refreshed rather than doubled."""
-    known = select(results.c.id).where(results.c.sop_instance_uid == result.sop_instance_uid)
+def _upsert_result(connection: Connection, job: Job, result: Result, now: float, blobs: Blobs) -> tuple[int, list[str]]:
+    """The result's row, and the keys of blobs that no row owns.
+
+    A job done again makes the same objects again: a blob that is there stays its row's, and the new one goes.
+    """
+    known = connection.execute(
+        select(results.c.id, results.c.path, results.c.size_bytes, results.c.removed_at)
+        .where(results.c.sop_instance_uid == result.sop_instance_uid)
+        .with_for_update()
+    ).first()
     values = {"path": result.path, "size_bytes": result.size_bytes, "created_at": now, "removed_at": None}
-    result_id: int | None = connection.execute(known).scalar()
-    if result_id is not None:
-        connection.execute(update(results).where(results.c.id == result_id).values(**values))
-        return result_id
+    if known is not None:
+        if known.removed_at is None and blobs.size(known.path) == known.size_bytes:
+            return int(known.id), [result.path]
+        connection.execute(update(results).where(results.c.id == known.id).values(**values))
+        return int(known.id), [known.path]
     added = insert(results).values(
         job_id=job.id,
         kind=result.kind,
@@ -259,8 +334,7 @@ def _upsert_result(connection: Connection, job: Job, result: Result, now: float)
         transfer_syntax_uid=result.transfer_syntax_uid,
         **values,
     )
-    new_id: int = connection.execute(added.returning(results.c.id)).scalar_one()
-    return new_id
+    return int(connection.execute(added.returning(results.c.id)).scalar_one()), []
 
 
 def _add_delivery(connection: Connection, result_id: int, destination: str, now: float, *, again: bool) -> None:

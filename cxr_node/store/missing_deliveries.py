@@ -13,10 +13,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, and_, exists, insert, or_, select, update
 
-from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, ResultKind
+from cxr_node.records import AuditEvent, DataFolder, DeliveryState, Job, JobState, ResultKind
 from cxr_node.routes import read_header
 from cxr_node.settings import Header, Settings
 from cxr_node.store import audit
+from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import write
 from cxr_node.store.deliveries import was_unasked
 from cxr_node.store.schema import audit as audit_table
@@ -172,7 +173,7 @@ def _missing(
     header = None
     has_image = row["removed_at"] is None
     if settings.route_keywords:
-        header = read_header(settings.node.data_dir / row["path"], settings) if has_image else None
+        header = _header(settings, row["path"]) if has_image else None
         if header is None:  # which way its route went can't be told any more
             return _Plan(row, (), ())
     to_add, to_make = [], set()
@@ -188,6 +189,14 @@ def _missing(
             elif has_image:
                 to_make.add(str(kind))
     return _Plan(row, tuple(to_add), tuple(sorted(to_make)))
+
+
+def _header(settings: Settings, key: str) -> Header | None:
+    try:
+        with LocalBlobs(DataFolder(settings.node.data_dir)).fetch(key) as path:
+            return read_header(path, settings)
+    except FileNotFoundError:
+        return None
 
 
 def _carry_out(connection: Connection, plan: _Plan, priority: int | None) -> Added:

@@ -6,15 +6,12 @@ import json
 import time
 from typing import Any
 
-from sqlalchemy import Engine, Select, exists, func, select
+from sqlalchemy import Engine, Select, func, select
 
 from cxr_node.records import DeliveryState, JobState
 from cxr_node.store import changes
-from cxr_node.store.schema import audit, commitment_reports, deliveries, instances, jobs, results
+from cxr_node.store.schema import commitment_reports, deliveries, instances, jobs, results
 from cxr_node.store.selection import Selection, of_deliveries, of_jobs
-
-_REMEMBERED_S = 7 * 86400.0
-_UNDER_WAY = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.COMMITTING)
 
 
 def count_states(engine: Engine) -> dict[str, Any]:
@@ -77,94 +74,6 @@ def held_by_reason(engine: Engine) -> list[dict[str, Any]]:
         ):
             found.append({"what": f"commitment reports to {name}", "count": number, "reason": reason})
     return sorted(found, key=lambda row: -row["count"])
-
-
-def going_nowhere(engine: Engine) -> list[dict[str, Any]]:
-    """Analysed images whose results have no delivery at all: `calling_ae_title` and `count`, the most first."""
-    has_delivery = exists().where(results.c.job_id == jobs.c.id, deliveries.c.result_id == results.c.id).correlate(jobs)
-    still_there = exists().where(results.c.job_id == jobs.c.id, results.c.removed_at.is_(None)).correlate(jobs)
-    query = (
-        select(instances.c.calling_ae_title, func.count().label("count"))
-        .join(jobs, jobs.c.instance_id == instances.c.id)
-        .where(jobs.c.state == JobState.DONE, still_there, ~has_delivery)
-        .group_by(instances.c.calling_ae_title)
-    )
-    return sorted(_rows(engine, query), key=lambda row: -row["count"])
-
-
-def by_destination(engine: Engine) -> dict[str, dict[str, Any]]:
-    """For each destination that ever had a delivery: how many are in each state, since when the oldest waits, the last that was
-    sent, and the last failure. Times are UTC seconds since the epoch, or None where there is none.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    columns = (
-        deliveries.c.destination,
-        deliveries.c.state,
-        func.count().label("count"),
-        func.min(deliveries.c.created_at).label("oldest"),
-        func.max(deliveries.c.sent_at).label("sent"),
-    )
-    for row in _rows(engine, select(*columns).group_by(deliveries.c.destination, deliveries.c.state)):
-        one = found.setdefault(row["destination"], {"states": {}, "oldest_waiting_at": None, "last_sent_at": None})
-        one["states"][row["state"]] = row["count"]
-        if row["state"] in _UNDER_WAY:
-            one["oldest_waiting_at"] = min(row["oldest"], one["oldest_waiting_at"] or row["oldest"])
-        one["last_sent_at"] = max(row["sent"] or 0, one["last_sent_at"] or 0) or None
-    for name, one in found.items():
-        one.update(_last_error(engine, name))
-    return found
-
-
-def _last_error(engine: Engine, destination: str) -> dict[str, Any]:
-    """What a destination last failed with: of what waits for it now, else of what the audit log has of the last week."""
-    failed = audit.c.event.in_(("result-delayed", "result-held", "result-not-kept"))
-    recent = audit.c.at >= time.time() - _REMEMBERED_S  # the log is kept for ever, and status looked at each minute
-    events = (
-        select(audit.c.at, audit.c.detail).where(recent, failed, audit.c.user == destination).order_by(audit.c.at.desc()).limit(1)
-    )
-    latest = select(deliveries.c.reason).where(
-        deliveries.c.destination == destination,
-        deliveries.c.state.in_((*_UNDER_WAY, DeliveryState.HELD)),
-        deliveries.c.reason != "",
-    )
-    with engine.connect() as connection:
-        event = connection.execute(events).one_or_none()
-        waiting = connection.execute(latest.order_by(deliveries.c.attempts.desc(), deliveries.c.id.desc()).limit(1)).scalar()
-    return {
-        "last_error": waiting or (event.detail if event else ""),
-        "last_error_at": event.at if event else None,
-        "is_failing": waiting is not None,
-    }
-
-
-def by_sender(engine: Engine, since: float) -> dict[str, dict[str, Any]]:
-    """For each AE title that sent something: instances received, when it was last seen, what was refused since, and why.
-
-    `refused` counts lines of the audit log, which for a sender that tries again and again has one a minute for each reason.
-    """
-    columns = (instances.c.calling_ae_title, func.count().label("count"), func.max(instances.c.received_at).label("last"))
-    found: dict[str, dict[str, Any]] = {}
-    for row in _rows(engine, select(*columns).group_by(instances.c.calling_ae_title)):
-        found[row["calling_ae_title"]] = {"received": row["count"], "last_received_at": row["last"], **_nothing_refused()}
-        found[row["calling_ae_title"]]["last_seen_at"] = row["last"]
-    events = ("instance-refused", "instance-unparsed", "association-refused")
-    refused = (
-        select(audit.c.user, audit.c.detail, func.count().label("count"), func.max(audit.c.at).label("last"))
-        .where(audit.c.at >= since, audit.c.event.in_(events))
-        .group_by(audit.c.user, audit.c.detail)
-    )
-    for row in _rows(engine, refused):
-        one = found.setdefault(
-            row["user"], {"received": 0, "last_received_at": None, **_nothing_refused(), "last_seen_at": row["last"]}
-        )
-        one["refused"] += row["count"]
-        one["refused_by_reason"][row["detail"]] = row["count"]
-        one["last_seen_at"] = max(one["last_seen_at"], row["last"])
-    return found
-
-
-def _nothing_refused() -> dict[str, Any]:
-    return {"refused": 0, "refused_by_reason": {}}
 
 
 def list_jobs(engine: Engine, *, limit: int | None = None, **chosen: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,10 @@ from cxr_node.store.schema import instances, jobs, results
 
 
 def report_before(engine: Engine, job: Job) -> str | None:
-    """Path, relative to the data folder, of the latest report of an earlier revision; None if none is there (any more)."""
+    """The key of the latest report of an earlier revision in the same study; None if none is there (any more).
+
+    A UID that came again in another study is no correction: a report must not name that of another patient.
+    """
     query = (
         select(results.c.path)
         .join(jobs, results.c.job_id == jobs.c.id)
@@ -17,6 +20,7 @@ def report_before(engine: Engine, job: Job) -> str | None:
         .where(
             instances.c.sop_instance_uid == job.sop_instance_uid,
             instances.c.revision < job.revision,
+            instances.c.study_instance_uid == job.study_instance_uid,
             results.c.kind == ResultKind.REPORT,
             results.c.removed_at.is_(None),
         )

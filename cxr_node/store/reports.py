@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, update
 
-from cxr_node.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE, Reference
-from cxr_node.records import AuditEvent, DataFolder, DeliveryState
+from cxr_node.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE, OUT_OF_RESOURCES, PROCESSING_FAILURE, Reference
+from cxr_node.records import AuditEvent, DeliveryState
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
+from cxr_node.store.blobs import Blobs
 from cxr_node.store.database import write
+from cxr_node.store.digests import digest_of, earlier_digest_of, is_earlier
 from cxr_node.store.schema import commitment_reports, instances
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 3600.0
@@ -34,25 +36,76 @@ class Report:
     attempts: int
 
 
-def judge(engine: Engine, folders: DataFolder, references: Sequence[Reference]) -> tuple[list[Reference], dict[Reference, int]]:
-    """Which of these instances the node has safe on disk, and of the others why not."""
-    committed: list[Reference] = []
+def judge(
+    engine: Engine, blobs: Blobs, references: Sequence[Reference], keep_s: float, has_room: Callable[[], bool]
+) -> tuple[list[Reference], dict[Reference, int]]:
+    """Promise to keep these instances for `keep_s` seconds; gives those promised, and of the others why not.
+
+    An instance is promised if the content of its newest revision is what was received: its blob is read to its end. The
+    promise is written down first, so that retention leaves the blobs alone from then on.
+
+    Args:
+        engine: the database.
+        blobs: where instances are.
+        references: what a modality asks for.
+        keep_s: how long instances stay; 0: nothing can be promised.
+        has_room: whether the disk has as much room as the node keeps free.
+    """
     failed: dict[Reference, int] = {}
-    with engine.connect() as connection:
-        for reference in dict.fromkeys(references):
-            sop_class_uid, sop_instance_uid = reference
-            rows = connection.execute(
-                select(instances.c.sop_class_uid, instances.c.path).where(
-                    instances.c.sop_instance_uid == sop_instance_uid, instances.c.removed_at.is_(None)
+    asked = list(dict.fromkeys(references))
+    if keep_s <= 0 or not has_room():
+        return [], dict.fromkeys(asked, OUT_OF_RESOURCES)
+    with write(engine) as connection:
+        until = time.time() + keep_s
+        for chunk in (asked[at : at + _MOST_AT_ONCE] for at in range(0, len(asked), _MOST_AT_ONCE)):
+            connection.execute(
+                update(instances)
+                .where(
+                    instances.c.sop_instance_uid.in_([uid for _, uid in chunk]),
+                    instances.c.removed_at.is_(None),
+                    func.coalesce(instances.c.keep_until, 0.0) < until,
                 )
-            ).all()
-            if not any((folders.root / row.path).is_file() for row in rows):
-                failed[reference] = NO_SUCH_INSTANCE
-            elif all(row.sop_class_uid != sop_class_uid for row in rows):
-                failed[reference] = CLASS_CONFLICT
-            else:
-                committed.append(reference)
-    return committed, failed
+                .values(keep_until=until)
+            )
+    with engine.connect() as connection:
+        for reference in asked:
+            if (reason := _why_not(connection, blobs, reference)) is not None:
+                failed[reference] = reason
+    return [reference for reference in asked if reference not in failed], failed
+
+
+def _why_not(connection: Connection, blobs: Blobs, reference: Reference) -> int | None:
+    """Why the newest revision of an instance can't be promised; None if it can."""
+    try:
+        return _look_at(connection, blobs, reference)
+    except FileNotFoundError:  # a duplicate has put another blob in its place since the row was read
+        connection.rollback()
+    try:
+        return _look_at(connection, blobs, reference)
+    except FileNotFoundError:
+        return NO_SUCH_INSTANCE
+
+
+def _look_at(connection: Connection, blobs: Blobs, reference: Reference) -> int | None:
+    sop_class_uid, sop_instance_uid = reference
+    newest = connection.execute(
+        select(instances.c.sop_class_uid, instances.c.path, instances.c.digest, instances.c.removed_at)
+        .where(instances.c.sop_instance_uid == sop_instance_uid)
+        .order_by(instances.c.revision.desc())
+        .limit(1)
+    ).first()
+    if newest is None or newest.removed_at is not None:
+        return NO_SUCH_INSTANCE
+    if newest.sop_class_uid != sop_class_uid:
+        return CLASS_CONFLICT
+    try:
+        with blobs.fetch(newest.path) as path:
+            digest = earlier_digest_of(path) if is_earlier(newest.digest) else digest_of(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError):
+        return PROCESSING_FAILURE
+    return None if digest == newest.digest else PROCESSING_FAILURE
 
 
 def owe_report(

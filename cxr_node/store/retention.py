@@ -1,6 +1,8 @@
 """What may be removed from disk, and the note that it was. Rows stay: they are the node's memory.
 
-An instance may go once its job has come to an end, a result once it is where it was to go.
+An instance may go once its job has come to an end and what storage commitment promised of it is over, a result once it is
+where it was to go. The row is changed first, guarded by all of that, in the transaction that writes the audit log; only then
+is the blob deleted. What a crash leaves in between is an orphan, which `differences` finds.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Engine, Table, exists, select, update
+from sqlalchemy import Connection, Engine, Table, and_, exists, func, select, update
 
+from cxr_node import faults
 from cxr_node.records import AuditEvent, DeliveryState, JobState
 from cxr_node.store import audit
 from cxr_node.store.database import write
@@ -27,7 +30,7 @@ def remove_expired(engine: Engine, received_days: float, results_days: float, re
         engine: the database.
         received_days: instances are kept so long after they came.
         results_days: results are kept so long after they were made.
-        remove: removes a file by its path relative to the data folder.
+        remove: deletes the blob under a key.
 
     Returns:
         how many instances and how many results were removed.
@@ -61,27 +64,41 @@ _TABLES = (instances, results)
 
 
 def _remove_oldest(engine: Engine, table: Table, before: float, remove: Callable[[str], None], limit: int) -> int:
-    since, may_go = _may_go(table)
-    query = (
-        select(table.c.id, table.c.path).where(table.c.removed_at.is_(None), since < before, may_go).order_by(since).limit(limit)
-    )
+    now = time.time()
+    since, may_go = _may_go(table, now)
+    free = and_(table.c.removed_at.is_(None), since < before, may_go)
+    candidates = select(table.c.id).where(free).order_by(since).limit(limit)
     with engine.connect() as connection:
-        rows = connection.execute(query).all()
-    for row in rows:  # the file first: a row that says "removed" is always true
+        if connection.execute(candidates.limit(1)).first() is None:
+            return 0
+    with write(engine) as connection:
+        # locked first and looked at again: on PostgreSQL a job or a delivery may have been opened since the first look
+        ids = connection.execute(candidates.with_for_update(skip_locked=True)).scalars().all()
+        removed = connection.execute(
+            update(table).where(table.c.id.in_(ids), free).values(removed_at=now).returning(table.c.id, table.c.path)
+        ).all()
+        if table is instances:
+            audit.add(connection, *_removals(connection, [row.id for row in removed]))
+    faults.point("removal-noted")
+    for row in removed:
         remove(row.path)
-    if rows:
-        with write(engine) as connection:
-            connection.execute(update(table).where(table.c.id.in_([row.id for row in rows])).values(removed_at=time.time()))
-    return len(rows)
+    return len(removed)
 
 
-def _may_go(table: Table) -> tuple[Any, Any]:
+def _removals(connection: Connection, ids: list[int]) -> list[AuditEvent]:
+    columns = (instances.c.patient_id, instances.c.study_instance_uid, instances.c.sop_instance_uid)
+    rows = connection.execute(select(*columns).where(instances.c.id.in_(ids)))
+    return [AuditEvent("instance-removed", **row._mapping) for row in rows]
+
+
+def _may_go(table: Table, now: float) -> tuple[Any, Any]:
     """Since when a table's files are there, and whether nobody needs them any more."""
     if table is instances:
         pending_job = exists().where(
             jobs.c.instance_id == instances.c.id, jobs.c.state.in_((JobState.NEW, JobState.RUNNING, JobState.HELD))
         )
-        return instances.c.received_at, ~pending_job
+        promised = func.coalesce(instances.c.keep_until, 0.0) > now
+        return instances.c.received_at, and_(~pending_job, ~promised)
     pending_delivery = exists().where(
         deliveries.c.result_id == results.c.id,
         deliveries.c.state.not_in((DeliveryState.SENT, DeliveryState.CANCELLED)),

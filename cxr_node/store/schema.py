@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The newest migration that this program knows; the migrations' test holds the two together."""
 
 metadata = MetaData(
@@ -40,9 +40,10 @@ instances = Table(
     Column("id", Integer, primary_key=True),
     Column("sop_instance_uid", String(64), nullable=False),
     Column("revision", Integer, nullable=False),  # 0 for the first content seen under this UID
-    Column("digest", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),  # of the data set as it came
+    Column("content_digest", String(64), nullable=False, server_default=""),  # however it is encoded; empty: not yet known
     Column("size_bytes", _SIZE, nullable=False),
-    Column("path", String(255), nullable=False),
+    Column("path", String(255), nullable=False),  # the key of its blob, which no other row has or will ever have
     Column("sop_class_uid", String(64), nullable=False),
     Column("transfer_syntax_uid", String(64), nullable=False),
     Column("study_instance_uid", String(64), nullable=False, index=True),
@@ -54,9 +55,11 @@ instances = Table(
     Column("host", String(255), nullable=False),
     Column("received_at", Float, nullable=False, index=True),
     Column("note", Text, nullable=False),  # why it is not analysed, if it isn't
-    Column("removed_at", Float),  # when retention took the file
+    Column("removed_at", Float),  # when it was decided that the blob goes, or seen that it is gone
+    Column("keep_until", Float),  # promised by storage commitment: the blob stays so long
     UniqueConstraint("sop_instance_uid", "revision"),
 )
+Index("uq_instances_path", instances.c.path, unique=True)
 
 jobs = Table(
     "jobs",
@@ -74,6 +77,9 @@ jobs = Table(
     Column("model_version", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("finished_at", Float),
+    Column("superseded_by", Integer),  # the instance, a corrected one, whose arrival cancelled it
+    Column("analysis_key", String(64), nullable=False, server_default=""),  # what the analysis depends on
+    Column("analysed_at", Float),  # when that analysis was first begun: the date in its results
 )
 Index(
     "ix_jobs_due", jobs.c.priority.desc(), jobs.c.id, sqlite_where=text("state = 'new'"), postgresql_where=text("state = 'new'")
@@ -94,12 +100,13 @@ results = Table(
     Column("sop_instance_uid", String(64), nullable=False),
     Column("sop_class_uid", String(64), nullable=False),
     Column("transfer_syntax_uid", String(64), nullable=False),
-    Column("path", String(255), nullable=False),
+    Column("path", String(255), nullable=False),  # the key of its blob
     Column("size_bytes", _SIZE, nullable=False),
     Column("created_at", Float, nullable=False, index=True),
     Column("removed_at", Float),
     UniqueConstraint("sop_instance_uid"),
 )
+Index("uq_results_path", results.c.path, unique=True)
 
 deliveries = Table(
     "deliveries",
@@ -119,6 +126,7 @@ deliveries = Table(
     Column("transaction_uid", String(64), nullable=False, server_default=""),  # under which commitment was asked for last
     Column("asks", Integer, nullable=False, server_default="0"),  # how often it was
     Column("committed_at", Float),
+    Column("superseded_by", Integer),  # the instance, a corrected one, whose arrival ended it
     UniqueConstraint("result_id", "destination"),
 )
 Index(

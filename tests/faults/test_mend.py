@@ -67,8 +67,12 @@ class Node(Store):
 
     def receive_real(self, **attributes):
         ds = radiograph(**attributes)
-        admissions.admit(self.engine, self.folders, self.keep(ds), Sender("MODALITY7", "CXRNODE", "127.0.0.1"), analyse=True)
+        self.receive_again(ds)
         return ds
+
+    def receive_again(self, ds):
+        sender = Sender("MODALITY7", "CXRNODE", "127.0.0.1")
+        return admissions.admit(self.engine, self.folders, self.keep(ds), sender, analyse=True)
 
     def run(self, *arguments):
         return CliRunner().invoke(app, [*arguments, "--config", str(self.config)])
@@ -341,7 +345,8 @@ class TestDoctor:
         assert node.run("doctor", "--mend").exit_code == 0
         assert node.job()["state"] == JobState.NEW
         node.finish(node.claim()[0])
-        assert overlay.read_bytes() == b"result"
+        assert (node.folders.root / node.job()["results"][0]["path"]).read_bytes() == b"result"
+        assert not overlay.exists(), "a key is never used again"
         assert node.found() == []
         assert len(deliveries.claim(node.engine, "pacs", "d", 8, 60)) == 2
 
@@ -355,14 +360,18 @@ class TestDoctor:
         assert node.job()["state"] == JobState.DONE
         assert node.found() == []
 
-    def test_holds_deliveries_whose_result_and_image_are_gone(self, node):
-        node.receive_real()
+    def test_holds_deliveries_whose_result_and_image_are_gone_until_the_image_comes_again(self, node):
+        ds = node.receive_real()
         node.finish(node.claim()[0])
         for path in [*node.folders.instances.rglob("*.dcm"), *node.folders.results.rglob("*.dcm")]:
             path.unlink()
         node.run("doctor", "--mend")
         assert {row["state"] for row in node.job()["deliveries"]} == {DeliveryState.HELD}
-        assert "its image too" in node.job()["deliveries"][0]["reason"]
+        assert "its image too: send the image again" in node.job()["deliveries"][0]["reason"]
+        node.receive_again(ds)
+        node.finish(node.claim()[0])
+        assert {row["state"] for row in node.job()["deliveries"]} == {DeliveryState.WAITING}
+        assert node.found() == []
 
     def test_removes_a_result_without_a_row(self, node):
         stray = node.folders.results / "00" / "1.2.3.dcm"
@@ -388,12 +397,12 @@ def test_an_image_received_by_an_earlier_release_is_known_again(node):
     before = node.keep_as_before(ds)
     assert admissions.admit(node.engine, node.folders, before, sender, analyse=True) is Admission.QUEUED
     again = node.keep(ds)
-    assert not admissions.is_changed(node.engine, ds.SOPInstanceUID, again.digest, node.folders.root / again.path)
+    assert not admissions.is_changed(node.engine, ds.SOPInstanceUID, EXPLICIT, again.digest, node.folders.root / again.path)
     assert admissions.admit(node.engine, node.folders, again, sender, analyse=True) is Admission.DUPLICATE
     assert node.found() == [], "one file, and its row tells where it is"
     assert (node.folders.root / again.path).exists()
     changed = node.keep(radiograph(SOPInstanceUID=ds.SOPInstanceUID, PatientName="Corrected^Name"))
-    assert admissions.is_changed(node.engine, ds.SOPInstanceUID, changed.digest, node.folders.root / changed.path)
+    assert admissions.is_changed(node.engine, ds.SOPInstanceUID, EXPLICIT, changed.digest, node.folders.root / changed.path)
     assert admissions.admit(node.engine, node.folders, changed, sender, analyse=True) is Admission.REVISION
 
 

@@ -206,7 +206,7 @@ class TestRoomOnTheDisk:
         removed = retention.make_room(
             store.engine,
             lambda: len(list(files.rglob("*.dcm"))) <= 1,
-            lambda path: instances.remove(store.folders, path),
+            store.blobs.delete,
         )
         assert removed == (2, 0)
         (left,) = store.claim()

@@ -25,7 +25,7 @@ def store(tmp_path):
     first, second, *_ = opened.claim()
     opened.finish(first)
     opened.send_all()
-    jobs.reject(opened.engine, "w", second, ["a lateral view"])
+    jobs.reject(opened.engine, "w", second, ["a lateral view"], blobs=opened.blobs)
     report = {"transaction_uid": "1.9", "ae_title": "CT", "host": "h", "committed": "[]", "failed": "[]", "state": "waiting"}
     with write(opened.engine) as connection:
         connection.execute(insert(commitment_reports).values(**report, attempts=0, not_before=0.1, reason="", created_at=2.5))

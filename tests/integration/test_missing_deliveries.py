@@ -151,7 +151,7 @@ def test_what_a_person_cancelled_is_not_added_again(store):
 
 def test_a_rejected_image_gets_its_notice_on_a_retry_and_not_at_each_start(store):
     store.receive()
-    jobs.reject(store.engine, "w", store.claim()[0], ["a lateral view"])
+    jobs.reject(store.engine, "w", store.claim()[0], ["a lateral view"], blobs=store.blobs)
     notices = NotAnalysedSettings(report=True)
     settings = with_destinations(store, pacs=(OVERLAY, REPORT), not_analysed=notices)
     assert missing_deliveries.add_at_start(store.engine, settings) == Added()

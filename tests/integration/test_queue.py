@@ -13,7 +13,6 @@ from sqlalchemy import update
 from cxr_node.records import AuditEvent, DeliveryState, JobState, ResultKind
 from cxr_node.store import admissions, audit, deliveries, jobs, leases, overview, retention
 from cxr_node.store.database import write
-from cxr_node.store.instances import remove
 from cxr_node.store.schema import jobs as jobs_table
 from tests.store import Store
 
@@ -33,10 +32,12 @@ def test_the_same_content_twice_is_one_job(store):
 
 def test_other_content_under_the_same_uid_is_a_revision_with_a_job_of_its_own(store):
     store.receive(content=b"first")
+    store.finish(store.claim()[0])
     assert store.receive(content=b"corrected") == admissions.Admission.REVISION
-    claimed = store.claim()
-    assert [job.revision for job in claimed] == [0, 1]
-    assert {(store.folders.root / job.path).read_bytes() for job in claimed} == {b"first", b"corrected"}
+    (job,) = store.claim()
+    assert job.revision == 1
+    assert (store.folders.root / job.path).read_bytes() == b"corrected"
+    assert sorted(path.read_bytes() for path in store.folders.instances.rglob("*.dcm")) == [b"corrected", b"first"]
 
 
 def test_what_is_not_to_be_analysed_is_kept_without_a_job(store):
@@ -179,21 +180,21 @@ def test_retention_takes_what_is_done_and_leaves_what_is_not(store):
     first, second = store.claim(limit=1), store.claim(limit=1)
     store.finish(first[0])
     files = sorted(path.name for path in store.folders.instances.rglob("*.dcm"))
-    removed = retention.remove_expired(store.engine, -1, -1, lambda path: remove(store.folders, path))
+    removed = retention.remove_expired(store.engine, -1, -1, store.blobs.delete)
     assert removed == (1, 0)  # its results are not sent yet, the other instance is not analysed yet
     left = sorted(path.name for path in store.folders.instances.rglob("*.dcm"))
     assert len(files) == 2
     assert left == [second[0].path.rsplit("/", 1)[1]]
     for delivery in deliveries.claim(store.engine, "pacs", "d", 10, 60):
         deliveries.mark_sent(store.engine, delivery, 0)
-    assert retention.remove_expired(store.engine, -1, -1, lambda path: remove(store.folders, path)) == (0, 2)
+    assert retention.remove_expired(store.engine, -1, -1, store.blobs.delete) == (0, 2)
     assert list(store.folders.results.rglob("*.dcm")) == []
 
 
 def test_the_audit_log_is_searched_by_patient_study_event_and_time(store):
     store.receive()
     (job,) = store.claim()
-    jobs.reject(store.engine, "w", job, ["a lateral view"])
+    jobs.reject(store.engine, "w", job, ["a lateral view"], blobs=store.blobs)
     audit.record(store.engine, AuditEvent("other", patient_id="SOMEONE"))
     found = list(audit.search(store.engine, patient_id="p*", event="job-*"))  # a wildcard disregards case
     assert [(row["event"], row["outcome"], row["detail"]) for row in found] == [("job-rejected", "rejected", "a lateral view")]

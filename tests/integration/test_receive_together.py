@@ -38,7 +38,7 @@ def together_on(engine, settings):
 
 def arrival(number, digest=""):
     header = InstanceHeader(f"1.2.{number}", "1.2", "1.2.840.10008.1.2.1", "1.3", "1.4", "P", "A")
-    stored = StoredInstance(header, f"instances/{number}", 1, digest or f"blake3:{number:056d}")
+    stored = StoredInstance(header, f"instances/{number}", 1, digest or f"blake3:{number:056d}", 1e9)
     return Arrival(DataFolder(Path("nowhere")), stored, Sender("A", "B", "127.0.0.1"), analyse=True)
 
 

@@ -180,9 +180,9 @@ def test_only_what_a_destination_wants_is_made(tmp_path, networks):
 
 
 def test_the_report_of_a_corrected_image_names_its_predecessor(bench):
-    bench.add(drawn(1), SOPInstanceUID="1.2.3.4", PatientID="WRONG")
+    bench.add(drawn(1), SOPInstanceUID="1.2.3.4", StudyInstanceUID="1.2.3", PatientID="WRONG")
     bench.step()
-    bench.add(drawn(1), SOPInstanceUID="1.2.3.4", PatientID="RIGHT")
+    bench.add(drawn(1), SOPInstanceUID="1.2.3.4", StudyInstanceUID="1.2.3", PatientID="RIGHT")
     bench.step()
     first, second = (overview.show_job(bench.engine, row["id"]) for row in overview.list_jobs(bench.engine))
     reports = []

@@ -77,7 +77,7 @@ def test_the_picture_grows_with_the_reasons_and_shows_them_all():
 
 def test_names_the_report_of_the_image_before_it_was_corrected():
     earlier = composed()[REPORT]
-    ds = composed(revision=1, predecessor=earlier)[REPORT]
+    ds = composed(content_digest="another", predecessor=earlier)[REPORT]
     (study,) = ds.PredecessorDocumentsSequence
     (reference,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
     assert reference.ReferencedSOPInstanceUID == earlier.SOPInstanceUID != ds.SOPInstanceUID
