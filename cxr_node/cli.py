@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cxr_node.commands.common import AsJson, Config, in_words, print_table
+from cxr_node.commands.common import AsJson, Config, print_table
 from cxr_node.errors import CxrNodeError
 from cxr_node.settings import load_settings
 
@@ -21,13 +21,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 if sys.argv[1:2] != ["status"]:  # which a health check asks twice a minute: it loads no SQLAlchemy
-    from cxr_node.commands import audit, mend, queue
+    from cxr_node.commands import audit, check_config, copy_database, drain, mend, queue
 
     app.add_typer(queue.app, name="queue")
     app.add_typer(audit.app, name="audit")
     app.command()(mend.doctor)
     app.command("backup")(mend.back_up)
     app.command()(mend.restore)
+    app.command()(drain.drain)
+    app.command("copy-database")(copy_database.copy_database)
+    app.command("check-config")(check_config.check_config)
 
 
 def main() -> None:
@@ -75,6 +78,7 @@ def analyze(
     """Analyse files without a network; exit status 1 if any was rejected or failed."""
     from cxr_node import logs
     from cxr_node.commands.analyze import analyze_files, collect, kinds_named
+    from cxr_node.store.overview import answer_of
 
     settings = load_settings(config)
     kinds = kinds_named(objects)
@@ -91,11 +95,7 @@ def analyze(
                 {
                     "source": row["source"],
                     "status": row["status"],
-                    "label": ""
-                    if not row["label"]
-                    else f"indeterminate ({row['label']}?)"
-                    if row["indeterminate"]
-                    else row["label"],
+                    "label": answer_of(row["status"], row),
                     "probability": f"{row['probabilities'][row['label']]:.3f}" if row["label"] else "",
                     "seconds": f"{row['seconds']['total']:.2f}" if row["seconds"] else "",
                     "reasons": " ".join(row["reasons"]),
@@ -109,36 +109,14 @@ def analyze(
 
 @app.command()
 def status(config: Config = None, as_json: AsJson = False) -> None:
-    """Counts by state, oldest waiting age, last success, free disk, model version."""
-    from cxr_node.commands.status import node_status
+    """Counts by state, ages, last successes, free disk, model, and a line for each destination and each sender."""
+    from cxr_node.commands.status import for_people, node_status
 
     found = node_status(load_settings(config))
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        print_table([{"what": key, "value": in_words(value)} for key, value in found.items()])
-
-
-@app.command("check-config")
-def check_config(
-    file: Annotated[Path | None, typer.Argument(metavar="F", help="Settings file.")] = None, config: Config = None
-) -> None:
-    """Validate the settings and C-ECHO every destination; exit status 1 if something is wrong."""
-    from cxr_node import passcode, tls
-    from cxr_node.deliver.check import check_destinations
-
-    settings = load_settings(file or config)
-    print("The settings are valid.")
-    secrets = tls.problems(settings) + passcode.problems(settings)
-    for severity, text in secrets:
-        print(f"{severity:<8} {text}")
-    findings = check_destinations(settings)
-    for finding in findings:
-        print(f"{finding.severity:<8} {finding.destination}: {finding.text}")
-    if not settings.destinations:
-        print("warning  no [[destinations]]: results will be kept on disk and sent nowhere")
-    if "error" in [finding.severity for finding in findings] + [severity for severity, _ in secrets]:
-        raise typer.Exit(1)
+        print_table(for_people(found))
 
 
 @app.command()

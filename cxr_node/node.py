@@ -23,7 +23,7 @@ from pathlib import Path
 
 import structlog
 
-from cxr_node import limits, logs
+from cxr_node import limits, logs, routes
 from cxr_node.errors import StoreError
 from cxr_node.receive.processes import LONGEST_END_S
 from cxr_node.records import AuditEvent, DataFolder
@@ -53,6 +53,7 @@ def run_role(role: str, settings: Settings) -> None:
         settings: the settings tree.
     """
     logs.set_up(settings.node.log_level, role)
+    routes.check_keywords(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -100,6 +101,7 @@ def serve(settings: Settings, config: Path | None) -> None:
         StoreError: another node runs on this data folder, the folder can't be used, or the database is damaged.
     """
     logs.set_up(settings.node.log_level, "serve")
+    routes.check_keywords(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -9,12 +9,13 @@ Over 300 lines: every key, its bounds and what it means stand in one place.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import (
     BaseModel,
@@ -48,6 +49,16 @@ Fingerprint = Annotated[
     str, BeforeValidator(lambda text: str(text).replace(":", "").lower()), StringConstraints(pattern=r"^[0-9a-f]{64}$")
 ]
 """SHA-256 of a certificate in hexadecimal digits, with or without colons."""
+
+_KEYWORD = re.compile(r"[A-Z][A-Za-z0-9]*")
+
+
+class Header(Protocol):
+    """What routes ask of a data set, as pydicom's `Dataset` or a mapping gives it."""
+
+    def get(self, keyword: str, /) -> Any:
+        """The value of an element, or None."""
+
 
 _OVERLAY_SYNTAXES = {
     "raw": "1.2.840.10008.1.2.1",
@@ -224,11 +235,35 @@ class DestinationSettings(_Section):
         return tuple(dict.fromkeys((self.host, *self.hosts)))
 
 
+def _as_patterns(value: Any) -> Any:
+    """Keyword to patterns, where one pattern may stand without a list around it."""
+    if not isinstance(value, dict):
+        return value
+    return {keyword: (found,) if isinstance(found, str) else found for keyword, found in value.items()}
+
+
 class RouteSettings(_Section):
     """[[routes]]"""
 
     calling_ae_title: str = "*"
+    match: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_as_patterns)] = {}
+    """DICOM keywords (StationName) with a pattern, or a list of them: each keyword's value has to match one of its own."""
     destinations: tuple[str, ...]
+
+    @field_validator("match")
+    @classmethod
+    def _check_keywords(cls, match: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for keyword in match:
+            if not _KEYWORD.fullmatch(keyword):
+                raise ValueError(f'{keyword!r} is no DICOM keyword, which is written like "StationName"')
+        return match
+
+    def is_for(self, calling_ae_title: str, header: Header) -> bool:
+        """Whether an instance of this sender with this header takes this route."""
+        return fnmatchcase(calling_ae_title, self.calling_ae_title) and all(
+            any(fnmatchcase(value.upper(), pattern.upper()) for value in _values(header, keyword) for pattern in patterns)
+            for keyword, patterns in self.match.items()
+        )
 
 
 class InferenceSettings(_Section):
@@ -381,12 +416,32 @@ class Settings(BaseSettings):
                 return sender.priority
         return 0
 
-    def destinations_for(self, calling_ae_title: str) -> tuple[DestinationSettings, ...]:
-        """Where results of a sender go: the first route whose pattern matches; all destinations where none does."""
+    def destinations_for(self, calling_ae_title: str, header: Header | None = None) -> tuple[DestinationSettings, ...]:
+        """Where results of an image go: the first route that it matches; all destinations where none does.
+
+        Args:
+            calling_ae_title: who sent it.
+            header: its data set, for routes with `match`, or None where there is none: every value in it is empty then.
+        """
         for route in self.routes:
-            if fnmatchcase(calling_ae_title, route.calling_ae_title):
+            if route.is_for(calling_ae_title, header or {}):
                 return tuple(d for d in self.destinations if d.name in route.destinations)
         return self.destinations
+
+    @property
+    def route_keywords(self) -> tuple[str, ...]:
+        """The keywords that routes look at, each once; empty: no header is needed to find a route."""
+        return tuple(dict.fromkeys(keyword for route in self.routes for keyword in route.match))
+
+
+def _values(header: Header, keyword: str) -> list[str]:
+    """The values of an element as text, without padding; one empty text where there is none."""
+    try:
+        found = header.get(keyword)
+    except Exception:  # a value is read when it is asked for, and a broken one raises whatever it leads to
+        found = None
+    several = list(found) if isinstance(found, Sequence) and not isinstance(found, str) else [found]
+    return ["" if value is None else str(value).strip() for value in several] or [""]
 
 
 class _Environment(EnvSettingsSource):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import structlog
 
-from cxr_node import faults, limits
+from cxr_node import faults, limits, routes
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
 from cxr_node.compose import DEFAULT_KINDS, compose_not_analysed, compose_results
@@ -33,7 +33,7 @@ from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import DataFolder, Findings, Geometry, Job, Model, Radiograph, Result, ResultKind
 from cxr_node.settings import Settings
 from cxr_node.source import Source, read_content_digest, read_dicom, read_header, read_identity
-from cxr_node.store import corrections, jobs, leases, predecessors
+from cxr_node.store import corrections, jobs, leases, missing_deliveries, predecessors
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import DatabaseTrouble, is_full, open_database
@@ -198,7 +198,8 @@ class Worker:
 
     def _finish(self, job: Job, source: Source, findings: Findings) -> None:
         started = time.perf_counter()
-        destinations = {d.name: d.send for d in self._settings.destinations_for(job.calling_ae_title)}
+        senders = missing_deliveries.senders_of(self._engine, job)
+        destinations = missing_deliveries.wanted(self._settings, senders, source.ds)
         faults.point("composing", job.sop_instance_uid)
         begun_at = self._begin(job, source.content_digest, findings.model)
         if begun_at is None:
@@ -229,6 +230,11 @@ class Worker:
             blobs=self._blobs,
         )
         self._open.pop(job.id, None)
+        if ended and missing_deliveries.senders_of(self._engine, job) != senders:  # meanwhile it came over another route
+            missing_deliveries.add_for_job(self._engine, self._settings, job)
+        elif ended and not any(destinations.values()):
+            where = {"sop_instance_uid": job.sop_instance_uid, "calling_ae_title": job.calling_ae_title}
+            log.warning("results go nowhere: no destination is set for their sender", **where)
         log.info(
             "analysed" if ended else "lease lost, another worker has this job",
             sop_instance_uid=job.sop_instance_uid,
@@ -243,6 +249,12 @@ class Worker:
         begun_at = jobs.begin_analysis(self._engine, self._owner, job, key)
         return None if begun_at is None else datetime.fromtimestamp(begun_at, UTC).astimezone()
 
+    def _destinations(self, job: Job) -> dict[str, tuple[ResultKind, ...]]:
+        """Where notices of a job go, by the routes of all that have sent its image."""
+        with self._blobs.fetch(job.path) as path:
+            header = routes.read_header(path, self._settings)
+        return missing_deliveries.wanted(self._settings, missing_deliveries.senders_of(self._engine, job), header)
+
     def _lose(self, job: Job) -> None:
         self._open.pop(job.id, None)
         log.info("lease lost, another worker has this job", sop_instance_uid=job.sop_instance_uid)
@@ -256,8 +268,9 @@ class Worker:
             return read_identity(path)
 
     def _reject(self, job: Job, rejected: Rejected, content_digest: str = "") -> None:
-        destinations = {d.name: d.send for d in self._settings.destinations_for(job.calling_ae_title)}
+        destinations: dict[str, tuple[ResultKind, ...]] = {}
         try:
+            destinations = self._destinations(job)
             if not content_digest:  # it was rejected before its pixels were decoded
                 content_digest = self._digest_of(job.path)
                 if rejected.reasons != (_CHANGED,) and self._settle_known(job, content_digest):

@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
-from cxr_node.store import admissions, jobs, overview
+from cxr_node.store import admissions, deliveries, jobs, overview
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database, write
 from cxr_node.store.instances import keep_instance, write_result
@@ -28,31 +28,52 @@ class Store:
         self.folders = DataFolder(root)
         self.blobs = LocalBlobs(self.folders)
 
-    def receive(self, uid="1.2.3", content=b"pixels", analyse=True, note=""):
+    def receive(
+        self,
+        uid="1.2.3",
+        content=b"pixels",
+        analyse=True,
+        note="",
+        sender="MODALITY",
+        study="1.5",
+        patient="PID",
+        accession="ACC",
+    ):
         temporary = self.folders.incoming / hashlib.sha256(content).hexdigest()
         temporary.write_bytes(content)
-        header = InstanceHeader(uid, "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1", "1.5", "1.6", "PID", "ACC")
+        header = InstanceHeader(uid, "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1", study, "1.6", patient, accession)
         stored = keep_instance(self.folders, temporary, header, f"blake3:{hashlib.sha224(content).hexdigest()}")
         return admissions.admit(
-            self.engine, self.folders, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=analyse, note=note
+            self.engine, self.folders, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=analyse, note=note
         )
 
     def claim(self, owner="w", limit=8, lease_s=60.0, max_attempts=3):
         return jobs.claim(self.engine, owner, limit, lease_s, max_attempts)
 
-    def finish(self, job, owner="w"):
+    def finish(self, job, owner="w", model="1", destinations=BOTH, kinds=BOTH["pacs"]):
         made = [
-            write_result(self.folders, job, ComposedObject(kind, f"2.25.{job.id}{n}", "1.2", "1.2.840.10008.1.2.1", b"result"))
-            for n, kind in enumerate(BOTH["pacs"], start=1)
+            write_result(
+                self.folders,
+                job,
+                ComposedObject(kind, f"2.25.{job.id}{n}{model.removeprefix('1')}", "1.2", "1.2.840.10008.1.2.1", b"result"),
+            )
+            for n, kind in enumerate(kinds, start=1)
         ]
         return jobs.finish(
             *(self.engine, owner, job),
             findings={"label": "healthy"},
-            model_version="1",
+            model_version=model,
             made=made,
-            destinations=BOTH,
+            destinations=destinations,
             blobs=self.blobs,
         )
+
+    def send_all(self, destination="pacs"):
+        """As a courier that meets no trouble; gives what it sent."""
+        sent = deliveries.claim(self.engine, destination, "d", 100, 60)
+        for delivery in sent:
+            deliveries.mark_sent(self.engine, delivery, 0)
+        return sent
 
     def lapse(self):
         with write(self.engine) as connection:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cxr_node.commands.common import Config, open_engine, operator, print_table
+from cxr_node.commands.common import Config, moment, open_engine, operator, print_table
 from cxr_node.records import AuditEvent
 from cxr_node.store import audit
 
@@ -36,14 +36,17 @@ def audit_search(
     patient: Annotated[str, typer.Option(help="Patient ID; * is a wildcard, here and below.")] = "",
     study: Annotated[str, typer.Option(help="Study Instance UID.")] = "",
     event: Annotated[str, typer.Option(help="Event, for example instance-received or job-*.")] = "",
-    since: Annotated[datetime | None, typer.Option(help="From this time on (local).")] = None,
-    until: Annotated[datetime | None, typer.Option(help="Before this time (local).")] = None,
+    since: Annotated[str, typer.Option(metavar="TIME", help="From this time on: UTC, unless it says +01:00 or the like.")] = "",
+    until: Annotated[str, typer.Option(metavar="TIME", help="Before this time; as --since.")] = "",
     user: Annotated[str, typer.Option(help="AE title of the other side, or the operating system's user.")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the newest.")] = None,
     table_format: Annotated[TableFormat, typer.Option("--format", help="How it is printed.")] = TableFormat.TABLE,
     config: Config = None,
 ) -> None:
-    """Search the audit log, oldest first. The search itself is audited."""
+    """Search the audit log, oldest first. Times are UTC, those given and those shown. The search itself is audited."""
+    query = {"patient": patient, "study": study, "event": event, "since": since, "until": until, "user": user, "limit": limit}
+    given = {name: value for name, value in query.items() if value}
+    since_s, until_s = moment(since, "--since"), moment(until, "--until")
     with open_engine(config) as engine:
         rows = [
             {**row, "at": datetime.fromtimestamp(row["at"], UTC).isoformat(timespec="milliseconds")}
@@ -53,12 +56,18 @@ def audit_search(
                 study_instance_uid=study,
                 event=event,
                 user=user,
-                since=since.timestamp() if since else None,
-                until=until.timestamp() if until else None,
+                since=since_s,
+                until=until_s,
                 limit=limit,
             )
         ]
-        searched = AuditEvent("audit-searched", user=operator(), patient_id=patient[:64], study_instance_uid=study[:64])
+        searched = AuditEvent(
+            "audit-searched",
+            user=operator(),
+            patient_id=patient[:64],
+            study_instance_uid=study[:64],
+            detail=json.dumps(given, ensure_ascii=False),
+        )
         audit.record(engine, searched)
     if table_format == TableFormat.JSON:
         print(json.dumps(rows, indent=2))

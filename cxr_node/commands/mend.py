@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cxr_node import repair
+from cxr_node.commands import moving
 from cxr_node.commands.common import Config, open_engine, operator
 from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.records import AuditEvent, DataFolder
@@ -69,9 +70,13 @@ def back_up(config: Config = None) -> None:
 
 def restore(
     file: Annotated[Path | None, typer.Argument(help="Which backup; the newest if absent.", show_default=False)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: make the folder, mark images without a file as gone.")] = False,
     config: Config = None,
 ) -> None:
-    """Put a backup of the database back, and enter what was received since; the node must be stopped."""
+    """Put a backup of the database back, and enter what was received since; the node must be stopped.
+
+    On a new folder or machine it says what it needs, and asks before it marks images as gone.
+    """
     settings = load_settings(config)
     if settings.database.url:
         raise CxrNodeError(backup.NOT_OURS)
@@ -79,8 +84,8 @@ def restore(
     chosen = file or next(iter(there_are), None)
     if chosen is None:
         raise CxrNodeError(f"There is no backup in {backup.backup_folder(settings)}: name the file.")
-    if not settings.node.data_dir.is_dir():
-        raise CxrNodeError(f"There is no data folder {settings.node.data_dir.absolute()}: name the settings with --config.")
+    backup.check_file(chosen)
+    moving.make_folder_for(settings, yes=yes)
     with lock.nobody_using(settings.node.data_dir):
         aside = backup.restore(settings, chosen)
         print(f"Restored {chosen}." + (f" What was there is now {aside}." if aside else ""))
@@ -88,10 +93,13 @@ def restore(
         try:
             found = differences.find_differences(engine, DataFolder(settings.node.data_dir), 0)
             _show(found)
-            repair.mend(settings, engine, found, operator())
-            audit.record(engine, AuditEvent("database-restored", user=operator(), detail=f"{chosen.name}, {len(found)} mended"))
+            to_mend = moving.without_what_is_not_gone(settings, found, yes=yes)
+            repair.mend(settings, engine, to_mend, operator())
+            audit.record(engine, AuditEvent("database-restored", user=operator(), detail=f"{chosen.name}, {len(to_mend)} mended"))
         finally:
             engine.dispose()
+    if len(to_mend) < len(found):
+        raise typer.Exit(1)
 
 
 def _show(found: list[Difference]) -> None:

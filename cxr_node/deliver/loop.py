@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -18,9 +19,13 @@ from cxr_node.errors import AssociationLost, DeliveryError
 from cxr_node.logs import explain
 from cxr_node.records import Delivery, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
-from cxr_node.store import commitments, deliveries, leases
+from cxr_node.store import commitments, deliveries, leases, missing_deliveries
 from cxr_node.store.backoff import backoff_s
-from cxr_node.store.database import open_database
+from cxr_node.store.database import asking, open_database
+from cxr_node.store.parties import going_nowhere
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = structlog.get_logger()
 
@@ -245,6 +250,20 @@ class Courier:
                 self._log.exception("the association could not be aborted")
 
 
+def _add_missing(engine: Engine, settings: Settings, stop: threading.Event) -> None:
+    """At the start the settings may be others than before: add what they ask for now."""
+    try:
+        added = missing_deliveries.add_at_start(engine, settings, stop.is_set)
+        if added != missing_deliveries.Added():
+            log.info("the settings ask for more than before", deliveries_added=added.deliveries, jobs_done_again=added.jobs)
+        with asking(engine) as ask:
+            nowhere = going_nowhere(ask)
+        for row in nowhere:
+            log.warning("results go nowhere: no destination is set for their sender", **row)
+    except Exception as error:  # what is there is delivered all the same
+        log.error("deliveries that are missing not added", exc_info=error)
+
+
 def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) -> None:
     """Run the role until `stop` is set; what was claimed and not begun goes back to the queue.
 
@@ -263,12 +282,15 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         thread.start()
     ready()
     log.info("delivering", destinations=[courier.destination.name for courier in couriers])
+    adding = threading.Thread(target=_add_missing, args=(engine, settings, stop), name="missing")
+    adding.start()
+    asked = {destination.name: destination.send for destination in settings.destinations}
     while not stop.is_set():
         try:
-            if strays := deliveries.hold_strays(engine, [courier.destination.name for courier in couriers]):
-                log.warning("deliveries held: the settings no longer name their destination", count=strays)
+            if ended := deliveries.end_unasked(engine, asked):
+                log.warning("deliveries cancelled: the settings no longer ask for them", count=ended)
         except Exception as error:  # the next time will do
-            log.warning("deliveries without a destination not held", exc_info=error)
+            log.warning("deliveries that nobody asks for not cancelled", exc_info=error)
         if stop.wait(leases.DELIVERY_S / 4):
             break
         for courier in couriers:
@@ -283,4 +305,5 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         if thread.is_alive():
             cut_off()
         thread.join()
+    adding.join()
     engine.dispose()

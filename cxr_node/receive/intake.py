@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import structlog
@@ -27,12 +28,13 @@ from cxr_node.receive.rate import Rate
 from cxr_node.receive.together import Together
 from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, Sender
 from cxr_node.settings import Settings
-from cxr_node.store import admissions, audit
+from cxr_node.store import admissions, audit, missing_deliveries
 from cxr_node.store.admissions import Arrival
+from cxr_node.store.draining import Gate
 from cxr_node.store.instances import is_uid, keep_instance, keep_unparsed
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 log = structlog.get_logger()
 
@@ -44,11 +46,11 @@ class Intake:
     """Takes data sets in for as long as the receiver runs; called from the threads of all associations."""
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
-        self._settings = settings.receive
-        self._priority_of = settings.priority_of
+        self._settings, self._all_settings = settings.receive, settings
         self._engine = engine
         self._folders = DataFolder(settings.node.data_dir)
         self._together = Together(engine, self._folders.root / ".admission.lock")
+        self._gate = Gate(self._folders.root)
         self._room = Room(settings.node.data_dir, settings.receive.min_free_mb)
         self._rate = Rate(settings.receive.max_instances_per_minute, self._folders.root / ".rate")
         self._seldom = Seldom(_BETWEEN_RECORDS_S)
@@ -62,6 +64,8 @@ class Intake:
             refusal = Answer(CLASS_NOT_SUPPORTED, "The SOP class UID is no UID")
         elif not request.has_data_set:
             refusal = Answer(CANNOT_UNDERSTAND, "The request has no data set")
+        elif not self._gate.is_open():
+            refusal = Answer(OUT_OF_RESOURCES, "The node is being taken out of service; send it again later")
         else:
             refusal = self._refusal_by_rate(sender)
         return IncomingDataSet(
@@ -132,7 +136,8 @@ class Intake:
             analyse=not note,
             note=note,
             analyse_changed=self._settings.changed_instance != "keep",
-            priority=self._priority_of(incoming.sender.calling_ae_title, incoming.sender.host),
+            priority=self._all_settings.priority_of(incoming.sender.calling_ae_title, incoming.sender.host),
+            on_duplicate=functools.partial(self._add_missing, incoming.sender),
         )
         admission = self._together.admit(arrival)
         log.info(
@@ -143,6 +148,10 @@ class Intake:
             calling_ae_title=incoming.sender.calling_ae_title,
         )
         return Answer(SUCCESS)
+
+    def _add_missing(self, sender: Sender, connection: Connection, instance_id: int) -> None:
+        """What came again goes wherever the settings now say, and this sender's routes lead."""
+        missing_deliveries.add_for_instance(connection, self._all_settings, instance_id, also_from=sender.calling_ae_title)
 
     def _keep_unparsed(self, incoming: IncomingDataSet, status: int, reason: str) -> Answer:
         path = keep_unparsed(self._folders, incoming.path)

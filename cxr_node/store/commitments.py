@@ -249,8 +249,11 @@ def _close(connection: Connection, transactions: ColumnElement[bool]) -> None:
 
 
 def ask_no_more(engine: Engine, destination: str) -> None:
-    """The settings say that a destination is no longer asked: what it has stored is sent."""
-    committing = and_(deliveries.c.destination == destination, deliveries.c.state == DeliveryState.COMMITTING)
+    """The settings say that a destination is no longer asked: what it has stored is sent, and what never was confirmed too."""
+    never_confirmed = and_(deliveries.c.state == DeliveryState.HELD, deliveries.c.reason == _NEVER_CONFIRMED)
+    committing = and_(
+        deliveries.c.destination == destination, or_(deliveries.c.state == DeliveryState.COMMITTING, never_confirmed)
+    )
     with engine.connect() as connection:
         if connection.execute(select(deliveries.c.id).where(committing).limit(1)).first() is None:
             return

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -73,6 +73,13 @@ def look_into_database(settings: Settings) -> Engine:
         if settings.database.url:
             home.check(engine, settings.node.data_dir)
     return engine
+
+
+@contextmanager
+def asking(engine: Engine) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
+    """Asks in plain SQL: parameters are written `:name`, and given by name."""
+    with engine.connect() as connection:
+        yield lambda sql, **values: [tuple(row) for row in connection.execute(text(sql), values)]
 
 
 def why_commits_may_be_lost(engine: Engine) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, case, delete, or_, select, update
+from sqlalchemy import Connection, Engine, and_, case, delete, false, or_, select, update
 
 from cxr_node import faults
 from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind
@@ -19,9 +19,9 @@ from cxr_node.store.database import write
 from cxr_node.store.schema import commitment_asks, deliveries, instances, jobs, results
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 3600.0
-_NO_DESTINATION = (
-    "The settings no longer name this destination. Name it again, and it goes on by itself; or cancel this delivery "
-    "(`cxr-node queue cancel --deliveries`)."
+NO_DESTINATION = "The settings no longer name this destination. Name it again and restart, and it goes on by itself."
+NOT_SENT_THERE = (
+    "The settings no longer send this kind of result there. Put it back into `send` and restart, and it goes on by itself."
 )
 
 OUT_OF_RESOURCES = (0xA700, 0xA7FF)
@@ -214,56 +214,78 @@ def make_due(engine: Engine, destination: str) -> int:
         ).rowcount
 
 
-def hold_strays(engine: Engine, destinations: Collection[str]) -> int:
-    """Hold what is meant for a destination that the settings no longer name, and let it go on when they do again.
+def end_unasked(engine: Engine, asked: Mapping[str, Collection[ResultKind]]) -> int:
+    """Cancel what the settings no longer ask for, and let it go on when they do again.
 
     Args:
         engine: the database.
-        destinations: the names that the settings have.
+        asked: the destinations that the settings name, with the kinds that each is sent.
 
     Returns:
-        how many are held anew.
+        how many end.
     """
+    of_another_kind = [
+        and_(deliveries.c.destination == name, _kind().not_in([str(kind) for kind in kinds])) for name, kinds in asked.items()
+    ]
 
-    def stray(connection: Connection) -> Any:
+    def ending(connection: Connection) -> dict[str, Any]:
         lapsed = leases.lapsed(connection, deliveries, leases.DELIVERY_S)
-        return and_(
-            deliveries.c.destination.not_in(destinations),
-            or_(
-                deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.COMMITTING)),
-                and_(deliveries.c.state == DeliveryState.SENDING, lapsed),
-            ),
+        waiting = or_(
+            deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.HELD)),
+            and_(deliveries.c.state == DeliveryState.SENDING, lapsed),
         )
+        return {
+            NO_DESTINATION: and_(
+                deliveries.c.destination.not_in(asked), or_(waiting, deliveries.c.state == DeliveryState.COMMITTING)
+            ),
+            NOT_SENT_THERE: and_(waiting, or_(false(), *of_another_kind)),
+        }
 
     returned = and_(
-        deliveries.c.destination.in_(destinations),
-        deliveries.c.state == DeliveryState.HELD,
-        deliveries.c.reason == _NO_DESTINATION,
+        deliveries.c.destination.in_(asked),
+        ~or_(false(), *of_another_kind),
+        deliveries.c.state.in_((DeliveryState.CANCELLED, DeliveryState.HELD)),
+        was_unasked(),
+        deliveries.c.result_id.in_(select(results.c.id).where(results.c.removed_at.is_(None))),
     )
     with engine.connect() as connection:
-        if connection.execute(select(deliveries.c.id).where(or_(stray(connection), returned)).limit(1)).first() is None:
+        if (
+            connection.execute(select(deliveries.c.id).where(or_(returned, *ending(connection).values())).limit(1)).first()
+            is None
+        ):
             return 0
+    ended = 0
     with write(engine) as connection:
         connection.execute(
             update(deliveries).where(returned).values(state=DeliveryState.WAITING, attempts=0, not_before=0, reason="")
         )
-        held = connection.execute(
-            update(deliveries)
-            .where(stray(connection))
-            .values(
-                state=DeliveryState.HELD,
-                reason=_NO_DESTINATION,
-                lease_owner="",
-                lease_until=0,
-                unanswered=case((deliveries.c.state == DeliveryState.SENDING, 1), else_=deliveries.c.unanswered),
-            )
-            .returning(deliveries.c.destination)
-        ).scalars()
-        counts = Counter(held)
-        for name, count in counts.items():
-            detail = f"{count} deliveries: {_NO_DESTINATION}"
-            audit.add(connection, AuditEvent("result-held", "failure", user=name, detail=detail))
-    return counts.total()
+        for reason, these in ending(connection).items():
+            names = connection.execute(
+                update(deliveries)
+                .where(these)
+                .values(
+                    state=DeliveryState.CANCELLED,
+                    reason=reason,
+                    lease_owner="",
+                    lease_until=0,
+                    unanswered=case((deliveries.c.state == DeliveryState.SENDING, 1), else_=deliveries.c.unanswered),
+                )
+                .returning(deliveries.c.destination)
+            ).scalars()
+            for name, count in Counter(names).items():
+                ended += count
+                event = AuditEvent("result-cancelled", "failure", user=name, detail=f"{count} deliveries: {reason}")
+                audit.add(connection, event)
+    return ended
+
+
+def was_unasked() -> Any:
+    """The condition that a delivery has ended because the settings no longer asked for it."""
+    return or_(*(deliveries.c.reason.startswith(reason.partition(".")[0]) for reason in (NO_DESTINATION, NOT_SENT_THERE)))
+
+
+def _kind() -> Any:
+    return select(results.c.kind).where(results.c.id == deliveries.c.result_id).scalar_subquery()
 
 
 def give_back(engine: Engine, claimed: Sequence[Delivery]) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, upda
 
 from cxr_node import faults
 from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind
-from cxr_node.store import audit, leases
+from cxr_node.store import audit, leases, sending_again
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.blobs import Blobs
 from cxr_node.store.database import write
@@ -135,7 +135,7 @@ def reject(
     blobs: Blobs,
 ) -> bool:
     """End a job by the input's fault, with the notices that were made of it, if any; False if the lease was lost."""
-    values = {"reasons": json.dumps(list(reasons))}
+    values = {"reasons": json.dumps(list(reasons)), "findings": "{}"}
     return _end_with(engine, owner, job, JobState.REJECTED, values, made, destinations or {}, content_digest, blobs)
 
 
@@ -262,9 +262,10 @@ def _end_with(
 ) -> bool:
     discarded: list[str] = [result.path for result in made]
     with write(engine) as connection:
+        again = sending_again.is_asked(connection, job.id)
         ended = _end(connection, owner, job, state, **values)
         if ended:
-            discarded = _add_results(connection, job, made, destinations, blobs)
+            discarded = _add_results(connection, job, made, destinations, blobs, again=again)
             if content_digest:
                 connection.execute(
                     update(instances).where(instances.c.id == job.instance_id).values(content_digest=content_digest)
@@ -283,11 +284,18 @@ def _ending(job: Job, state: JobState, values: dict[str, Any]) -> AuditEvent:
 
 
 def _add_results(
-    connection: Connection, job: Job, made: Sequence[Result], destinations: dict[str, tuple[ResultKind, ...]], blobs: Blobs
+    connection: Connection,
+    job: Job,
+    made: Sequence[Result],
+    destinations: dict[str, tuple[ResultKind, ...]],
+    blobs: Blobs,
+    *,
+    again: bool = False,
 ) -> list[str]:
     """A row for each result, and one for its delivery to each destination that takes its kind.
 
     Results that the job made before and doesn't make now go nowhere any more. Gives the keys of blobs that no row owns.
+    `again`: a person wants them sent again, whatever became of their deliveries.
     """
     now = time.time()
     discarded: list[str] = []
@@ -298,7 +306,7 @@ def _add_results(
         discarded += unowned
         for name, kinds in destinations.items():
             if result.kind in kinds:
-                _add_delivery(connection, result_id, name, now)
+                _add_delivery(connection, result_id, name, now, again=again)
     earlier = select(results.c.id).where(results.c.job_id == job.id, results.c.id.not_in(ids))
     connection.execute(
         update(deliveries)
@@ -338,13 +346,15 @@ def _upsert_result(connection: Connection, job: Job, result: Result, now: float,
     return int(connection.execute(added.returning(results.c.id)).scalar_one()), []
 
 
-def _add_delivery(connection: Connection, result_id: int, destination: str, now: float) -> None:
+def _add_delivery(connection: Connection, result_id: int, destination: str, now: float, *, again: bool) -> None:
     this = and_(deliveries.c.result_id == result_id, deliveries.c.destination == destination)
     if connection.execute(select(func.count()).where(this)).scalar():
-        connection.execute(  # its file may have been gone; now it is there again
+        # its file may have been gone; now it is there again
+        due = deliveries.c.state != DeliveryState.SENDING if again else deliveries.c.state == DeliveryState.HELD
+        connection.execute(
             update(deliveries)
-            .where(this, deliveries.c.state == DeliveryState.HELD)
-            .values(state=DeliveryState.WAITING, attempts=0, not_before=0)
+            .where(this, due)
+            .values(state=DeliveryState.WAITING, attempts=0, asks=0, not_before=0, transaction_uid="")
         )
         return
     connection.execute(

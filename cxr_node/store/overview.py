@@ -1,4 +1,4 @@
-"""What people ask of the queue: counts for `status`, listings, and the few changes a person may make."""
+"""What people ask of the queue: counts for `status`, listings, and the changes a person may make to one job or delivery."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import time
 from typing import Any
 
-from sqlalchemy import Engine, Select, func, select, update
+from sqlalchemy import Engine, Select, func, select
 
-from cxr_node.records import AuditEvent, DeliveryState, JobState
-from cxr_node.store import audit
-from cxr_node.store.database import write
+from cxr_node.records import DeliveryState, JobState
+from cxr_node.store import changes
 from cxr_node.store.schema import commitment_reports, deliveries, instances, jobs, results
+from cxr_node.store.selection import Selection, of_deliveries, of_jobs
 
 
 def count_states(engine: Engine) -> dict[str, Any]:
@@ -76,31 +76,16 @@ def held_by_reason(engine: Engine) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: -row["count"])
 
 
-def list_jobs(
-    engine: Engine, *, state: str = "", study: str = "", sender: str = "", limit: int | None = None
-) -> list[dict[str, Any]]:
-    """Jobs that match all that is given, oldest first."""
-    query = _jobs_query()
-    if state:
-        query = query.where(jobs.c.state == state)
-    if study:
-        query = query.where(instances.c.study_instance_uid == study)
-    if sender:
-        query = query.where(instances.c.calling_ae_title == sender)
+def list_jobs(engine: Engine, *, limit: int | None = None, **chosen: Any) -> list[dict[str, Any]]:
+    """Jobs that match all that is given (see `Selection`), oldest first."""
+    query = _jobs_query().where(of_jobs(Selection(**chosen)))
     return [_as_job(row) for row in _rows(engine, query.order_by(jobs.c.id).limit(limit))]
 
 
 def list_deliveries(
-    engine: Engine,
-    *,
-    state: str = "",
-    study: str = "",
-    sender: str = "",
-    destination: str = "",
-    job_id: int | None = None,
-    limit: int | None = None,
+    engine: Engine, *, job_id: int | None = None, limit: int | None = None, **chosen: Any
 ) -> list[dict[str, Any]]:
-    """Deliveries that match all that is given, oldest first."""
+    """Deliveries that match all that is given (see `Selection`), oldest first."""
     query = (
         select(
             deliveries.c.id,
@@ -117,23 +102,30 @@ def list_deliveries(
             results.c.sop_instance_uid,
             results.c.path,
             instances.c.study_instance_uid,
+            instances.c.patient_id,
+            instances.c.accession_number,
+            instances.c.received_at,
             instances.c.calling_ae_title.label("sender"),
+            jobs.c.findings,
+            jobs.c.state.label("job_state"),
         )
         .join(results, deliveries.c.result_id == results.c.id)
         .join(jobs, results.c.job_id == jobs.c.id)
         .join(instances, jobs.c.instance_id == instances.c.id)
+        .where(of_deliveries(Selection(**chosen)))
     )
-    for column, value in (
-        (deliveries.c.state, state),
-        (instances.c.study_instance_uid, study),
-        (instances.c.calling_ae_title, sender),
-        (deliveries.c.destination, destination),
-    ):
-        if value:
-            query = query.where(column == value)
     if job_id is not None:
         query = query.where(results.c.job_id == job_id)
-    return _rows(engine, query.order_by(deliveries.c.id).limit(limit))
+    rows = _rows(engine, query.order_by(deliveries.c.id).limit(limit))
+    return [{**row, "answer": answer_of(row.pop("job_state"), json.loads(row.pop("findings")))} for row in rows]
+
+
+def answer_of(state: str, findings: dict[str, Any]) -> str:
+    """What the network said of an image, in a word or two; that it can't tell is an answer too."""
+    label = str(findings.get("label", ""))
+    if state != JobState.DONE or not label:
+        return ""
+    return f"indeterminate ({label}?)" if findings.get("indeterminate") else label
 
 
 def show_job(engine: Engine, job_id: int) -> dict[str, Any] | None:
@@ -150,80 +142,23 @@ def show_job(engine: Engine, job_id: int) -> dict[str, Any] | None:
 
 
 def retry_job(engine: Engine, job_id: int, user: str) -> bool:
-    """Put a held, rejected or cancelled job back into the queue; False if it is in another state."""
-    return _change_job(engine, job_id, user, "job-retried", (JobState.HELD, JobState.REJECTED, JobState.CANCELLED), JobState.NEW)
+    """Put a job back into the queue; False if it is under way, not there, or its image is gone."""
+    return bool(changes.retry_jobs(engine, Selection(numbers=(job_id,)), user).changed)
 
 
 def cancel_job(engine: Engine, job_id: int, user: str) -> bool:
     """Take a waiting or held job out of the queue; False if it is in another state."""
-    return _change_job(engine, job_id, user, "job-cancelled", (JobState.NEW, JobState.HELD), JobState.CANCELLED)
+    return bool(changes.cancel_jobs(engine, Selection(numbers=(job_id,)), user).changed)
 
 
 def retry_delivery(engine: Engine, delivery_id: int, user: str) -> bool:
-    """Make a held, cancelled or waiting delivery due now; False if it is in another state."""
-    states = (DeliveryState.HELD, DeliveryState.CANCELLED, DeliveryState.WAITING)
-    return _change_delivery(engine, delivery_id, user, "delivery-retried", states, DeliveryState.WAITING)
+    """Make a delivery due now; False if it is under way or not there."""
+    return bool(changes.retry_deliveries(engine, Selection(numbers=(delivery_id,)), user).changed)
 
 
 def cancel_delivery(engine: Engine, delivery_id: int, user: str) -> bool:
     """Give up a waiting or held delivery; False if it is in another state."""
-    states = (DeliveryState.WAITING, DeliveryState.COMMITTING, DeliveryState.HELD)
-    return _change_delivery(engine, delivery_id, user, "delivery-cancelled", states, DeliveryState.CANCELLED)
-
-
-def _change_job(engine: Engine, job_id: int, user: str, event: str, states: tuple[JobState, ...], new_state: JobState) -> bool:
-    with write(engine) as connection:
-        changed = connection.execute(
-            update(jobs)
-            .where(jobs.c.id == job_id, jobs.c.state.in_(states))
-            .values(
-                state=new_state,
-                attempts=0,
-                not_before=0,
-                reasons="[]" if new_state == JobState.NEW else jobs.c.reasons,
-                finished_at=None if new_state == JobState.NEW else time.time(),
-            )
-            .returning(jobs.c.instance_id)
-        ).scalar()
-        if changed is None:
-            return False
-        source = connection.execute(select(instances).where(instances.c.id == changed)).mappings().one()
-        audit.add(
-            connection,
-            AuditEvent(
-                event,
-                user=user,
-                patient_id=source["patient_id"],
-                study_instance_uid=source["study_instance_uid"],
-                sop_instance_uid=source["sop_instance_uid"],
-                detail=f"job {job_id}",
-            ),
-        )
-    return True
-
-
-def _change_delivery(
-    engine: Engine, delivery_id: int, user: str, event: str, states: tuple[DeliveryState, ...], new_state: DeliveryState
-) -> bool:
-    with write(engine) as connection:
-        changed = connection.execute(
-            update(deliveries)
-            .where(deliveries.c.id == delivery_id, deliveries.c.state.in_(states))
-            .values(state=new_state, attempts=0, asks=0, not_before=0)
-            .returning(deliveries.c.destination, deliveries.c.result_id)
-        ).one_or_none()
-        if changed is None:
-            return False
-        result = connection.execute(
-            select(instances.c.patient_id, instances.c.study_instance_uid, results.c.sop_instance_uid)
-            .select_from(results)
-            .join(jobs, results.c.job_id == jobs.c.id)
-            .join(instances, jobs.c.instance_id == instances.c.id)
-            .where(results.c.id == changed.result_id)
-        ).one()
-        detail = f"delivery {delivery_id} to {changed.destination}"
-        audit.add(connection, AuditEvent(event, user=user, **result._mapping, detail=detail))
-    return True
+    return bool(changes.cancel_deliveries(engine, Selection(numbers=(delivery_id,)), user).changed)
 
 
 def _jobs_query() -> Select[Any]:
@@ -240,6 +175,9 @@ def _jobs_query() -> Select[Any]:
         instances.c.sop_instance_uid,
         instances.c.revision,
         instances.c.study_instance_uid,
+        instances.c.patient_id,
+        instances.c.accession_number,
+        instances.c.received_at,
         instances.c.calling_ae_title.label("sender"),
         instances.c.host,
         instances.c.path,
@@ -247,7 +185,8 @@ def _jobs_query() -> Select[Any]:
 
 
 def _as_job(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "reasons": json.loads(row["reasons"]), "findings": json.loads(row["findings"])}
+    findings = json.loads(row["findings"])
+    return {**row, "reasons": json.loads(row["reasons"]), "findings": findings, "answer": answer_of(row["state"], findings)}
 
 
 def _rows(engine: Engine, query: Select[Any]) -> list[dict[str, Any]]:

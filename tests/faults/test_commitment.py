@@ -248,6 +248,8 @@ class TestAskingADestination:
         (row, _) = overview.list_deliveries(queue.engine)
         assert overview.retry_delivery(queue.engine, row["id"], "admin")
         assert queue.states() == ["waiting", "held"]
+        commitments.ask_no_more(queue.engine, "pacs0")  # the other cure that the reason names: storage_commitment = false
+        assert queue.states() == ["waiting", "sent"]
 
     def test_a_destination_that_does_not_take_storage_commitment_is_named(self, queue_for):
         with storage_scp() as pacs:

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import pytest
 from sqlalchemy import update
@@ -17,13 +18,14 @@ from cxr_node.commands.status import node_status
 from cxr_node.errors import StoreError
 from cxr_node.housekeeping import Housekeeping
 from cxr_node.limits import is_trouble_here
-from cxr_node.records import DeliveryState, JobState
+from cxr_node.records import DeliveryState, JobState, ResultKind
 from cxr_node.settings import NodeSettings, ReceiveSettings, RetentionSettings, Settings
-from cxr_node.store import deliveries, instances, jobs, lock, overview, retention
+from cxr_node.store import changes, deliveries, instances, jobs, lock, overview, retention
 from cxr_node.store.database import open_database, write
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import jobs as jobs_table
+from cxr_node.store.selection import Selection
 from tests.orthanc import wait_until
 from tests.store import Store
 
@@ -54,28 +56,65 @@ def states(store):
     return [row["state"] for row in overview.list_deliveries(store.engine)]
 
 
-class TestADestinationThatTheSettingsNoLongerName:
-    def test_its_deliveries_are_held_with_the_reason_in_status(self, finished):
-        assert deliveries.hold_strays(finished.engine, ["elsewhere"]) == 2
-        assert states(finished) == [DeliveryState.HELD] * 2
-        (held,) = node_status(finished.settings)["held"]
-        assert (held["what"], held["count"]) == ("deliveries to pacs", 2)
-        assert "no longer name" in held["reason"]
+class TestWhatTheSettingsNoLongerAskFor:
+    """A destination or a kind that is taken out of the settings: what waits for it ends, and goes on when it is back."""
 
-    def test_they_go_on_when_it_is_named_again(self, finished):
-        deliveries.hold_strays(finished.engine, [])
-        assert deliveries.hold_strays(finished.engine, ["pacs"]) == 0
+    BOTH_KINDS: ClassVar = {"pacs": (ResultKind.OVERLAY, ResultKind.REPORT)}
+    ONE_KIND: ClassVar = {"pacs": (ResultKind.OVERLAY,)}
+
+    def test_deliveries_to_a_destination_that_is_gone_end_with_the_reason(self, finished):
+        assert deliveries.end_unasked(finished.engine, {"elsewhere": (ResultKind.OVERLAY,)}) == 2
+        assert states(finished) == [DeliveryState.CANCELLED] * 2
+        assert all("no longer name" in row["reason"] for row in overview.list_deliveries(finished.engine))
+        (pacs,) = node_status(finished.settings)["destinations"]
+        assert (pacs["name"], pacs["state"], pacs["cancelled"]) == ("pacs", "no longer in the settings", 2)
+
+    def test_deliveries_of_a_kind_that_is_gone_end_and_the_others_go_on(self, finished):
+        assert deliveries.end_unasked(finished.engine, self.ONE_KIND) == 1
+        assert {row["kind"]: row["state"] for row in overview.list_deliveries(finished.engine)} == {
+            "overlay": DeliveryState.WAITING,
+            "report": DeliveryState.CANCELLED,
+        }
+        assert [item.kind for item in deliveries.claim(finished.engine, "pacs", "d", 8, 60)] == [ResultKind.OVERLAY]
+
+    def test_what_is_held_ends_too(self, finished):
+        for delivery in deliveries.claim(finished.engine, "pacs", "d", 8, 60):
+            deliveries.mark_failed(finished.engine, delivery, "refused", 1)
+        assert deliveries.end_unasked(finished.engine, self.ONE_KIND) == 1
+        assert sorted(states(finished)) == [DeliveryState.CANCELLED, DeliveryState.HELD]
+
+    def test_what_is_sent_stays_sent(self, finished):
+        for delivery in deliveries.claim(finished.engine, "pacs", "d", 8, 60):
+            deliveries.mark_sent(finished.engine, delivery, 0)
+        assert deliveries.end_unasked(finished.engine, {}) == 0
+        assert states(finished) == [DeliveryState.SENT] * 2
+
+    @pytest.mark.parametrize("without", [{}, ONE_KIND], ids=["destination", "kind"])
+    def test_they_go_on_when_they_are_asked_for_again(self, finished, without):
+        deliveries.end_unasked(finished.engine, without)
+        assert deliveries.end_unasked(finished.engine, self.BOTH_KINDS) == 0
         assert len(deliveries.claim(finished.engine, "pacs", "d", 8, 60)) == 2
+
+    def test_what_an_earlier_release_held_goes_on_too(self, finished):
+        reason = "The settings no longer name this destination. Name it again, and it goes on by itself; or cancel this delivery."
+        change(finished, deliveries_table, state=DeliveryState.HELD, reason=reason)
+        deliveries.end_unasked(finished.engine, self.BOTH_KINDS)
+        assert states(finished) == [DeliveryState.WAITING] * 2
+
+    def test_what_a_person_cancelled_stays_cancelled(self, finished):
+        changes.cancel_deliveries(finished.engine, Selection(destination="pacs"), "admin")
+        deliveries.end_unasked(finished.engine, self.BOTH_KINDS)
+        assert states(finished) == [DeliveryState.CANCELLED] * 2
 
     def test_what_is_held_for_another_reason_stays_held(self, finished):
         for delivery in deliveries.claim(finished.engine, "pacs", "d", 8, 60):
             deliveries.mark_failed(finished.engine, delivery, "refused", 1)
-        deliveries.hold_strays(finished.engine, ["pacs"])
+        deliveries.end_unasked(finished.engine, self.BOTH_KINDS)
         assert states(finished) == [DeliveryState.HELD] * 2
 
     def test_one_under_way_is_left_to_its_sender(self, finished):
         deliveries.claim(finished.engine, "pacs", "d", 8, 60)
-        assert deliveries.hold_strays(finished.engine, []) == 0
+        assert deliveries.end_unasked(finished.engine, {}) == 0
         assert states(finished) == [DeliveryState.SENDING] * 2
 
 

@@ -33,7 +33,7 @@ DOORS = {
 FLOORS = (
     ("records", "errors", "faults"),
     ("settings", "logs", "limits", "part10"),
-    ("prepare", "nets", "tls", "passcode"),
+    ("prepare", "nets", "tls", "passcode", "routes"),
     ("emulate", "phantom", "deidentify", "references"),
     ("commitment", "association_items"),
     ("source", "store", "analyse", "compose"),
