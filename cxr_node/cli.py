@@ -15,6 +15,7 @@ from rich.console import Console
 from cxr_node.commands import audit, mend, queue
 from cxr_node.commands.common import AsJson, Config, in_words, print_table
 from cxr_node.errors import CxrNodeError
+from cxr_node.records import REPORT_CLASSES
 from cxr_node.settings import load_settings
 
 app = typer.Typer(
@@ -174,12 +175,17 @@ def send(
 def demo(
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="DICOM, PNG or JPEG; none: phantoms.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for all that the demonstration makes.")] = Path("demo-output"),
+    report_as: Annotated[
+        str, typer.Option("--report-as", help="The destination's setting: auto, comprehensive_3d, …, basic_text.")
+    ] = "auto",
 ) -> None:
     """Show the whole path: an emulated modality, the node, a small PACS; stops everything it started."""
     from cxr_node import logs
     from cxr_node.commands.demo import run_demo
 
+    if report_as not in ("auto", *REPORT_CLASSES):
+        raise CxrNodeError(f"--report-as {report_as!r} is none of {', '.join(('auto', *REPORT_CLASSES))}.")
     logs.set_up("error")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as an exception it stops what was started
-    if not run_demo(files or [], out, Console(width=max(100, Console().width))):
+    if not run_demo(files or [], out, Console(width=max(100, Console().width)), report_as):
         raise typer.Exit(1)

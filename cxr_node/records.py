@@ -65,6 +65,19 @@ class ResultKind(StrEnum):
     REPORT = "report"
 
 
+REPORT_CLASSES = {
+    "comprehensive_3d": "1.2.840.10008.5.1.4.1.1.88.34",
+    "comprehensive": "1.2.840.10008.5.1.4.1.1.88.33",
+    "enhanced": "1.2.840.10008.5.1.4.1.1.88.22",
+    "basic_text": "1.2.840.10008.5.1.4.1.1.88.11",
+}
+"""The SOP classes that a destination may be sent the report in, by what `report_as` calls them, the richest first."""
+
+REPORT_CLASS_NAMES = dict(
+    zip(REPORT_CLASSES.values(), ("Comprehensive 3D SR", "Comprehensive SR", "Enhanced SR", "Basic Text SR"), strict=True)
+)
+
+
 @dataclass(frozen=True)
 class Sender:
     """Who handed an instance over, as its association said it; with TLS also the certificate that it showed.

@@ -175,6 +175,8 @@ class DestinationSettings(_Section):
     host: str = Field(min_length=1)
     port: Annotated[int, Field(ge=1, le=65535)]
     send: tuple[ResultKind, ...] = (ResultKind.OVERLAY, ResultKind.REPORT)
+    report_as: Literal["auto", "comprehensive_3d", "comprehensive", "enhanced", "basic_text"] = "auto"
+    """The class of structured report that the report goes as; auto: the first of these that the destination takes."""
     timeout_s: float = Field(30, gt=0)
     max_attempts: int = Field(200, ge=1)
     """After as many failures a delivery is held for a person; with the growing waits, about a week."""

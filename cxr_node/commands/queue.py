@@ -10,7 +10,7 @@ import typer
 
 from cxr_node.commands.common import AsJson, Config, in_words, open_engine, operator, print_table
 from cxr_node.errors import CxrNodeError
-from cxr_node.records import DeliveryState, JobState
+from cxr_node.records import REPORT_CLASS_NAMES, DeliveryState, JobState
 from cxr_node.store import overview
 
 app = typer.Typer(help="Jobs and deliveries: list, show, retry, cancel.", no_args_is_help=True)
@@ -50,7 +50,13 @@ def queue_list(
         print_table([_brief_job(row) for row in rows])
     else:
         keys = ("id", "job_id", "destination", "kind", "state", "attempts", "reason", "study_instance_uid")
-        print_table([{key: row[key] for key in keys} for row in rows])
+        print_table([{key: row[key] for key in keys} | {"kind": _kind(row)} for row in rows])
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """The kind of object, and for a report that went as a plainer class, as which."""
+    sent_as = REPORT_CLASS_NAMES.get(row["sent_sop_class_uid"])
+    return f"{row['kind']} as {sent_as}" if sent_as else str(row["kind"])
 
 
 @app.command("show")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cxr_node.deliver import reasons
-from cxr_node.deliver.request import COMMITMENT, EXPECTED, peer_of
+from cxr_node.deliver.request import COMMITMENT, EXPECTED, Offer, offers_to, peer_of, report_classes
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
+from cxr_node.records import REPORT_CLASS_NAMES, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
 
 
@@ -56,15 +57,15 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
     peer = peer_of(settings, destination)
     try:
         commitment = {COMMITMENT} if destination.storage_commitment else set()
-        association = Association(peer, {EXPECTED[kind] for kind in destination.send} | commitment)
+        association = Association(peer, offers_to(destination) | commitment)
     except DeliveryError as error:
         note(Severity.ERROR, str(error))
         return found
     try:
-        refused = [kind for kind in destination.send if not association.accepts(EXPECTED[kind])]
-        for kind in refused:
+        refused = {kind: why for kind in destination.send if (why := _refusal(association, destination, kind))}
+        for kind, why in refused.items():
             severity = Severity.WARNING if len(refused) < len(destination.send) else Severity.ERROR
-            note(severity, f"The {kind} will be refused: {association.refusal(EXPECTED[kind])}")
+            note(severity, f"The {kind} will be refused: {why}")
         if commitment and not association.accepts(COMMITMENT):
             note(Severity.ERROR, reasons.no_commitment(peer))
         try:
@@ -74,9 +75,37 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
     finally:
         association.release()
     if not found:
-        kinds = " and ".join(destination.send) or "nothing"
+        kinds = " and ".join(_described(association, destination, kind) for kind in destination.send) or "nothing"
         note(Severity.OK, f"{peer} answers C-ECHO and takes: {kinds}.")
     return found
+
+
+def _refusal(association: Association, destination: DestinationSettings, kind: ResultKind) -> str:
+    """Why a kind of result can't be sent; empty if it can."""
+    if _form(association, destination, kind) is not None:
+        return ""
+    if kind is ResultKind.REPORT and destination.report_as == "auto":
+        return reasons.no_report_class(association.peer, report_classes(destination))
+    return association.refusal(_forms(destination, kind)[0])
+
+
+def _described(association: Association, destination: DestinationSettings, kind: ResultKind) -> str:
+    """The kind, and for a report that goes as a plainer class, as which."""
+    form = _form(association, destination, kind)
+    if form is None or form == EXPECTED[kind]:
+        return str(kind)
+    return f"{kind} (as {REPORT_CLASS_NAMES[form[0]]})"
+
+
+def _form(association: Association, destination: DestinationSettings, kind: ResultKind) -> Offer | None:
+    return next((form for form in _forms(destination, kind) if association.accepts(form)), None)
+
+
+def _forms(destination: DestinationSettings, kind: ResultKind) -> list[Offer]:
+    """What the kind may go as, the best first."""
+    if kind is not ResultKind.REPORT:
+        return [EXPECTED[kind]]
+    return [(sop_class_uid, EXPECTED[kind][1]) for sop_class_uid in report_classes(destination)]
 
 
 def _is_this_node(settings: Settings, destination: DestinationSettings) -> bool:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import structlog
+from pydicom import dcmread
 
 from cxr_node import faults
 from cxr_node.deliver import reasons
 from cxr_node.deliver.commitment import Inquiry, Reporter
-from cxr_node.deliver.request import EXPECTED, Outcome, StoreRequest, peer_of
+from cxr_node.deliver.report_class import report_as
+from cxr_node.deliver.request import Offer, Outcome, StoreRequest, offers_to, peer_of, report_classes, unusable
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import AssociationLost, DeliveryError
 from cxr_node.logs import explain
-from cxr_node.records import Delivery, ResultKind
+from cxr_node.records import REPORT_CLASS_NAMES, Delivery, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
 from cxr_node.store import commitments, deliveries, leases
 from cxr_node.store.backoff import backoff_s
@@ -137,19 +141,36 @@ class Courier:
         )
         was_lingering = self._association is not None and self._lingering_since is not None
         try:
-            return self._associated(request).store(request)
+            return self._store(delivery.kind, request)
         except AssociationLost:
             if not was_lingering:
                 raise
         self._hang_up()  # the peer ended it while nothing was sent, as it may
-        return self._associated(request).store(request)
+        return self._store(delivery.kind, request)
 
-    def _associated(self, request: StoreRequest) -> Association:
-        if self._association and not (self._association.is_open and self._association.offered([request.offer])):
+    def _store(self, kind: ResultKind, request: StoreRequest) -> Outcome:
+        """C-STORE an object; a report in the first class that the destination takes of those that the settings allow."""
+        forms = [request.offer]
+        if kind is ResultKind.REPORT:
+            forms = [(sop_class_uid, request.transfer_syntax_uid) for sop_class_uid in report_classes(self.destination)]
+        association = self._associated(forms)
+        form = next((form for form in forms if association.accepts(form)), None)
+        if form == request.offer or unusable(request):
+            return association.store(request)
+        if form is None:
+            several = reasons.no_report_class(self._peer, [sop_class_uid for sop_class_uid, _ in forms])
+            return Outcome(None, several if len(forms) > 1 else association.refusal(forms[0]))
+        sent_as = partial(deliveries.sent_as, self._engine, self.destination.name)
+        instead = report_as(dcmread(request.path), form[0], sent_as)
+        outcome = association.store(StoreRequest(request.path, *form, str(instead.SOPInstanceUID), instead))
+        return replace(outcome, sent_as=(form[0], str(instead.SOPInstanceUID)))
+
+    def _associated(self, forms: Sequence[Offer]) -> Association:
+        if self._association and not (self._association.is_open and self._association.offered(forms)):
             self._stop_lingering(at_once=True)
         if self._association is None:
-            expected = {EXPECTED[kind] for kind in self.destination.send}
-            offers = expected | {(item.sop_class_uid, item.transfer_syntax_uid) for item in self._claimed}
+            others = {(item.sop_class_uid, item.transfer_syntax_uid) for item in self._claimed}
+            offers = offers_to(self.destination).union(forms, others)
             self._out_of_reach = True
             self._association = Association(self._peer, offers)
             self._out_of_reach = False
@@ -162,7 +183,7 @@ class Courier:
         If it is, all that waited for it is due: nothing sits out its long wait.
         """
         try:
-            self._association = Association(self._peer, {EXPECTED[kind] for kind in self.destination.send})
+            self._association = Association(self._peer, offers_to(self.destination))
         except DeliveryError as error:
             return str(error)
         self._out_of_reach = False
@@ -170,13 +191,20 @@ class Courier:
         return ""
 
     def _write_down(self, delivery: Delivery, outcome: Outcome) -> None:
-        known = {"sop_instance_uid": delivery.sop_instance_uid, "kind": str(delivery.kind), "attempt": delivery.attempts}
+        known: dict[str, str | int] = {
+            "sop_instance_uid": delivery.sop_instance_uid,
+            "kind": str(delivery.kind),
+            "attempt": delivery.attempts,
+        }
         if outcome.stored and outcome.status is not None:
             faults.point("object-stored", delivery.sop_instance_uid)
-            deliveries.mark_sent(self._engine, delivery, outcome.status, to_commit=self.destination.storage_commitment)
+            to_commit = self.destination.storage_commitment
+            deliveries.mark_sent(self._engine, delivery, outcome.status, to_commit=to_commit, sent_as=outcome.sent_as)
             if self._troubles or self._to_drain:
                 deliveries.make_due(self._engine, self.destination.name)
             self._troubles, self._to_drain = 0, False
+            if outcome.sent_as is not None:
+                known["sent_as"] = REPORT_CLASS_NAMES[outcome.sent_as[0]]
             self._log.info("sent", status=f"0x{outcome.status:04X}", **known)
             return
         limit = self.destination.max_attempts

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 
+from pydicom import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import (
     Comprehensive3DSRStorage,
@@ -19,8 +20,8 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from cxr_node.commitment import PUSH_MODEL
-from cxr_node.records import ResultKind
+from cxr_node.commitment import PUSH_MODEL, Reference
+from cxr_node.records import REPORT_CLASSES, ResultKind
 from cxr_node.settings import DestinationSettings, SenderSettings, Settings
 from cxr_node.tls import calling_context
 
@@ -39,6 +40,21 @@ EXPECTED: dict[ResultKind, Offer] = {
     ResultKind.REPORT: (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
 }
 """What the kinds of result are composed as: negotiated before the first of them is due."""
+
+
+def offers_to(destination: DestinationSettings) -> set[Offer]:
+    """What a destination may be sent, the report in each class that `report_as` allows."""
+    offers = {EXPECTED[kind] for kind in destination.send if kind is not ResultKind.REPORT}
+    if ResultKind.REPORT in destination.send:
+        offers |= {(sop_class_uid, EXPECTED[ResultKind.REPORT][1]) for sop_class_uid in report_classes(destination)}
+    return offers
+
+
+def report_classes(destination: DestinationSettings) -> list[str]:
+    """The SOP classes in which a destination may be sent the report, in the order in which they are tried."""
+    if destination.report_as == "auto":
+        return list(REPORT_CLASSES.values())
+    return [REPORT_CLASSES[destination.report_as]]
 
 
 COMMITMENT: Offer = (PUSH_MODEL, ImplicitVRLittleEndian)
@@ -117,6 +133,8 @@ class StoreRequest:
     sop_class_uid: str
     transfer_syntax_uid: str
     sop_instance_uid: str
+    instead: Dataset | None = None
+    """What goes in place of what the file holds, with file meta information of its own: the report in another class."""
 
     @property
     def offer(self) -> Offer:
@@ -131,11 +149,13 @@ class Outcome:
     status: of the C-STORE response; None if there was none.
     error: why it isn't stored; empty if it is.
     unusable: the fault is the file's: sending it again is of no use.
+    sent_as: SOP class and instance UID under which it went, if they aren't those of the file.
     """
 
     status: int | None
     error: str = ""
     unusable: bool = False
+    sent_as: Reference | None = None
 
     @property
     def stored(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from pydicom import Dataset
 from pydicom.uid import generate_uid
-from sqlalchemy import Engine, and_, bindparam, or_, select, update
+from sqlalchemy import Engine, and_, bindparam, case, or_, select, update
 
 from cxr_node import faults
 from cxr_node.commitment import PROCESSING_FAILURE, REASONS, Reference, read_report
@@ -32,6 +32,10 @@ _NEVER_CONFIRMED = (
     "The destination stored it, and never reported that it will keep it, however often it was asked: does it know this node's "
     "AE title and address? Then `cxr-node queue retry`, which sends it again; or set storage_commitment = false."
 )
+
+_SENT_CLASS = case((deliveries.c.sent_sop_class_uid != "", deliveries.c.sent_sop_class_uid), else_=results.c.sop_class_uid)
+_SENT_UID = case((deliveries.c.sent_sop_instance_uid != "", deliveries.c.sent_sop_instance_uid), else_=results.c.sop_instance_uid)
+"""What the destination has, and is asked about: a report may have gone as another class, under another UID."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def prepare_to_ask(engine: Engine, destination: str, timeout_s: float) -> Asking
             .values(state=DeliveryState.HELD, reason=_NEVER_CONFIRMED)
         )
         rows = connection.execute(
-            select(deliveries.c.id, deliveries.c.asks, results.c.sop_class_uid, results.c.sop_instance_uid)
+            select(deliveries.c.id, deliveries.c.asks, _SENT_CLASS.label("sop_class_uid"), _SENT_UID.label("sop_instance_uid"))
             .join(results, deliveries.c.result_id == results.c.id)
             .where(due)
             .order_by(deliveries.c.id)
@@ -129,6 +133,7 @@ def note_report(engine: Engine, transaction_uid: str, committed: Collection[str]
                 deliveries.c.attempts,
                 deliveries.c.destination,
                 results.c.sop_instance_uid,
+                _SENT_UID.label("sent_uid"),
                 instances.c.patient_id,
                 instances.c.study_instance_uid,
             )
@@ -141,10 +146,10 @@ def note_report(engine: Engine, transaction_uid: str, committed: Collection[str]
         for row in rows:
             reason = ""
             values: dict[str, Any] = {}
-            if row.sop_instance_uid in committed:
+            if row.sent_uid in committed:
                 values = {"state": DeliveryState.SENT, "committed_at": now, "reason": ""}
-            elif row.sop_instance_uid in failed:
-                code = failed[row.sop_instance_uid]
+            elif row.sent_uid in failed:
+                code = failed[row.sent_uid]
                 held = row.attempts >= _MOST_RESENDS
                 reason = f"It stored the object and didn't keep it: {REASONS.get(code, 'failure')} (0x{code:04X})."
                 values = {

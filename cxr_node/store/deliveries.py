@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Engine, and_, or_, select, update
 
 from cxr_node import faults
+from cxr_node.commitment import Reference
 from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
@@ -105,8 +106,20 @@ def renew(engine: Engine, owner: str, claimed: Sequence[Delivery], lease_s: floa
         )
 
 
-def mark_sent(engine: Engine, delivery: Delivery, status: int, *, to_commit: bool = False) -> None:
-    """The destination has answered that it stored the object. `to_commit`: it has yet to be asked whether it keeps it."""
+def mark_sent(
+    engine: Engine, delivery: Delivery, status: int, *, to_commit: bool = False, sent_as: Reference | None = None
+) -> None:
+    """The destination has answered that it stored the object.
+
+    Args:
+        engine: the database.
+        delivery: as it was claimed.
+        status: of the C-STORE response.
+        to_commit: the destination has yet to be asked whether it keeps it.
+        sent_as: SOP class and instance UID under which it went; None: its own.
+    """
+    sop_class_uid, sop_instance_uid = sent_as or ("", "")
+    another = f", as {sop_class_uid} {sop_instance_uid}" if sent_as else ""
     with write(engine) as connection:
         if connection.execute(
             update(deliveries)
@@ -117,12 +130,30 @@ def mark_sent(engine: Engine, delivery: Delivery, status: int, *, to_commit: boo
                 status=status,
                 reason="",
                 sent_at=time.time(),
+                sent_sop_class_uid=sop_class_uid,
+                sent_sop_instance_uid=sop_instance_uid,
                 lease_owner="",
                 lease_until=0,
             )
         ).rowcount:
-            audit.add(connection, _event("result-sent", delivery, "success", f"{delivery.kind}, status 0x{status:04X}"))
+            detail = f"{delivery.kind}, status 0x{status:04X}{another}"
+            audit.add(connection, _event("result-sent", delivery, "success", detail))
     faults.point("delivery-noted", delivery.sop_instance_uid)
+
+
+def sent_as(engine: Engine, destination: str, sop_instance_uid: str) -> Reference | None:
+    """SOP class and instance UID under which a result went to a destination; None: its own, or it never went."""
+    with engine.connect() as connection:
+        found = connection.execute(
+            select(deliveries.c.sent_sop_class_uid, deliveries.c.sent_sop_instance_uid)
+            .join(results, deliveries.c.result_id == results.c.id)
+            .where(
+                results.c.sop_instance_uid == sop_instance_uid,
+                deliveries.c.destination == destination,
+                deliveries.c.sent_sop_instance_uid != "",
+            )
+        ).first()
+    return None if found is None else (found[0], found[1])
 
 
 def mark_failed(

@@ -6,9 +6,9 @@ import json
 import time
 from typing import Any
 
-from sqlalchemy import Engine, Select, func, select, update
+from sqlalchemy import Engine, Select, case, func, select, update
 
-from cxr_node.records import AuditEvent, DeliveryState, JobState
+from cxr_node.records import REPORT_CLASS_NAMES, AuditEvent, DeliveryState, JobState, ResultKind
 from cxr_node.store import audit
 from cxr_node.store.database import write
 from cxr_node.store.schema import commitment_reports, deliveries, instances, jobs, results
@@ -116,6 +116,8 @@ def list_deliveries(
             deliveries.c.sent_at,
             results.c.sop_instance_uid,
             results.c.path,
+            deliveries.c.sent_sop_class_uid,
+            deliveries.c.sent_sop_instance_uid,
             instances.c.study_instance_uid,
             instances.c.calling_ae_title.label("sender"),
         )
@@ -134,6 +136,23 @@ def list_deliveries(
     if job_id is not None:
         query = query.where(results.c.job_id == job_id)
     return _rows(engine, query.order_by(deliveries.c.id).limit(limit))
+
+
+def report_classes_sent(engine: Engine) -> dict[str, dict[str, int]]:
+    """How many reports went out as which class of structured report, by destination and the class's name."""
+    sop_class_uid = case((deliveries.c.sent_sop_class_uid != "", deliveries.c.sent_sop_class_uid), else_=results.c.sop_class_uid)
+    query = (
+        select(deliveries.c.destination, sop_class_uid, func.count())
+        .join(results, deliveries.c.result_id == results.c.id)
+        .where(results.c.kind == ResultKind.REPORT, deliveries.c.sent_at.is_not(None))
+        .group_by(deliveries.c.destination, sop_class_uid)
+        .order_by(deliveries.c.destination)
+    )
+    found: dict[str, dict[str, int]] = {}
+    with engine.connect() as connection:
+        for destination, uid, count in connection.execute(query):
+            found.setdefault(destination, {})[REPORT_CLASS_NAMES.get(uid, uid)] = count
+    return found
 
 
 def show_job(engine: Engine, job_id: int) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0007"
 """The newest migration that this program knows; the migrations' test holds the two together."""
 
 metadata = MetaData(
@@ -119,6 +119,8 @@ deliveries = Table(
     Column("transaction_uid", String(64), nullable=False, server_default=""),  # under which commitment was asked for last
     Column("asks", Integer, nullable=False, server_default="0"),  # how often it was
     Column("committed_at", Float),
+    Column("sent_sop_class_uid", String(64), nullable=False, server_default=""),  # as what it went last; empty: as it is
+    Column("sent_sop_instance_uid", String(64), nullable=False, server_default=""),
     UniqueConstraint("result_id", "destination"),
 )
 Index(

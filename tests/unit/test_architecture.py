@@ -32,7 +32,7 @@ DOORS = {
 
 FLOORS = (
     ("records", "errors", "faults"),
-    ("settings", "logs", "limits"),
+    ("settings", "logs", "limits", "uids"),
     ("prepare", "nets", "tls", "passcode"),
     ("emulate", "phantom", "deidentify"),
     ("commitment",),

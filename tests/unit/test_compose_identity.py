@@ -13,8 +13,8 @@ import pytest
 from pydicom.uid import UID
 
 from cxr_node.compose import compose_not_analysed, compose_results
-from cxr_node.compose.identity import derived_uid
 from cxr_node.records import MODEL_NAME, ResultKind
+from cxr_node.uids import derived_uid
 from tests.composing import MODEL, NOW, SMALL, findings, radiograph, source
 
 OVERLAY, REPORT = ResultKind.OVERLAY, ResultKind.REPORT
