@@ -109,7 +109,9 @@ class TlsSettings(_Section):
     """[tls]"""
 
     listen: bool = False
-    """Speak TLS, and nothing else, on node.port."""
+    """Take associations over TLS."""
+    port: Port | None = None
+    """Where; absent: on node.port, which then speaks nothing else. 0 lets the system choose."""
     certificate: Path | None = None
     """PEM: what the node shows to whoever connects, and to destinations with `tls`; then the rest of its chain."""
     key: Path | None = None
@@ -325,6 +327,14 @@ class Settings(BaseSettings):
             asks = sender.certificate_sha256 or sender.certificate_names
             if asks and not (self.tls.listen and self.tls.ca):
                 raise ValueError(f"senders: a certificate of {sender.ae_title!r} can be seen only with tls.listen and tls.ca")
+        return self
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Settings:
+        if self.tls.port is not None and not self.tls.listen:
+            raise ValueError("tls.port is where the node listens for TLS: it needs tls.listen = true")
+        if self.tls.port and self.tls.port == self.node.port:
+            raise ValueError("tls.port is node.port too: leave it out for TLS alone, or give plain DICOM another port")
         return self
 
     @model_validator(mode="after")

@@ -110,7 +110,7 @@ def _forms(destination: DestinationSettings, kind: ResultKind) -> list[Offer]:
 
 def _is_this_node(settings: Settings, destination: DestinationSettings) -> bool:
     """Whether the address is one of this machine's, and the port the node's own."""
-    if destination.port != settings.node.port:
+    if destination.port not in (settings.node.port, settings.tls.port):
         return False
     try:
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(destination.host, None, type=socket.SOCK_STREAM)}

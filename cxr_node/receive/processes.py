@@ -33,7 +33,7 @@ STARTED, READY, ENDED = b"s", b"r", b"e"
 """What a receiver process says: its process ID, which follows; it can take connections; one of them is over, of the address
 that follows."""
 TAKE, REFUSE = b"t", b"x"
-"""What it is told with a connection and its address; REFUSE: there are too many already."""
+"""What it is told with a connection and its address; REFUSE: there are too many already. Upper case: over TLS."""
 LONGEST_MESSAGE = 256
 """An address of IPv6 has at most 45 characters, and a scope."""
 _START_TIMEOUT_S = 120.0
@@ -95,11 +95,12 @@ class Processes:
                 raise StoreError("A receiver process did not start; its own log lines say why.")
         self._has_begun = True
 
-    def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool) -> None:
+    def take(self, connection: socket.socket, host: str, *, over_tls: bool, is_beyond_limit: bool) -> None:
         """Hand a connection to the process that has the fewest, of those that have started if there are any."""
         with connection, self._lock:
             for receiver in sorted(self._receivers, key=lambda one: (not one.is_ready, one.connections.total())):
-                order = (REFUSE if is_beyond_limit else TAKE) + host.encode()
+                order = REFUSE if is_beyond_limit else TAKE
+                order = (order.upper() if over_tls else order) + host.encode()
                 try:
                     socket.send_fds(receiver.control, [order], [connection.fileno()])
                 except OSError:  # it has just died, or is too busy to look: the next one

@@ -77,16 +77,18 @@ class Server(ThreadedAssociationServer):
         self._ended = ended
         self._there: dict[object, str] = {}
         self.tls = tls
+        self.to_shake_hands: set[object] = set()
         self.beyond_limit: set[object] = set()
         super().__init__(ae, address, ae.ae_title, _Shared(ae.supported_contexts), None, evt_handlers, request_handler=_Handler)
         cast("socket.socket", self.socket).close()  # TCPServer makes one for listening
 
-    def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool = False) -> None:
+    def take(self, connection: socket.socket, host: str, *, over_tls: bool = False, is_beyond_limit: bool = False) -> None:
         """Begin an association.
 
         Args:
             connection: one that was accepted; it is closed when the association ends.
             host: the address that it comes from.
+            over_tls: it begins with a TLS handshake.
             is_beyond_limit: there are too many already: the association will be refused, with that reason.
         """
         try:
@@ -96,6 +98,8 @@ class Server(ThreadedAssociationServer):
             self._ended(host)
             return
         self._there[address] = host
+        if over_tls:
+            self.to_shake_hands.add(address)
         if is_beyond_limit:
             self.beyond_limit.add(address)
         self.process_request(connection, address)
@@ -128,7 +132,8 @@ class _Handler(RequestHandler):
     def handle(self) -> None:
         """Begin an association; with TLS, after its handshake, which takes place here, in the connection's own thread."""
         server = cast("Server", self.server)
-        if server.tls is not None:
+        if server.tls is not None and self.client_address in server.to_shake_hands:
+            server.to_shake_hands.discard(self.client_address)
             try:
                 self.request.settimeout(self.ae.acse_timeout)  # for the handshake as a whole
                 self.request = server.tls.context.wrap_socket(self.request, server_side=True)
