@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cxr_node.commands import audit, mend, queue
+from cxr_node.commands import audit, mend, queue, send
 from cxr_node.commands.common import AsJson, Config, in_words, print_table
 from cxr_node.errors import CxrNodeError
 from cxr_node.records import REPORT_CLASSES
@@ -28,6 +28,7 @@ app.add_typer(audit.app, name="audit")
 app.command()(mend.doctor)
 app.command("backup")(mend.back_up)
 app.command()(mend.restore)
+app.command()(send.send)
 
 
 def main() -> None:
@@ -138,36 +139,6 @@ def check_config(
     if not settings.destinations:
         print("warning  no [[destinations]]: results will be kept on disk and sent nowhere")
     if "error" in [finding.severity for finding in findings] + [severity for severity, _ in secrets]:
-        raise typer.Exit(1)
-
-
-@app.command()
-def send(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="DICOM, PNG or JPEG files, or folders.")],
-    to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="Where to.")],
-    called: Annotated[str, typer.Option("--called", metavar="AE", help="AE title of the receiver.")],
-    calling: Annotated[str, typer.Option("--calling", metavar="AE", help="AE title to send under.")] = "CXRNODE-SEND",
-) -> None:
-    """Send files by C-STORE, for trying things out; exit status 1 if any was not stored."""
-    from cxr_node import logs
-    from cxr_node.commands.analyze import collect
-    from cxr_node.deliver.send import send_files
-
-    logs.set_up("error")
-    host, _, port = to.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise CxrNodeError(f"--to {to!r} is not HOST:PORT, for example 127.0.0.1:11112.")
-    for option, ae_title in (("--called", called), ("--calling", calling)):
-        if not 0 < len(ae_title.strip()) <= 16 or not ae_title.isascii() or not ae_title.isprintable() or "\\" in ae_title:
-            raise CxrNodeError(f"{option} {ae_title!r} is no AE title: 1 to 16 plain characters, no backslash.")
-    found = collect(files)
-    if not found:
-        raise CxrNodeError("No DICOM files or images were found there.")
-    outcomes = send_files(found, host.strip("[]"), int(port), called, calling)
-    for path, outcome in zip(found, outcomes, strict=True):
-        text = "" if outcome.status is None else f"0x{outcome.status:04X} "
-        print(f"{'stored' if outcome.stored else 'NOT STORED'} {text}{path} {outcome.error}".rstrip())
-    if not all(outcome.stored for outcome in outcomes):
         raise typer.Exit(1)
 
 

@@ -3,7 +3,7 @@
 --
 -- What has yet to arrive stands in a file beside Orthanc's own, so that it outlives Orthanc too. A radiograph goes at once;
 -- one that couldn't be sent waits, 10 seconds at first and 5 minutes in the end, and as soon as one arrives all others
--- follow. Sent twice after a crash, the node knows it and analyses it once.
+-- follow. One that the node refuses for its own sake holds up no other. Sent twice after a crash, the node knows it and analyses it once.
 --
 -- The clock is Orthanc's heart beat (from 1.11.1 on, "LuaHeartBeatPeriod"). Older ones, such as Debian's 1.10, have none:
 -- there a shell (bash) sleeps and asks Orthanc by curl, over its own REST API without a password, to try that job again.
@@ -89,7 +89,20 @@ local function read_journal()
   end
 end
 
--- Start jobs for what is first in the queue. False: Orthanc takes none.
+-- Start a job that sends an instance. False: Orthanc takes none.
+local function send(instance)
+  local order = { Resources = { instance }, Asynchronous = true }
+  local answer = RestApiPost("/modalities/" .. MODALITY .. "/store", DumpJson(order))
+  if answer == nil then
+    return false
+  end
+  jobs[ParseJson(answer)["ID"]] = instance
+  sending[instance] = true
+  under_way = under_way + 1
+  return true
+end
+
+-- Start jobs for what is first in the queue.
 local function send_some(most)
   local place = 1
   while place <= #queue and under_way < most do
@@ -99,19 +112,12 @@ local function send_some(most)
       place = place + 1
     elseif RestApiGet("/instances/" .. instance) == nil then
       dequeue(instance) -- deleted here before it arrived there
-    else
-      local order = { Resources = { instance }, Asynchronous = true }
-      local answer = RestApiPost("/modalities/" .. MODALITY .. "/store", DumpJson(order))
-      if answer == nil then
-        return false
-      end
-      jobs[ParseJson(answer)["ID"]] = instance
-      sending[instance] = true
-      under_way = under_way + 1
+    elseif send(instance) then
       place = place + 1
+    else
+      return
     end
   end
-  return true
 end
 
 -- Behind the others: one that the node refuses for its own sake holds up nobody.
@@ -152,9 +158,7 @@ function OnStoredInstance(instanceId, tags, metadata, origin)
   if radiograph and origin["RemoteAet"] ~= NODE then
     note("+" .. instanceId)
     enqueue(instanceId)
-    if os.time() >= due_at then
-      send_some(MOST_JOBS)
-    end
+    send(instanceId) -- even while others wait: they may be such as the node refuses
   end
 end
 
@@ -184,6 +188,7 @@ function OnJobFailure(jobId)
     put_last(instance)
     if os.time() >= due_at then -- not for each of several that fail at the same time
       wait_for_the_node(jobId)
+      send_some(1) -- another one has its turn too
     else
       jobs[jobId] = nil
     end

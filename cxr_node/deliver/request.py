@@ -149,7 +149,7 @@ class Outcome:
     status: of the C-STORE response; None if there was none.
     error: why it isn't stored; empty if it is.
     unusable: the fault is the file's: sending it again is of no use.
-    sent_as: SOP class and instance UID under which it went, if they aren't those of the file.
+    sent_as: SOP class and instance UID under which it went, where whoever asked can't know them.
     """
 
     status: int | None
