@@ -54,7 +54,8 @@ class DeliveryState(StrEnum):
 class ResultKind(StrEnum):
     """The kinds of object that a job makes; also the words of `send` in a destination's settings.
 
-    In the order of delivery: the report is last, since it refers to others.
+    In the order of delivery: the report refers to others and comes after them. A withdrawal, the rejection note of results
+    that were sent of an image since corrected, is made where `withdraw` asks for it, and never by `send`.
     """
 
     OVERLAY = "overlay"
@@ -63,6 +64,11 @@ class ResultKind(StrEnum):
     HEATVALUES = "heatvalues"
     PRESENTATION = "presentation"
     REPORT = "report"
+    WITHDRAWAL = "withdrawal"
+
+
+ANALYSIS_KINDS: tuple[ResultKind, ...] = tuple(kind for kind in ResultKind if kind is not ResultKind.WITHDRAWAL)
+"""The kinds that are made of an image."""
 
 
 REPORT_CLASSES = {

@@ -179,6 +179,8 @@ class DestinationSettings(_Section):
     send: tuple[ResultKind, ...] = (ResultKind.OVERLAY, ResultKind.REPORT)
     report_as: Literal["auto", "comprehensive_3d", "comprehensive", "enhanced", "basic_text"] = "auto"
     """The class of structured report that the report goes as; auto: the first of these that the destination takes."""
+    withdraw: Literal["none", "rejection_note"] = "none"
+    """What tells the destination that results it has were of an image since corrected: nothing, or a rejection note (IOCM)."""
     timeout_s: float = Field(30, gt=0)
     max_attempts: int = Field(200, ge=1)
     """After as many failures a delivery is held for a person; with the growing waits, about a week."""
@@ -197,6 +199,13 @@ class DestinationSettings(_Section):
     """The user name to give there (PS3.7 annex D.3.3.7); empty: none."""
     passcode_file: Path | None = None
     """Holds the passcode to give with the name; absent: the name alone is given."""
+
+    @field_validator("send")
+    @classmethod
+    def _check_send(cls, send: tuple[ResultKind, ...]) -> tuple[ResultKind, ...]:
+        if ResultKind.WITHDRAWAL in send:
+            raise ValueError('send: a rejection note is no kind to be chosen here; withdraw = "rejection_note" asks for it')
+        return send
 
 
 class RouteSettings(_Section):

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydicom.uid import KeyObjectSelectionDocumentStorage
+
 from cxr_node.records import REPORT_CLASSES, ComposedObject
 from tests.conftest import find_peer
 
@@ -45,7 +47,7 @@ def pixelmed(path: Path) -> list[str]:
 def verdicts(item: ComposedObject, folder: Path) -> dict[str, list[str]]:
     """The complaints of every judge that knows this kind of object, by judge; empty if nobody complains."""
     judges = [dciodvfy, dcmdump]
-    if item.sop_class_uid in REPORT_CLASSES.values():
+    if item.sop_class_uid in (*REPORT_CLASSES.values(), KeyObjectSelectionDocumentStorage):
         judges += [dsrdump, pixelmed]
     path = folder / f"{item.sop_instance_uid}.dcm"
     path.write_bytes(item.content)

@@ -38,6 +38,7 @@ _DESCRIPTIONS = {
     ResultKind.HEATVALUES: f"Heat values: {NOT_FOR_DIAGNOSIS}",
     ResultKind.PRESENTATION: f"Presentation state: {NOT_FOR_DIAGNOSIS}",
     ResultKind.REPORT: f"Report: {NOT_FOR_DIAGNOSIS}",
+    ResultKind.WITHDRAWAL: "Rejection note",
 }
 """Of series. What it is comes first: lists of series are narrow, and OHIF's shows some 25 characters."""
 

@@ -62,9 +62,10 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
         note(Severity.ERROR, str(error))
         return found
     try:
-        refused = {kind: why for kind in destination.send if (why := _refusal(association, destination, kind))}
+        kinds = [*destination.send, *([ResultKind.WITHDRAWAL] if destination.withdraw == "rejection_note" else [])]
+        refused = {kind: why for kind in kinds if (why := _refusal(association, destination, kind))}
         for kind, why in refused.items():
-            severity = Severity.WARNING if len(refused) < len(destination.send) else Severity.ERROR
+            severity = Severity.WARNING if len(refused) < len(kinds) else Severity.ERROR
             note(severity, f"The {kind} will be refused: {why}")
         if commitment and not association.accepts(COMMITMENT):
             note(Severity.ERROR, reasons.no_commitment(peer))
@@ -75,8 +76,8 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
     finally:
         association.release()
     if not found:
-        kinds = " and ".join(_described(association, destination, kind) for kind in destination.send) or "nothing"
-        note(Severity.OK, f"{peer} answers C-ECHO and takes: {kinds}.")
+        taken = " and ".join(_described(association, destination, kind) for kind in kinds) or "nothing"
+        note(Severity.OK, f"{peer} answers C-ECHO and takes: {taken}.")
     return found
 
 

@@ -16,6 +16,7 @@ from pydicom.uid import (
     GrayscaleSoftcopyPresentationStateStorage,
     ImplicitVRLittleEndian,
     JPEGLSLossless,
+    KeyObjectSelectionDocumentStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
@@ -38,6 +39,7 @@ EXPECTED: dict[ResultKind, Offer] = {
     ResultKind.HEATVALUES: (SegmentationStorage, JPEGLSLossless),
     ResultKind.PRESENTATION: (GrayscaleSoftcopyPresentationStateStorage, ExplicitVRLittleEndian),
     ResultKind.REPORT: (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
+    ResultKind.WITHDRAWAL: (KeyObjectSelectionDocumentStorage, ExplicitVRLittleEndian),
 }
 """What the kinds of result are composed as: negotiated before the first of them is due."""
 
@@ -47,6 +49,8 @@ def offers_to(destination: DestinationSettings) -> set[Offer]:
     offers = {EXPECTED[kind] for kind in destination.send if kind is not ResultKind.REPORT}
     if ResultKind.REPORT in destination.send:
         offers |= {(sop_class_uid, EXPECTED[ResultKind.REPORT][1]) for sop_class_uid in report_classes(destination)}
+    if destination.withdraw == "rejection_note":
+        offers.add(EXPECTED[ResultKind.WITHDRAWAL])
     return offers
 
 

@@ -16,14 +16,14 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
-from cxr_node.compose import compose_not_analysed, compose_results
+from cxr_node.compose import compose_not_analysed, compose_rejection_note, compose_results
 from cxr_node.deidentify import deidentified
 from cxr_node.deliver.report_class import report_as
 from cxr_node.deliver.request import Peer, StoreRequest
 from cxr_node.deliver.send import store_files
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.prepare.radiograph import prepare_dataset
-from cxr_node.records import LABELS, REPORT_CLASSES, ComposedObject, Radiograph, ResultKind
+from cxr_node.records import ANALYSIS_KINDS, LABELS, REPORT_CLASSES, ComposedObject, Radiograph, ResultKind
 from cxr_node.source import read_dicom
 from tests import judges
 from tests.composing import NOW, findings, radiograph, source
@@ -141,7 +141,7 @@ def is_explained(complaint: str, ds: Dataset) -> bool:
 
 @pytest.mark.parametrize("specimen", SOURCES, indirect=True)
 def test_no_judge_finds_anything_wrong(specimen, tmp_path):
-    assert {item.kind for item in specimen.results} == set(ResultKind)
+    assert {item.kind for item in specimen.results} == set(ANALYSIS_KINDS)
     ours = {}
     for item in specimen.results:
         for judge, complaints in judges.verdicts(item, tmp_path).items():
@@ -273,6 +273,38 @@ def test_the_report_as_it_is_under_the_name_of_a_plain_class_is_found_out(judge,
     assert [complaint for complaint in judge(path) if complaint != _PRIVATE_SCHEME] != []
 
 
+def rejection_note(specimen: Specimen) -> ComposedObject:
+    made = [pydicom.dcmread(BytesIO(item.content), stop_before_pixels=True) for item in specimen.results]
+    return compose_rejection_note(made, NOW)
+
+
+@pytest.mark.parametrize("specimen", [f"odd: {name}" for name in ODD], indirect=True)
+def test_no_judge_finds_anything_wrong_with_a_rejection_note(specimen, tmp_path):
+    found = judges.verdicts(rejection_note(specimen), tmp_path)
+    left = {judge: [c for c in said if not is_explained(c, specimen.ds)] for judge, said in found.items()}
+    assert {judge: said for judge, said in left.items() if said} == {}
+
+
+def without_title(ds: Dataset) -> None:
+    del ds.ConceptNameCodeSequence
+
+
+@pytest.mark.parametrize("specimen", ["odd: ordinary"], indirect=True)
+@pytest.mark.parametrize(
+    ("judge", "spoil"),
+    [
+        (judges.dciodvfy, without_title),
+        (judges.dciodvfy, lambda ds: delattr(ds, "CurrentRequestedProcedureEvidenceSequence")),
+        (judges.dsrdump, lambda ds: delattr(ds.ContentSequence[0], "RelationshipType")),
+        (judges.pixelmed, lambda ds: setattr(ds.ConceptNameCodeSequence[0], "CodeValue", "113999")),
+    ],
+)
+def test_each_judge_does_find_what_is_broken_in_a_rejection_note(judge, spoil, specimen, tmp_path):
+    path = tmp_path / "broken.dcm"
+    path.write_bytes(changed(spoil)(rejection_note(specimen).content))
+    assert judge(path) != []
+
+
 def without_rows(ds: Dataset) -> None:
     del ds.Rows
 
@@ -318,7 +350,7 @@ def changed(change: Callable[[Dataset], None]) -> Callable[[bytes], bytes]:
         (judges.dciodvfy, ResultKind.HEATVALUES, changed(without_rows)),
         (judges.dciodvfy, ResultKind.PRESENTATION, changed(without_displayed_area)),
         (judges.dciodvfy, ResultKind.REPORT, changed(without_relationship)),
-        *((judges.dcmdump, kind, cut_off) for kind in ResultKind),
+        *((judges.dcmdump, kind, cut_off) for kind in ANALYSIS_KINDS),
         (judges.dsrdump, ResultKind.REPORT, changed(without_relationship)),
         (judges.pixelmed, ResultKind.REPORT, changed(without_observer)),
         (judges.pixelmed, ResultKind.REPORT, changed(with_something_foreign)),
