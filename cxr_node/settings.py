@@ -340,9 +340,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_ports(self) -> Settings:
-        if self.tls.port is not None and not self.tls.listen:
-            raise ValueError("tls.port is where the node listens for TLS: it needs tls.listen = true")
-        if self.tls.port and self.tls.port == self.node.port:
+        if self.tls.listen and self.tls.port and self.tls.port == self.node.port:
             raise ValueError("tls.port is node.port too: leave it out for TLS alone, or give plain DICOM another port")
         return self
 

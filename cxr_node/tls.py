@@ -230,6 +230,8 @@ def describe(settings: Settings) -> list[dict[str, Any]]:
 def problems(settings: Settings) -> list[tuple[str, str]]:
     """What `check-config` has to say of the certificates: ("error" or "warning", the text)."""
     found = []
+    if settings.tls.port is not None and not settings.tls.listen:
+        found.append(("warning", "tls.port has no effect without tls.listen = true: the node speaks no TLS."))
     try:
         if settings.tls.listen:
             listening_context(settings.tls)

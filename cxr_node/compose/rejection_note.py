@@ -69,14 +69,15 @@ def compose_rejection_note(
             model_name=MODEL_NAME,
         ),
     )
+    content = KeyObjectSelection(
+        code("rejection", title),
+        references,
+        observer_device_context=observer,
+        description="The image was corrected: these results are of what it was before.",
+    )
     note = KeyObjectSelectionDocument(
         evidence=references,
-        content=KeyObjectSelection(
-            code("rejection", title),
-            references,
-            observer_device_context=observer,
-            description="The image was corrected: these results are of what it was before.",
-        ),
+        content=content,
         series_instance_uid=derived_uid("series", uid),
         series_number=_SERIES_NUMBER,
         sop_instance_uid=uid,
@@ -84,6 +85,9 @@ def compose_rejection_note(
         manufacturer=MODEL_NAME,
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
+    for item in note.ContentSequence:
+        if "ReferencedSOPSequence" in item and "ConceptNameCodeSequence" in item:
+            del item.ConceptNameCodeSequence  # TID 2010 forbids a purpose of reference
     program = Model(MODEL_NAME, program_version())
     identify(note, first, program, ResultKind.WITHDRAWAL, now, _DESCRIPTION)
     note.SoftwareVersions = f"{MODEL_NAME} {program_version()}"

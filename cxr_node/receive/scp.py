@@ -65,7 +65,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int, in
             listening = open_sockets.enter_context(_listen(settings, "node.port", settings.node.port))
             selector.register(listening, selectors.EVENT_READ, settings.tls.listen and settings.tls.port is None)
             address, tls_port = listening.getsockname(), None
-            if settings.tls.port is not None:
+            if settings.tls.listen and settings.tls.port is not None:
                 over_tls = open_sockets.enter_context(_listen(settings, "tls.port", settings.tls.port))
                 selector.register(over_tls, selectors.EVENT_READ, True)
                 tls_port = over_tls.getsockname()[1]

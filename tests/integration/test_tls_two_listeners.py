@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from cxr_node.errors import SettingsError
 from cxr_node.receive import scp
 from cxr_node.settings import NodeSettings, ReceiveSettings, SenderSettings, Settings, TlsSettings
+from cxr_node.tls import problems
 from tests.certificates import client
 from tests.node import Node
 from tests.orthanc import free_port
@@ -108,7 +109,12 @@ def test_a_port_that_is_taken_is_named_by_its_key(authority, node, tmp_path):
             scp.run(settings, None, None)
 
 
-@pytest.mark.parametrize(("tls", "words"), [({"port": 2762}, "tls.listen"), ({"listen": True, "port": 11112}, "another port")])
-def test_settings_that_contradict_themselves(tls, words):
-    with pytest.raises(ValidationError, match=words):
-        Settings(tls=TlsSettings(**tls))
+def test_both_on_one_port_is_a_contradiction():
+    with pytest.raises(ValidationError, match="another port"):
+        Settings(tls=TlsSettings(listen=True, port=11112))
+
+
+def test_a_port_without_tls_is_warned_of():
+    assert problems(Settings(tls=TlsSettings(port=2762))) == [
+        ("warning", "tls.port has no effect without tls.listen = true: the node speaks no TLS.")
+    ]

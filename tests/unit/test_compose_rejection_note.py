@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from io import BytesIO
 
 import pydicom
@@ -120,7 +121,7 @@ def test_the_results_are_left_as_they_are(results):
 
 
 def test_what_can_not_be_one_note(results):
-    other = Dataset(results[0])
+    other = copy.deepcopy(results[0])
     other.StudyInstanceUID = "1.2.3"
     for unfit in ([], [results[0], other]):
         with pytest.raises(ValueError, match=r"withdraw|one study"):
