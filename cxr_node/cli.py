@@ -13,6 +13,7 @@ import typer
 
 from cxr_node.commands.common import AsJson, Config, print_table
 from cxr_node.errors import CxrNodeError
+from cxr_node.records import REPORT_CLASSES
 from cxr_node.settings import load_settings
 
 app = typer.Typer(
@@ -21,13 +22,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 if sys.argv[1:2] != ["status"]:  # which a health check asks twice a minute: it loads no SQLAlchemy
-    from cxr_node.commands import audit, check_config, copy_database, drain, mend, queue
+    from cxr_node.commands import audit, check_config, copy_database, drain, mend, queue, send
 
     app.add_typer(queue.app, name="queue")
     app.add_typer(audit.app, name="audit")
     app.command()(mend.doctor)
     app.command("backup")(mend.back_up)
     app.command()(mend.restore)
+    app.command()(send.send)
     app.command()(drain.drain)
     app.command("copy-database")(copy_database.copy_database)
     app.command("check-config")(check_config.check_config)
@@ -120,39 +122,12 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def send(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="DICOM, PNG or JPEG files, or folders.")],
-    to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="Where to.")],
-    called: Annotated[str, typer.Option("--called", metavar="AE", help="AE title of the receiver.")],
-    calling: Annotated[str, typer.Option("--calling", metavar="AE", help="AE title to send under.")] = "CXRNODE-SEND",
-) -> None:
-    """Send files by C-STORE, for trying things out; exit status 1 if any was not stored."""
-    from cxr_node import logs
-    from cxr_node.commands.analyze import collect
-    from cxr_node.deliver.send import send_files
-
-    logs.set_up("error")
-    host, _, port = to.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise CxrNodeError(f"--to {to!r} is not HOST:PORT, for example 127.0.0.1:11112.")
-    for option, ae_title in (("--called", called), ("--calling", calling)):
-        if not 0 < len(ae_title.strip()) <= 16 or not ae_title.isascii() or not ae_title.isprintable() or "\\" in ae_title:
-            raise CxrNodeError(f"{option} {ae_title!r} is no AE title: 1 to 16 plain characters, no backslash.")
-    found = collect(files)
-    if not found:
-        raise CxrNodeError("No DICOM files or images were found there.")
-    outcomes = send_files(found, host.strip("[]"), int(port), called, calling)
-    for path, outcome in zip(found, outcomes, strict=True):
-        text = "" if outcome.status is None else f"0x{outcome.status:04X} "
-        print(f"{'stored' if outcome.stored else 'NOT STORED'} {text}{path} {outcome.error}".rstrip())
-    if not all(outcome.stored for outcome in outcomes):
-        raise typer.Exit(1)
-
-
-@app.command()
 def demo(
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="DICOM, PNG or JPEG; none: phantoms.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for all that the demonstration makes.")] = Path("demo-output"),
+    report_as: Annotated[
+        str, typer.Option("--report-as", help="The destination's setting: auto, comprehensive_3d, …, basic_text.")
+    ] = "auto",
 ) -> None:
     """Show the whole path: an emulated modality, the node, a small PACS; stops everything it started."""
     from rich.console import Console
@@ -160,7 +135,9 @@ def demo(
     from cxr_node import logs
     from cxr_node.commands.demo import run_demo
 
+    if report_as not in ("auto", *REPORT_CLASSES):
+        raise CxrNodeError(f"--report-as {report_as!r} is none of {', '.join(('auto', *REPORT_CLASSES))}.")
     logs.set_up("error")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as an exception it stops what was started
-    if not run_demo(files or [], out, Console(width=max(100, Console().width))):
+    if not run_demo(files or [], out, Console(width=max(100, Console().width)), report_as):
         raise typer.Exit(1)

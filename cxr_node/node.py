@@ -59,12 +59,12 @@ def run_role(role: str, settings: Settings) -> None:
         signal.signal(number, lambda *_: stop.set())
     pipe = _supervisor_pipe(stop)
 
-    def ready(host: str = "", port: int = 0) -> None:
+    def ready(host: str = "", port: int = 0, tls_port: int | None = None) -> None:
         if pipe is not None:
             with suppress(OSError):  # the supervisor is gone: `stop` is being set
-                pipe.sendall(json.dumps({"host": host, "port": port}).encode() + b"\n")
+                pipe.sendall(json.dumps({"host": host, "port": port, "tls_port": tls_port}).encode() + b"\n")
         elif role == "receive":
-            print(_ready_line(settings, host, port), flush=True)
+            print(_ready_line(settings, host, port, tls_port), flush=True)
 
     limits.have_file_handles(_HANDLES_AN_ASSOCIATION * settings.receive.max_associations if role == "receive" else 0)
     make_folders(DataFolder(settings.node.data_dir))
@@ -189,7 +189,7 @@ class Child:
     restart_at: float = 0.0
     restart_wait_s: float = field(default=_FIRST_RESTART_S)
 
-    def start(self, on_ready: Callable[[str, int], None] | None) -> None:
+    def start(self, on_ready: Callable[[str, int, int | None], None] | None) -> None:
         """Start the process; `on_ready` is called from a thread when it says that it is."""
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "cxr_node", self.role]
@@ -207,7 +207,7 @@ class Child:
         self.started_at = time.monotonic()
         threading.Thread(target=_await_ready, args=(ours, on_ready), daemon=True).start()
 
-    def watch(self, on_ready: Callable[[str, int], None] | None) -> None:
+    def watch(self, on_ready: Callable[[str, int, int | None], None] | None) -> None:
         """Restart the process if it died, after a wait that grows while it keeps dying."""
         now = time.monotonic()
         if self.process is not None:
@@ -261,17 +261,18 @@ class _Announcement:
         self._settings = settings
         self._done = False
 
-    def __call__(self, host: str, port: int) -> None:
+    def __call__(self, host: str, port: int, tls_port: int | None) -> None:
         if not self._done:
             self._done = True
-            print(_ready_line(self._settings, host, port), flush=True)
+            print(_ready_line(self._settings, host, port, tls_port), flush=True)
 
 
-def _ready_line(settings: Settings, host: str, port: int) -> str:
-    return f"cxr-node is ready to receive: {settings.node.ae_title} on {host}:{port}"
+def _ready_line(settings: Settings, host: str, port: int, tls_port: int | None) -> str:
+    over_tls = "" if tls_port is None else f", over TLS on {host}:{tls_port}"
+    return f"cxr-node is ready to receive: {settings.node.ae_title} on {host}:{port}{over_tls}"
 
 
-def _await_ready(pipe: socket.socket, on_ready: Callable[[str, int], None] | None) -> None:
+def _await_ready(pipe: socket.socket, on_ready: Callable[[str, int, int | None], None] | None) -> None:
     try:
         with pipe.makefile("rb") as lines:
             line = lines.readline()
@@ -279,7 +280,7 @@ def _await_ready(pipe: socket.socket, on_ready: Callable[[str, int], None] | Non
         return
     if line and on_ready is not None:
         said = json.loads(line)
-        on_ready(said["host"], said["port"])
+        on_ready(said["host"], said["port"], said["tls_port"])
 
 
 def _supervisor_pipe(stop: threading.Event) -> socket.socket | None:

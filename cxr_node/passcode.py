@@ -66,7 +66,7 @@ def _files(settings: Settings) -> Iterator[tuple[str, Path, bool]]:
     """Whose each file is, and whether TLS hides what it holds."""
     for sender in settings.senders:
         if sender.passcode_file is not None:
-            yield f"senders: {sender.ae_title}", sender.passcode_file, settings.tls.listen
+            yield f"senders: {sender.ae_title}", sender.passcode_file, settings.tls.listen and settings.tls.port is None
     for destination in settings.destinations:
         if destination.passcode_file is not None:
             yield f"destinations: {destination.name}", destination.passcode_file, destination.tls

@@ -54,7 +54,8 @@ class DeliveryState(StrEnum):
 class ResultKind(StrEnum):
     """The kinds of object that a job makes; also the words of `send` in a destination's settings.
 
-    In the order of delivery: the report is last, since it refers to others.
+    In the order of delivery: the report refers to others and comes after them. A withdrawal, the rejection note of results
+    that were sent of an image since corrected, is made where `withdraw` asks for it, and never by `send`.
     """
 
     OVERLAY = "overlay"
@@ -63,6 +64,24 @@ class ResultKind(StrEnum):
     HEATVALUES = "heatvalues"
     PRESENTATION = "presentation"
     REPORT = "report"
+    WITHDRAWAL = "withdrawal"
+
+
+ANALYSIS_KINDS: tuple[ResultKind, ...] = tuple(kind for kind in ResultKind if kind is not ResultKind.WITHDRAWAL)
+"""The kinds that are made of an image."""
+
+
+REPORT_CLASSES = {
+    "comprehensive_3d": "1.2.840.10008.5.1.4.1.1.88.34",
+    "comprehensive": "1.2.840.10008.5.1.4.1.1.88.33",
+    "enhanced": "1.2.840.10008.5.1.4.1.1.88.22",
+    "basic_text": "1.2.840.10008.5.1.4.1.1.88.11",
+}
+"""The SOP classes that a destination may be sent the report in, by what `report_as` calls them, the richest first."""
+
+REPORT_CLASS_NAMES = dict(
+    zip(REPORT_CLASSES.values(), ("Comprehensive 3D SR", "Comprehensive SR", "Enhanced SR", "Basic Text SR"), strict=True)
+)
 
 
 @dataclass(frozen=True)

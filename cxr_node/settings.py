@@ -120,7 +120,9 @@ class TlsSettings(_Section):
     """[tls]"""
 
     listen: bool = False
-    """Speak TLS, and nothing else, on node.port."""
+    """Take associations over TLS."""
+    port: Port | None = None
+    """Where; absent: on node.port, which then speaks nothing else. 0 lets the system choose."""
     certificate: Path | None = None
     """PEM: what the node shows to whoever connects, and to destinations with `tls`; then the rest of its chain."""
     key: Path | None = None
@@ -193,6 +195,10 @@ class DestinationSettings(_Section):
     calling_ae_title: AETitle | None = None
     """By which the node calls this destination; absent: node.ae_title."""
     send: tuple[ResultKind, ...] = (ResultKind.OVERLAY, ResultKind.REPORT)
+    report_as: Literal["auto", "comprehensive_3d", "comprehensive", "enhanced", "basic_text"] = "auto"
+    """The class of structured report that the report goes as; auto: the first of these that the destination takes."""
+    withdraw: Literal["none", "rejection_note"] = "none"
+    """What tells the destination that results it has were of an image since corrected: nothing, or a rejection note (IOCM)."""
     timeout_s: float = Field(30, gt=0)
     max_attempts: int = Field(200, ge=1)
     """After as many failures a delivery is held for a person; with the growing waits, about a week."""
@@ -217,6 +223,13 @@ class DestinationSettings(_Section):
     """The user name to give there (PS3.7 annex D.3.3.7); empty: none."""
     passcode_file: Path | None = None
     """Holds the passcode to give with the name; absent: the name alone is given."""
+
+    @field_validator("send")
+    @classmethod
+    def _check_send(cls, send: tuple[ResultKind, ...]) -> tuple[ResultKind, ...]:
+        if ResultKind.WITHDRAWAL in send:
+            raise ValueError('send: a rejection note is no kind to be chosen here; withdraw = "rejection_note" asks for it')
+        return send
 
     @model_validator(mode="before")
     @classmethod
@@ -387,6 +400,12 @@ class Settings(BaseSettings):
             asks = sender.certificate_sha256 or sender.certificate_names
             if asks and not (self.tls.listen and self.tls.ca):
                 raise ValueError(f"senders: a certificate of {sender.ae_title!r} can be seen only with tls.listen and tls.ca")
+        return self
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Settings:
+        if self.tls.listen and self.tls.port and self.tls.port == self.node.port:
+            raise ValueError("tls.port is node.port too: leave it out for TLS alone, or give plain DICOM another port")
         return self
 
     @model_validator(mode="after")

@@ -130,6 +130,22 @@ def calling_context(settings: Settings, peer: DestinationSettings | SenderSettin
     return context
 
 
+def context_from_files(ca: Path, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+    """For connecting to a peer that no settings name.
+
+    Args:
+        ca: PEM: who vouches for the peer.
+        certificate: PEM: what to show it; None: nothing.
+        key: PEM; None: in `certificate`.
+
+    Raises:
+        SettingsError: a file is missing or unfit; says which and why.
+    """
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, TlsSettings(certificate=certificate, key=key))
+    _trust(context, ca, "the authorities")
+    return context
+
+
 def identity_of(connection: Any) -> Identity:
     """Who is at the other end of a connection: of an `ssl.SSLSocket` after its handshake, or of a plain socket."""
     if not isinstance(connection, ssl.SSLSocket):
@@ -217,6 +233,8 @@ def describe(settings: Settings) -> list[dict[str, Any]]:
 def problems(settings: Settings) -> list[tuple[str, str]]:
     """What `check-config` has to say of the certificates: ("error" or "warning", the text)."""
     found = []
+    if settings.tls.port is not None and not settings.tls.listen:
+        found.append(("warning", "tls.port has no effect without tls.listen = true: the node speaks no TLS."))
     try:
         if settings.tls.listen:
             listening_context(settings.tls)

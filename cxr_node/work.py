@@ -30,7 +30,7 @@ from cxr_node.emulate import radiograph_from_image
 from cxr_node.errors import Rejected
 from cxr_node.logs import explain
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
-from cxr_node.records import DataFolder, Findings, Geometry, Job, Model, Radiograph, Result, ResultKind
+from cxr_node.records import ANALYSIS_KINDS, DataFolder, Findings, Geometry, Job, Model, Radiograph, Result, ResultKind
 from cxr_node.settings import Settings
 from cxr_node.source import Source, read_content_digest, read_dicom, read_header, read_identity
 from cxr_node.store import corrections, jobs, leases, missing_deliveries, predecessors
@@ -361,7 +361,7 @@ def warm_up(networks: Networks) -> None:
     segment_batch([empty], networks)
     (findings,) = classify_batch([empty], [lungs], networks)
     radiograph = Radiograph(empty.astype(np.float32), empty, Geometry(size, size))
-    compose_results(radiograph_from_image(empty), radiograph, findings, kinds=tuple(ResultKind), now=datetime.now(UTC))
+    compose_results(radiograph_from_image(empty), radiograph, findings, kinds=ANALYSIS_KINDS, now=datetime.now(UTC))
 
 
 def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) -> None:

@@ -22,10 +22,11 @@ class Committing:
     Args:
         judge: the report on a request: what is committed, and what isn't with its reason; None reports nothing.
         status: of the N-ACTION response.
+        contexts: what it stores.
     """
 
-    def __init__(self, judge, status=0x0000):
-        self.judge, self.status = judge, status
+    def __init__(self, judge, status=0x0000, contexts=STORAGE):
+        self.judge, self.status, self.contexts = judge, status, contexts
         self.requests = []
         self.received = []
         self.answers = []
@@ -33,7 +34,7 @@ class Committing:
     @contextmanager
     def listening(self):
         ae = AE("PACS")
-        for abstract_syntax, transfer_syntaxes in STORAGE:
+        for abstract_syntax, transfer_syntaxes in self.contexts:
             ae.add_supported_context(abstract_syntax, list(transfer_syntaxes))
         ae.add_supported_context(PUSH_MODEL, UNCOMPRESSED)
         handlers = [(evt.EVT_C_STORE, self._on_store), (evt.EVT_N_ACTION, self._on_action), (evt.EVT_DIMSE_SENT, self._on_sent)]

@@ -45,6 +45,8 @@ class Orthanc:
         route_all_to: the modality that gets everything Orthanc receives, whoever sent it.
         dicom_port: to reuse one; None takes a free one.
         plugins: paths of plugins to load.
+        scripts: paths of Lua scripts to load.
+        **more: more of Orthanc's own keys.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Orthanc:
         route_all_to: str | None = None,
         dicom_port: int | None = None,
         plugins: Sequence[str] = (),
+        scripts: Sequence[Path] = (),
+        **more: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.ae_title = "ORTHANC"
@@ -74,6 +78,8 @@ class Orthanc:
             "Plugins": list(plugins),
             "DicomModalities": {name: [ae_title, "127.0.0.1", port] for name, (ae_title, port) in (modalities or {}).items()},
         }
+        configuration |= more
+        configuration["LuaScripts"] = [str(script) for script in scripts]
         if route_all_to is not None:
             script = folder / "route.lua"
             script.write_text(
@@ -81,7 +87,7 @@ class Orthanc:
                 f"  SendToModality(instanceId, '{route_all_to}')\n"
                 "end\n"
             )
-            configuration["LuaScripts"] = [str(script)]
+            configuration["LuaScripts"].append(str(script))
         path = folder / "orthanc.json"
         path.write_text(json.dumps(configuration))
         self._log = (folder / "orthanc.log").open("wb")
@@ -116,6 +122,11 @@ class Orthanc:
         """Forget an instance."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}/instances/{instance_id}", method="DELETE")
         urllib.request.urlopen(request, timeout=30).close()
+
+    def execute(self, script: str) -> None:
+        """Run Lua in it; needs `ExecuteLuaEnabled=True`."""
+        url = f"http://127.0.0.1:{self.http_port}/tools/execute-script"
+        urllib.request.urlopen(urllib.request.Request(url, script.encode(), method="POST"), timeout=30).close()
 
     def count(self) -> int:
         """How many instances it holds."""

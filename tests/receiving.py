@@ -45,13 +45,13 @@ class Receiver:
             senders=senders,
             tls=tls or TlsSettings(),
         )
-        self.port = 0
+        self.port, self.tls_port = 0, None
         self._stop = threading.Event()
         self._is_ready = threading.Event()
         self._thread = threading.Thread(target=scp.run, args=(self.settings, self._stop, self._on_ready))
 
-    def _on_ready(self, _host: str, port: int) -> None:
-        self.port = port
+    def _on_ready(self, _host: str, port: int, tls_port: int | None) -> None:
+        self.port, self.tls_port = port, tls_port
         self._is_ready.set()
 
     def __enter__(self) -> Receiver:
@@ -129,8 +129,9 @@ def associated(
     calling: str = "MODALITY1",
     called: str = "NODE",
     tls: ssl.SSLContext | None = None,
+    port: int | None = None,
 ) -> Iterator[Association]:
-    """An association of a pynetdicom SCU, established or refused; released in the end."""
+    """An association of a pynetdicom SCU, established or refused; released in the end. `port`: None for the receiver's own."""
     ae = AE(calling)
     for sop_class in sop_classes or (uid.DigitalXRayImageStorageForPresentation,):
         ae.add_requested_context(sop_class, list(transfer_syntaxes))
@@ -138,7 +139,7 @@ def associated(
     connections: list[Any] = []
     assoc = ae.associate(
         "127.0.0.1",
-        receiver.port,
+        port or receiver.port,
         ae_title=called,
         tls_args=(tls, "127.0.0.1") if tls else None,
         evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: connections.append(event.assoc.dul.socket.socket))],

@@ -21,7 +21,7 @@ from pydicom import uid
 from sqlalchemy import create_engine, inspect, select, text
 
 from cxr_node import faults, repair
-from cxr_node.compose.identity import content_key, derived_uid
+from cxr_node.compose.identity import content_key
 from cxr_node.receive.header import read_header
 from cxr_node.receive.incoming import file_meta
 from cxr_node.records import ComposedObject, DataFolder, DeliveryState, JobState, Model, ResultKind, Sender
@@ -34,6 +34,7 @@ from cxr_node.store.database import open_database, write
 from cxr_node.store.digests import Digest, digest_of
 from cxr_node.store.instances import keep_instance, write_result
 from cxr_node.store.schema import metadata
+from cxr_node.uids import derived_uid
 from tests.receiving import encoded, radiograph
 
 DX = uid.DigitalXRayImageStorageForPresentation

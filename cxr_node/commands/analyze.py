@@ -24,7 +24,7 @@ from cxr_node.compose import DEFAULT_KINDS, compose_results
 from cxr_node.deidentify import DUMMY_TIME, deidentified, shows_text
 from cxr_node.errors import CxrNodeError, Rejected, StoreError
 from cxr_node.prepare.decode import is_dicom
-from cxr_node.records import Findings, ResultKind
+from cxr_node.records import ANALYSIS_KINDS, Findings, ResultKind
 from cxr_node.settings import Settings
 from cxr_node.source import Source, read_any
 from cxr_node.work import as_json
@@ -51,12 +51,12 @@ def kinds_named(text: str) -> tuple[ResultKind, ...]:
         CxrNodeError: there is no kind of such a name.
     """
     if text.strip() == "all":
-        return tuple(ResultKind)
+        return ANALYSIS_KINDS
     names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in list(ResultKind)]
+    unknown = [name for name in names if name not in ANALYSIS_KINDS]
     if unknown or not names:
-        raise CxrNodeError(f"--objects {text!r}: there are {', '.join(ResultKind)}, or all.")
-    return tuple(kind for kind in ResultKind if kind in names)
+        raise CxrNodeError(f"--objects {text!r}: there are {', '.join(ANALYSIS_KINDS)}, or all.")
+    return tuple(kind for kind in ANALYSIS_KINDS if kind in names)
 
 
 def collect(paths: Sequence[Path], out: Path | None = None) -> list[Path]:

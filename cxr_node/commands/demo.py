@@ -29,7 +29,7 @@ from cxr_node.errors import CxrNodeError
 from cxr_node.logs import explain
 from cxr_node.prepare.decode import is_dicom
 from cxr_node.receive.small_pacs import SmallPACS
-from cxr_node.records import LABELS
+from cxr_node.records import LABELS, REPORT_CLASS_NAMES
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store.database import open_database
 from cxr_node.store.overview import list_jobs, show_job
@@ -49,7 +49,7 @@ class Sent:
     number: int
 
 
-def run_demo(files: Sequence[Path], out: Path, console: Console) -> bool:
+def run_demo(files: Sequence[Path], out: Path, console: Console, report_as: str = "auto") -> bool:
     """Send files (none: phantoms) through a node of its own and show what comes back; True if every one came to its end.
 
     Args:
@@ -57,6 +57,7 @@ def run_demo(files: Sequence[Path], out: Path, console: Console) -> bool:
         out: folder for everything: what was sent, the node's data, what the PACS received, pictures. Emptied first if
             an earlier demonstration made it.
         console: where progress and results are shown.
+        report_as: the destination's setting of that name.
     """
     for path in files:
         if not path.is_file():
@@ -70,7 +71,7 @@ def run_demo(files: Sequence[Path], out: Path, console: Console) -> bool:
         raise CxrNodeError("None of the files can be sent.")
     if not files:
         console.print("No files were named: procedurally drawn [bold]phantoms[/bold] are sent. They show the way, not medicine.")
-    with SmallPACS(out / "pacs") as pacs, _node(out, pacs) as (settings, port):
+    with SmallPACS(out / "pacs") as pacs, _node(out, pacs, report_as) as (settings, port):
         console.print(f"PACS {pacs.ae_title} on 127.0.0.1:{pacs.port}, node CXRNODE on 127.0.0.1:{port}, data in {out}")
         from cxr_node.deliver.send import send_files
 
@@ -136,10 +137,11 @@ def _show(item: Sent, job: dict[str, Any], pacs: SmallPACS, out: Path, console: 
     waited = max(delivery["sent_at"] for delivery in job["deliveries"]) - job["created_at"]
     console.print(f"time           {findings['seconds']['total']:.2f} s ({stages})")
     console.print(f"turnaround     {waited:.2f} s from reception to the PACS, the loading of the networks included")
-    for result in job["results"]:
-        path = pacs.path_of(job["study_instance_uid"], result["sop_instance_uid"])
-        console.print(f"{result['kind']:<14} {path}", soft_wrap=True)
-        if result["kind"] == "overlay":
+    for delivery in job["deliveries"]:
+        path = pacs.path_of(job["study_instance_uid"], delivery["sent_sop_instance_uid"] or delivery["sop_instance_uid"])
+        sent_as = REPORT_CLASS_NAMES.get(pydicom.dcmread(path, specific_tags=["SOPClassUID"]).SOPClassUID, "")
+        console.print(f"{delivery['kind']:<14} {path}{sent_as and f' ({sent_as})'}", soft_wrap=True)
+        if delivery["kind"] == "overlay":
             picture = out / "pictures" / f"{item.number}-{Path(item.name).stem}.overlay.png"
             picture.parent.mkdir(exist_ok=True)
             Image.fromarray(pydicom.dcmread(path).pixel_array).save(picture)
@@ -172,13 +174,14 @@ def _await_results(settings: Settings, progress: Progress, task: Any) -> list[di
 
 
 @contextmanager
-def _node(out: Path, pacs: SmallPACS) -> Iterator[tuple[Settings, int]]:
+def _node(out: Path, pacs: SmallPACS, report_as: str) -> Iterator[tuple[Settings, int]]:
     """A node on the embedded default, serving on a free port until the block ends; its log is OUT/node.log."""
     config = out / "cxr-node.toml"
     settings = Settings.model_construct(node=NodeSettings(data_dir=out / "node"))  # nothing from the environment, as below
     config.write_text(
         f"[node]\nport = 0\ndata_dir = {json.dumps(str(out / 'node'), ensure_ascii=False)}\n\n[receive]\nmin_free_mb = 0\n\n"
-        f'[[destinations]]\nname = "pacs"\nae_title = "{pacs.ae_title}"\nhost = "127.0.0.1"\nport = {pacs.port}\n',
+        f'[[destinations]]\nname = "pacs"\nae_title = "{pacs.ae_title}"\nhost = "127.0.0.1"\nport = {pacs.port}\n'
+        f'report_as = "{report_as}"\n',
         "utf-8",
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CXR_NODE__")}

@@ -23,7 +23,7 @@ from cxr_node.commands.common import (
     time_in_words,
 )
 from cxr_node.errors import CxrNodeError
-from cxr_node.records import DeliveryState, JobState, ResultKind
+from cxr_node.records import REPORT_CLASS_NAMES, DeliveryState, JobState, ResultKind
 from cxr_node.settings import load_settings
 from cxr_node.store import changes, overview
 from cxr_node.store.selection import Selection
@@ -81,6 +81,12 @@ def queue_list(
         print(json.dumps(rows, indent=2))
     else:
         print_table([_brief_delivery(row) if deliveries else _brief_job(row) for row in rows])
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """The kind of object, and for a report that went as a plainer class, as which."""
+    sent_as = REPORT_CLASS_NAMES.get(row["sent_sop_class_uid"])
+    return f"{row['kind']} as {sent_as}" if sent_as else str(row["kind"])
 
 
 @app.command("show")

@@ -27,6 +27,7 @@ def node_status(settings: Settings) -> dict[str, Any]:
         counts, held = glance.count_states(ask), glance.held_by_reason(ask)
         destinations, nowhere = parties.by_destination(ask), parties.going_nowhere(ask)
         senders = parties.by_sender(ask, time.time() - _REFUSED_WITHIN_S)
+        report_classes = parties.report_classes_sent(ask)
     ages = [counts[key] for key in ("oldest_waiting_job_s", "oldest_waiting_delivery_s") if counts[key] is not None]
     model = model_of(settings.inference.weights_dir or shipped_folder())
     received = {**counts["received"], "last_at": iso(counts["received"]["last_at"])}
@@ -36,6 +37,7 @@ def node_status(settings: Settings) -> dict[str, Any]:
         "jobs": counts["jobs"],
         "deliveries": counts["deliveries"],
         "held": held,
+        "reports_sent_as": report_classes,
         "oldest_waiting_s": max(ages, default=None),
         "oldest_waiting_job_s": counts["oldest_waiting_job_s"],
         "oldest_waiting_delivery_s": counts["oldest_waiting_delivery_s"],

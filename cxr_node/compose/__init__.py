@@ -9,19 +9,21 @@ from datetime import datetime
 
 from pydicom import Dataset
 
-from cxr_node.compose.identity import content_key, derived_uid, findings_digest, identify, place, to_composed
+from cxr_node.compose.identity import content_key, findings_digest, identify, place, to_composed
 from cxr_node.compose.not_analysed import compose_not_analysed
 from cxr_node.compose.overlay import draw_overlay
 from cxr_node.compose.presentation import compose_presentation
+from cxr_node.compose.rejection_note import compose_rejection_note
 from cxr_node.compose.report import compose_report
 from cxr_node.compose.secondary_capture import compose_secondary_capture
 from cxr_node.compose.segmentation import compose_heat_levels, compose_heat_values, compose_lungs
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.prepare.content import content_digest as content_digest_of
-from cxr_node.records import ComposedObject, Findings, Radiograph, ResultKind
+from cxr_node.records import ANALYSIS_KINDS, ComposedObject, Findings, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
+from cxr_node.uids import derived_uid
 
-__all__ = ["DEFAULT_KINDS", "compose_not_analysed", "compose_results", "draw_overlay", "pixel_aspect"]
+__all__ = ["DEFAULT_KINDS", "compose_not_analysed", "compose_rejection_note", "compose_results", "draw_overlay", "pixel_aspect"]
 
 DEFAULT_KINDS = (ResultKind.OVERLAY, ResultKind.REPORT)
 """What every viewer and archive takes."""
@@ -67,7 +69,7 @@ def compose_results(
     drawn = (str(overlay.max_side_px), overlay.compression, str(overlay.side_by_side))
     maps = SourceMaps(findings, radiograph.geometry)
     made: dict[ResultKind, Dataset] = {}
-    for kind in ResultKind:
+    for kind in ANALYSIS_KINDS:
         if kind not in kinds:
             continue
         shows = {ResultKind.OVERLAY: drawn, ResultKind.REPORT: _refers_to(made, predecessor)}.get(kind, ())

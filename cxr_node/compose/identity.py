@@ -28,6 +28,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import validate_value
 
 from cxr_node.records import MODEL_NAME, ComposedObject, Findings, Model, ResultKind
+from cxr_node.uids import derived_uid
 
 NOT_FOR_DIAGNOSIS = "AI result, not for primary diagnosis"
 
@@ -38,6 +39,7 @@ _DESCRIPTIONS = {
     ResultKind.HEATVALUES: f"Heat values: {NOT_FOR_DIAGNOSIS}",
     ResultKind.PRESENTATION: f"Presentation state: {NOT_FOR_DIAGNOSIS}",
     ResultKind.REPORT: f"Report: {NOT_FOR_DIAGNOSIS}",
+    ResultKind.WITHDRAWAL: "Rejection note",
 }
 """Of series. What it is comes first: lists of series are narrow, and OHIF's shows some 25 characters."""
 
@@ -80,18 +82,6 @@ _SERIES_NUMBER = {
     ResultKind.PRESENTATION: 96,
 }
 """Leading digits, so that results sort behind the images they were made from."""
-
-
-def derived_uid(*parts: str) -> str:
-    """A UID that is always the same for the same texts (PS3.5 B.2: 2.25 and a UUID as a decimal number).
-
-    The UUID is of version 8 (RFC 9562), from 122 bits of a SHA-256.
-    """
-    digest = hashlib.sha256("\0".join((MODEL_NAME, *parts)).encode()).digest()
-    number = int.from_bytes(digest[:16], "big")
-    number = number & ~(0xF << 76) | 0x8 << 76
-    number = number & ~(0x3 << 62) | 0x2 << 62
-    return f"2.25.{number}"
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 
 from cxr_node.compose.codes import code
-from cxr_node.compose.identity import Place, bare_reference, derived_uid, value_of
+from cxr_node.compose.identity import Place, bare_reference, value_of
 from cxr_node.compose.source_pixels import SourceMaps, patient_orientation, pixel_aspect, pixel_spacing_mm
 from cxr_node.records import MODEL_NAME, SIDES, Findings
+from cxr_node.uids import derived_uid
 
 LEVELS = (0.25, 0.5, 0.75)
 """Lower bounds of the levels of heat; each ends where the next begins, since viewers draw what doesn't overlap."""

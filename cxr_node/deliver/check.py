@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cxr_node.deliver import reasons
-from cxr_node.deliver.request import COMMITMENT, EXPECTED, Peer, committing_peer, peer_of
+from cxr_node.deliver.request import COMMITMENT, EXPECTED, Offer, Peer, committing_peer, offers_to, peer_of, report_classes
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
 from cxr_node.logs import explain
+from cxr_node.records import REPORT_CLASS_NAMES, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
 
 
@@ -70,15 +71,16 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
     asked = committing_peer(settings, destination) if destination.storage_commitment else peer
     commitment = {COMMITMENT} if destination.storage_commitment else set()
     try:
-        association = Association(peer, {EXPECTED[kind] for kind in destination.send} | (commitment if asked == peer else set()))
+        association = Association(peer, offers_to(destination) | (commitment if asked == peer else set()))
     except DeliveryError as error:
         note(Severity.ERROR, str(error))
         return found
     try:
-        refused = [kind for kind in destination.send if not association.accepts(EXPECTED[kind])]
-        for kind in refused:
-            severity = Severity.WARNING if len(refused) < len(destination.send) else Severity.ERROR
-            note(severity, f"The {kind} will be refused: {association.refusal(EXPECTED[kind])}")
+        kinds = [*destination.send, *([ResultKind.WITHDRAWAL] if destination.withdraw == "rejection_note" else [])]
+        refused = {kind: why for kind in kinds if (why := _refusal(association, destination, kind))}
+        for kind, why in refused.items():
+            severity = Severity.WARNING if len(refused) < len(kinds) else Severity.ERROR
+            note(severity, f"The {kind} will be refused: {why}")
         if asked == peer and commitment and not association.accepts(COMMITMENT):
             note(Severity.ERROR, reasons.no_commitment(peer))
         try:
@@ -90,8 +92,8 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
     if asked != peer and (trouble := _commitment_trouble(asked)):
         note(Severity.ERROR, f"Storage commitment: {trouble}")
     if not found:
-        kinds = " and ".join(destination.send) or "nothing"
-        note(Severity.OK, f"{association.peer} answers C-ECHO and takes: {kinds}.")
+        taken = " and ".join(_described(association, destination, kind) for kind in kinds) or "nothing"
+        note(Severity.OK, f"{association.peer} answers C-ECHO and takes: {taken}.")
     return found
 
 
@@ -107,9 +109,37 @@ def _commitment_trouble(peer: Peer) -> str:
         association.release()
 
 
+def _refusal(association: Association, destination: DestinationSettings, kind: ResultKind) -> str:
+    """Why a kind of result can't be sent; empty if it can."""
+    if _form(association, destination, kind) is not None:
+        return ""
+    if kind is ResultKind.REPORT and destination.report_as == "auto":
+        return reasons.no_report_class(association.peer, report_classes(destination))
+    return association.refusal(_forms(destination, kind)[0])
+
+
+def _described(association: Association, destination: DestinationSettings, kind: ResultKind) -> str:
+    """The kind, and for a report that goes as a plainer class, as which."""
+    form = _form(association, destination, kind)
+    if form is None or form == EXPECTED[kind]:
+        return str(kind)
+    return f"{kind} (as {REPORT_CLASS_NAMES[form[0]]})"
+
+
+def _form(association: Association, destination: DestinationSettings, kind: ResultKind) -> Offer | None:
+    return next((form for form in _forms(destination, kind) if association.accepts(form)), None)
+
+
+def _forms(destination: DestinationSettings, kind: ResultKind) -> list[Offer]:
+    """What the kind may go as, the best first."""
+    if kind is not ResultKind.REPORT:
+        return [EXPECTED[kind]]
+    return [(sop_class_uid, EXPECTED[kind][1]) for sop_class_uid in report_classes(destination)]
+
+
 def _is_this_node(settings: Settings, destination: DestinationSettings) -> bool:
     """Whether the address is one of this machine's, and the port the node's own."""
-    if destination.port != settings.node.port:
+    if destination.port not in (settings.node.port, settings.tls.port):
         return False
     try:
         addresses = {

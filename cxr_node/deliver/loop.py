@@ -6,18 +6,31 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
+from pydicom import dcmread
 
 from cxr_node import faults
 from cxr_node.deliver import reasons
 from cxr_node.deliver.commitment import Inquiry, Reporter
-from cxr_node.deliver.request import DUPLICATE_INSTANCE, EXPECTED, Outcome, StoreRequest, committing_peer, peer_of
+from cxr_node.deliver.report_class import report_as
+from cxr_node.deliver.request import (
+    DUPLICATE_INSTANCE,
+    Offer,
+    Outcome,
+    StoreRequest,
+    committing_peer,
+    offers_to,
+    peer_of,
+    report_classes,
+    unusable,
+)
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import AssociationLost, DeliveryError
 from cxr_node.logs import explain
-from cxr_node.records import Delivery, ResultKind
+from cxr_node.records import REPORT_CLASS_NAMES, Delivery, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
 from cxr_node.store import commitments, deliveries, leases, missing_deliveries
 from cxr_node.store.backoff import backoff_s
@@ -147,14 +160,14 @@ class Courier:
         was_lingering = self._association is not None and self._lingering_since is not None
         may_be_there = delivery.unanswered
         try:
-            return self._judged(self._associated(request).store(request), may_be_there)
+            return self._judged(self._store(delivery.kind, request), may_be_there)
         except AssociationLost as error:
             if not was_lingering:
                 raise
             may_be_there = may_be_there or error.unanswered
         self._hang_up()  # the peer ended it while nothing was sent, as it may
         try:
-            return self._judged(self._associated(request).store(request), may_be_there)
+            return self._judged(self._store(delivery.kind, request), may_be_there)
         except DeliveryError as error:
             error.unanswered = error.unanswered or may_be_there
             raise
@@ -167,12 +180,29 @@ class Courier:
             return replace(outcome, error="", warning=reasons.arrived_before(self._peer), is_there=True)
         return replace(outcome, error=reasons.held_already(self._peer), unusable=True)
 
-    def _associated(self, request: StoreRequest) -> Association:
-        if self._association and not (self._association.is_open and self._association.offered([request.offer])):
+    def _store(self, kind: ResultKind, request: StoreRequest) -> Outcome:
+        """C-STORE an object; a report in the first class that the destination takes of those that the settings allow."""
+        forms = [request.offer]
+        if kind is ResultKind.REPORT:
+            forms = [(sop_class_uid, request.transfer_syntax_uid) for sop_class_uid in report_classes(self.destination)]
+        association = self._associated(forms)
+        form = next((form for form in forms if association.accepts(form)), None)
+        if form == request.offer or unusable(request):
+            return association.store(request)
+        if form is None:
+            several = reasons.no_report_class(self._peer, [sop_class_uid for sop_class_uid, _ in forms])
+            return Outcome(None, several if len(forms) > 1 else association.refusal(forms[0]))
+        sent_as = partial(deliveries.sent_as, self._engine, self.destination.name)
+        instead = report_as(dcmread(request.path), form[0], sent_as)
+        outcome = association.store(StoreRequest(request.path, *form, str(instead.SOPInstanceUID), instead))
+        return replace(outcome, sent_as=(form[0], str(instead.SOPInstanceUID)))
+
+    def _associated(self, forms: Sequence[Offer]) -> Association:
+        if self._association and not (self._association.is_open and self._association.offered(forms)):
             self._stop_lingering(at_once=True)
         if self._association is None:
-            expected = {EXPECTED[kind] for kind in self.destination.send}
-            offers = expected | {(item.sop_class_uid, item.transfer_syntax_uid) for item in self._claimed}
+            others = {(item.sop_class_uid, item.transfer_syntax_uid) for item in self._claimed}
+            offers = offers_to(self.destination).union(forms, others)
             self._out_of_reach = True
             self._association = Association(self._peer, offers)
             self._out_of_reach = False
@@ -185,7 +215,7 @@ class Courier:
         If it is, all that waited for it is due: nothing sits out its long wait.
         """
         try:
-            self._association = Association(self._peer, {EXPECTED[kind] for kind in self.destination.send})
+            self._association = Association(self._peer, offers_to(self.destination))
         except DeliveryError as error:
             return str(error)
         self._out_of_reach = False
@@ -193,14 +223,25 @@ class Courier:
         return ""
 
     def _write_down(self, delivery: Delivery, outcome: Outcome) -> None:
-        known = {"sop_instance_uid": delivery.sop_instance_uid, "kind": str(delivery.kind), "attempt": delivery.attempts}
+        known: dict[str, str | int] = {
+            "sop_instance_uid": delivery.sop_instance_uid,
+            "kind": str(delivery.kind),
+            "attempt": delivery.attempts,
+        }
         if outcome.stored and outcome.status is not None:
             faults.point("object-stored", delivery.sop_instance_uid)
             to_commit = self.destination.storage_commitment
-            deliveries.mark_sent(self._engine, delivery, outcome.status, to_commit=to_commit, warning=outcome.warning)
+            deliveries.mark_sent(
+                *(self._engine, delivery, outcome.status),
+                to_commit=to_commit,
+                warning=outcome.warning,
+                sent_as=outcome.sent_as,
+            )
             if self._troubles or self._to_drain:
                 deliveries.make_due(self._engine, self.destination.name)
             self._troubles, self._to_drain = 0, False
+            if outcome.sent_as is not None:
+                known["sent_as"] = REPORT_CLASS_NAMES[outcome.sent_as[0]]
             self._log.info("sent", status=f"0x{outcome.status:04X}", **known)
             if outcome.warning:
                 self._log.warning("stored, with a remark", reason=outcome.warning, **known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from collections.abc import Sequence
 
 from pydicom.uid import UID
 
@@ -118,6 +119,15 @@ def refused(peer: Peer, sop_class_uid: str, transfer_syntax_uid: str, *, class_a
     return (
         f"{peer} doesn't take {name} ({sop_class_uid}) as {UID(transfer_syntax_uid).name}: enable this SOP class there, "
         "or leave this kind of object out of `send`."
+    )
+
+
+def no_report_class(peer: Peer, sop_class_uids: Sequence[str]) -> str:
+    """No presentation context was accepted for the report in any of the classes that it may be sent as."""
+    names = ", ".join(f"{UID(sop_class_uid).name} ({sop_class_uid})" for sop_class_uid in sop_class_uids)
+    return (
+        f"{peer} doesn't take the report as any of {names}: enable one of these SOP classes there, or leave the report out of "
+        "`send`."
     )
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 
+from pydicom import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import (
     Comprehensive3DSRStorage,
@@ -15,12 +16,14 @@ from pydicom.uid import (
     GrayscaleSoftcopyPresentationStateStorage,
     ImplicitVRLittleEndian,
     JPEGLSLossless,
+    KeyObjectSelectionDocumentStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
 
 from cxr_node.commitment import PUSH_MODEL
-from cxr_node.records import ResultKind
+from cxr_node.records import REPORT_CLASSES, ResultKind
+from cxr_node.references import Reference
 from cxr_node.settings import DestinationSettings, SenderSettings, Settings
 from cxr_node.tls import calling_context
 
@@ -38,8 +41,26 @@ EXPECTED: dict[ResultKind, Offer] = {
     ResultKind.HEATVALUES: (SegmentationStorage, JPEGLSLossless),
     ResultKind.PRESENTATION: (GrayscaleSoftcopyPresentationStateStorage, ExplicitVRLittleEndian),
     ResultKind.REPORT: (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
+    ResultKind.WITHDRAWAL: (KeyObjectSelectionDocumentStorage, ExplicitVRLittleEndian),
 }
 """What the kinds of result are composed as: negotiated before the first of them is due."""
+
+
+def offers_to(destination: DestinationSettings) -> set[Offer]:
+    """What a destination may be sent, the report in each class that `report_as` allows."""
+    offers = {EXPECTED[kind] for kind in destination.send if kind is not ResultKind.REPORT}
+    if ResultKind.REPORT in destination.send:
+        offers |= {(sop_class_uid, EXPECTED[ResultKind.REPORT][1]) for sop_class_uid in report_classes(destination)}
+    if destination.withdraw == "rejection_note":
+        offers.add(EXPECTED[ResultKind.WITHDRAWAL])
+    return offers
+
+
+def report_classes(destination: DestinationSettings) -> list[str]:
+    """The SOP classes in which a destination may be sent the report, in the order in which they are tried."""
+    if destination.report_as == "auto":
+        return list(REPORT_CLASSES.values())
+    return [REPORT_CLASSES[destination.report_as]]
 
 
 COMMITMENT: Offer = (PUSH_MODEL, ImplicitVRLittleEndian)
@@ -138,6 +159,8 @@ class StoreRequest:
     sop_class_uid: str
     transfer_syntax_uid: str
     sop_instance_uid: str
+    instead: Dataset | None = None
+    """What goes in place of what the file holds, with file meta information of its own: the report in another class."""
 
     @property
     def offer(self) -> Offer:
@@ -156,6 +179,7 @@ class Outcome:
     unanswered: the request was on its way, and no response came: the peer may have stored it.
     unusable: the fault is the file's, or the peer has another object of its name: sending it again is of no use.
     is_there: the peer has it from an attempt whose response was lost.
+    sent_as: SOP class and instance UID under which it went, where whoever asked can't know them.
     """
 
     status: int | None
@@ -165,6 +189,7 @@ class Outcome:
     warning: str = ""
     unanswered: bool = False
     is_there: bool = False
+    sent_as: Reference | None = None
 
     @property
     def stored(self) -> bool:

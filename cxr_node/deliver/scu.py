@@ -163,13 +163,13 @@ class Association:
             AssociationLost: it ended before the response.
             DeliveryError: no response came in time; the association is aborted.
         """
-        if error := unusable(request):
+        if request.instead is None and (error := unusable(request)):
             return Outcome(None, error, unusable=True)
         as_transfer_syntax = self._way_for(request.offer)
         if as_transfer_syntax is None:
             return Outcome(None, self.refusal(request.offer))
-        instance: Path | Dataset = request.path
-        if as_transfer_syntax != request.transfer_syntax_uid:
+        instance: Path | Dataset = request.path if request.instead is None else request.instead
+        if request.instead is None and as_transfer_syntax != request.transfer_syntax_uid:
             instance = dcmread(request.path)  # pynetdicom encodes it anew for the accepted context
             if request.transfer_syntax_uid in LOSSLESS:
                 instance.decompress(generate_instance_uid=False)  # the same pixels, so the same instance

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from pynetdicom.events import Event
 
+from cxr_node.commitment import (
+    PROCESSING_FAILURE,
+    PUSH_MODEL,
+    PUSH_MODEL_INSTANCE,
+    REASONS,
+    REQUEST_ACTION,
+    build_request,
+    read_report,
+)
 from cxr_node.deliver.contexts import MOST_OFFERS
-from cxr_node.deliver.request import Offer, Outcome, Peer, StoreRequest
+from cxr_node.deliver.request import COMMITMENT, Offer, Outcome, Peer, StoreRequest
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
 from cxr_node.logs import explain
+from cxr_node.references import Reference
 
 _META = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
@@ -50,8 +63,17 @@ def send_files(
     Raises:
         DeliveryError: there is no association with the peer; the text says why and what to do about it.
     """
+    return send_to(files, Peer(host, port, called, calling, timeout_s), associations, progress)
+
+
+def send_to(
+    files: Sequence[Path],
+    peer: Peer,
+    associations: int = 1,
+    progress: Callable[[Path, Outcome], None] = lambda *_: None,
+) -> list[Outcome]:
+    """C-STORE files to a peer, as `send_files` does. The outcomes say as what each was sent."""
     outcomes: dict[int, Outcome] = {}
-    peer = Peer(host, port, called, calling, timeout_s)
     one_at_a_time = threading.Lock()
 
     def decide(position: int, outcome: Outcome) -> None:
@@ -69,7 +91,11 @@ def send_files(
 
         def send(share: list[int]) -> None:
             position = iter(share)
-            store_files([requests[p] for p in share], peer, lambda _, outcome: decide(next(position), outcome))
+
+            def note(request: StoreRequest, outcome: Outcome) -> None:
+                decide(next(position), replace(outcome, sent_as=(request.sop_class_uid, request.sop_instance_uid)))
+
+            store_files([requests[p] for p in share], peer, note)
 
         sendable = list(requests)
         shares = [share for first in range(max(1, associations)) if (share := sendable[first :: max(1, associations)])]
@@ -113,6 +139,65 @@ def store_files(
     finally:
         association.release()
     return outcomes
+
+
+def ask_to_commit(references: Sequence[Reference], peer: Peer, timeout_s: float) -> dict[str, str]:
+    """Ask a peer to commit what it has stored, and wait for its report on the same association.
+
+    Args:
+        references: SOP class and instance UID of each object.
+        peer: that has stored them.
+        timeout_s: longest wait for the report.
+
+    Returns:
+        why, by SOP instance UID, for each that isn't committed.
+
+    Raises:
+        DeliveryError: it can't be asked, or no report came.
+    """
+    transaction_uid = str(generate_uid(prefix=None))
+    failed: dict[str, str] = {}
+    reported = threading.Event()
+
+    def on_report(event: Event) -> int:
+        try:
+            information = event.request.EventInformation  # type: ignore[union-attr]
+            reported_uid, committed, reasons_why = read_report(
+                b"" if information is None else information.getvalue(),
+                explicit=not event.context.transfer_syntax.is_implicit_VR,
+            )
+        except Exception:  # whatever broken bytes lead pydicom to
+            return PROCESSING_FAILURE
+        if reported_uid != transaction_uid:  # of an earlier request
+            return 0x0000
+        for _, uid in references:
+            if uid in reasons_why:
+                failed[uid] = f"{REASONS.get(reasons_why[uid], 'failure')} (0x{reasons_why[uid]:04X})"
+            elif uid not in committed:
+                failed[uid] = "the report says nothing of it"
+        reported.set()
+        return 0x0000
+
+    association = Association(peer, [COMMITMENT], on_event_report=on_report)
+    try:
+        if not association.accepts(COMMITMENT):
+            raise DeliveryError(f"{peer} doesn't take Storage Commitment.")
+        request = build_request(transaction_uid, references)
+        status = association.action(PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_ACTION, request)
+        if status != 0:
+            raise DeliveryError(f"{peer} refuses the request of storage commitment, status 0x{status:04X}.")
+        ends_at = time.monotonic() + timeout_s
+        while not reported.wait(0.1):
+            if not association.is_open:
+                raise DeliveryError(f"{peer} ended the association before it reported.")
+            if time.monotonic() > ends_at:
+                raise DeliveryError(
+                    f"{peer} has not reported within {timeout_s:.0f} s on this association. If it knows a port where this AE "
+                    "title listens, it reports there."
+                )
+    finally:
+        association.release()
+    return failed
 
 
 def _first_offers(requests: Iterable[StoreRequest]) -> list[Offer]:

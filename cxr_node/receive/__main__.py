@@ -69,7 +69,8 @@ def _receive(control: socket.socket, settings: Settings, address: tuple[str, int
                 if not descriptors:  # this process may open no more files
                     say(ENDED + order[1:])
                     continue
-                reception.take(socket.socket(fileno=descriptors[0]), host, is_beyond_limit=order[:1] == REFUSE)
+                connection = socket.socket(fileno=descriptors[0])
+                reception.take(connection, host, over_tls=order[:1].isupper(), is_beyond_limit=order[:1].lower() == REFUSE)
         finally:
             reception.end()
 

@@ -124,6 +124,8 @@ def refusal_of(settings: Settings, sender: Sender) -> Refusal | None:
         return Refusal(0x03, f"{sender.calling_ae_title!r} may not call from {sender.host}")
     if any(_bears(sender, entry) for entry in entries):
         return None
+    if not sender.certificate_sha256:
+        return Refusal(0x03, f"{sender.calling_ae_title!r} shows no certificate, and its [[senders]] entry asks for one")
     return Refusal(0x03, f"{sender.calling_ae_title!r} may not call with the certificate that it shows")
 
 

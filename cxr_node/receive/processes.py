@@ -34,7 +34,7 @@ STARTED, READY, ENDED = b"s", b"r", b"e"
 """What a receiver process says: its process ID, which follows; it can take connections; one of them is over, of the address
 that follows."""
 TAKE, REFUSE = b"t", b"x"
-"""What it is told with a connection and its address; REFUSE: there are too many already."""
+"""What it is told with a connection and its address; REFUSE: there are too many already. Upper case: over TLS."""
 LONGEST_MESSAGE = 256
 """An address of IPv6 has at most 45 characters, and a scope."""
 _START_TIMEOUT_S = 120.0
@@ -98,7 +98,7 @@ class Processes:
                 raise StoreError("A receiver process did not start; its own log lines say why.")
         self._has_begun = True
 
-    def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool) -> None:
+    def take(self, connection: socket.socket, host: str, *, over_tls: bool, is_beyond_limit: bool) -> None:
         """Hand a connection to the process that has the fewest, of those that have started if there are any.
 
         One beyond the limit goes to the process that has most of its address: an idle one there may end for it.
@@ -109,7 +109,8 @@ class Processes:
 
         with connection, self._lock:
             for receiver in sorted(self._receivers, key=rank):
-                order = (REFUSE if is_beyond_limit else TAKE) + host.encode()
+                order = REFUSE if is_beyond_limit else TAKE
+                order = (order.upper() if over_tls else order) + host.encode()
                 handle = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [connection.fileno()]))
                 try:
                     # not `send_fds`, which forgets its flags, and would wait for one that is stopped

@@ -71,9 +71,16 @@ class Reception:
             tls=tls,
         )
 
-    def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool) -> None:
-        """Begin an association, or refuse it because there are too many."""
-        self._server.take(connection, host, is_beyond_limit=is_beyond_limit)
+    def take(self, connection: socket.socket, host: str, *, over_tls: bool, is_beyond_limit: bool) -> None:
+        """Begin an association, or refuse it because there are too many.
+
+        Args:
+            connection: one that was accepted.
+            host: the address that it comes from.
+            over_tls: it came to where the node speaks TLS.
+            is_beyond_limit: it is one too many.
+        """
+        self._server.take(connection, host, over_tls=over_tls, is_beyond_limit=is_beyond_limit)
 
     def end(self) -> None:
         """Let associations end by themselves for a while, then abort them, then cut the connections of those that don't."""

@@ -94,17 +94,19 @@ class Server(ThreadedAssociationServer):
         self._ended = ended
         self._there: dict[object, str] = {}
         self.tls = tls
+        self.to_shake_hands: set[object] = set()
         self.beyond_limit: set[object] = set()
         self._choosing = threading.Lock()
         super().__init__(ae, address, ae.ae_title, _Shared(ae.supported_contexts), None, evt_handlers, request_handler=_Handler)
         cast("socket.socket", self.socket).close()  # TCPServer makes one for listening
 
-    def take(self, connection: socket.socket, host: str, *, is_beyond_limit: bool = False) -> None:
+    def take(self, connection: socket.socket, host: str, *, over_tls: bool = False, is_beyond_limit: bool = False) -> None:
         """Begin an association.
 
         Args:
             connection: one that was accepted; it is closed when the association ends.
             host: the address that it comes from.
+            over_tls: it begins with a TLS handshake.
             is_beyond_limit: there are too many already; see `is_beyond_limit`.
         """
         try:
@@ -114,6 +116,8 @@ class Server(ThreadedAssociationServer):
             self._ended(host)
             return
         self._there[address] = host
+        if over_tls:
+            self.to_shake_hands.add(address)
         if is_beyond_limit:
             self.beyond_limit.add(address)
         self.process_request(connection, address)
@@ -157,7 +161,8 @@ class _Handler(RequestHandler):
     def handle(self) -> None:
         """Begin an association; with TLS, after its handshake, which takes place here, in the connection's own thread."""
         server = cast("Server", self.server)
-        if server.tls is not None:
+        if server.tls is not None and self.client_address in server.to_shake_hands:
+            server.to_shake_hands.discard(self.client_address)
             try:
                 self.request.settimeout(self.ae.acse_timeout)  # for the handshake as a whole
                 if not self.request.recv(1, socket.MSG_PEEK):  # a health check: it has closed again, and nothing is wrong

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 from pydicom.uid import generate_uid
-from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, case, delete, insert, or_, select, update
 
 from cxr_node import faults
 from cxr_node.commitment import NO_SUCH_INSTANCE, PROCESSING_FAILURE, REASONS, read_report
@@ -34,6 +34,10 @@ _NEVER_CONFIRMED = (
     "The destination stored it, and never reported that it will keep it, however often it was asked: does it know this node's "
     "AE title and address? Then `cxr-node queue retry`, which sends it again; or set storage_commitment = false."
 )
+
+_SENT_CLASS = case((deliveries.c.sent_sop_class_uid != "", deliveries.c.sent_sop_class_uid), else_=results.c.sop_class_uid)
+_SENT_UID = case((deliveries.c.sent_sop_instance_uid != "", deliveries.c.sent_sop_instance_uid), else_=results.c.sop_instance_uid)
+"""What the destination has, and is asked about: a report may have gone as another class, under another UID."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def prepare_to_ask(engine: Engine, destination: str, timeout_s: float) -> Asking
         )
         _record_given_up(connection, given_up.scalars().all(), f"asked {_MOST_ASKS} times, never confirmed; held")
         rows = connection.execute(
-            select(deliveries.c.id, deliveries.c.asks, results.c.sop_class_uid, results.c.sop_instance_uid)
+            select(deliveries.c.id, deliveries.c.asks, _SENT_CLASS.label("sop_class_uid"), _SENT_UID.label("sop_instance_uid"))
             .join(results, deliveries.c.result_id == results.c.id)
             .where(due)
             .order_by(deliveries.c.id)
@@ -164,6 +168,7 @@ def note_report(
                 deliveries.c.missing,
                 deliveries.c.destination,
                 results.c.sop_instance_uid,
+                _SENT_UID.label("sent_uid"),
                 instances.c.patient_id,
                 instances.c.study_instance_uid,
             )
@@ -181,7 +186,7 @@ def note_report(
             .with_for_update(of=deliveries)  # reported twice at once, it is noted once
         ).all()
         for row in rows:
-            uid = row.sop_instance_uid
+            uid = row.sent_uid
             is_committed = uid in committed
             if not is_committed and uid not in failed:
                 continue  # it forgot this one, and may tell of it yet
@@ -207,7 +212,7 @@ def note_report(
                     user=row.destination,
                     patient_id=row.patient_id,
                     study_instance_uid=row.study_instance_uid,
-                    sop_instance_uid=uid,
+                    sop_instance_uid=row.sop_instance_uid,
                     detail=reason,
                 ),
             )

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, and_, case, delete, false, or_, selec
 
 from cxr_node import faults
 from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind
+from cxr_node.references import Reference
 from cxr_node.store import audit, leases
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.corrections import cancel_superseded
@@ -120,16 +121,27 @@ def renew(engine: Engine, owner: str, claimed: Sequence[Delivery], lease_s: floa
         )
 
 
-def mark_sent(engine: Engine, delivery: Delivery, status: int, *, to_commit: bool = False, warning: str = "") -> None:
+def mark_sent(
+    engine: Engine,
+    delivery: Delivery,
+    status: int,
+    *,
+    to_commit: bool = False,
+    warning: str = "",
+    sent_as: Reference | None = None,
+) -> None:
     """The destination has answered that it stored the object.
 
     Args:
         engine: the database.
         delivery: as claimed.
-        status: of the response.
+        status: of the C-STORE response.
         to_commit: the destination has yet to be asked whether it keeps the object.
         warning: what it had to say about the object.
+        sent_as: SOP class and instance UID under which it went; None: its own.
     """
+    sop_class_uid, sop_instance_uid = sent_as or ("", "")
+    another = f", as {sop_class_uid} {sop_instance_uid}" if sent_as else ""
     with write(engine) as connection:
         if connection.execute(
             update(deliveries)
@@ -140,6 +152,8 @@ def mark_sent(engine: Engine, delivery: Delivery, status: int, *, to_commit: boo
                 status=status,
                 reason="",
                 sent_at=time.time(),
+                sent_sop_class_uid=sop_class_uid,
+                sent_sop_instance_uid=sop_instance_uid,
                 lease_owner="",
                 lease_until=0,
                 unanswered=0,
@@ -148,7 +162,8 @@ def mark_sent(engine: Engine, delivery: Delivery, status: int, *, to_commit: boo
         ).rowcount:
             # what is reported under an earlier transaction is of what was there before
             connection.execute(delete(commitment_asks).where(commitment_asks.c.delivery_id == delivery.id))
-            audit.add(connection, _event("result-sent", delivery, "success", f"{delivery.kind}, status 0x{status:04X}"))
+            detail = f"{delivery.kind}, status 0x{status:04X}{another}"
+            audit.add(connection, _event("result-sent", delivery, "success", detail))
             if warning:
                 audit.add(connection, _event("result-warning", delivery, "success", f"{delivery.kind}: {warning}"))
     faults.point("delivery-noted", delivery.sop_instance_uid)
@@ -158,6 +173,21 @@ def note_unanswered(engine: Engine, delivery: Delivery) -> None:
     """The object was on its way when the sender was stopped: the destination may have stored it."""
     with write(engine) as connection:
         connection.execute(update(deliveries).where(_still_sending(delivery)).values(unanswered=1))
+
+
+def sent_as(engine: Engine, destination: str, sop_instance_uid: str) -> Reference | None:
+    """SOP class and instance UID under which a result went to a destination; None: its own, or it never went."""
+    with engine.connect() as connection:
+        found = connection.execute(
+            select(deliveries.c.sent_sop_class_uid, deliveries.c.sent_sop_instance_uid)
+            .join(results, deliveries.c.result_id == results.c.id)
+            .where(
+                results.c.sop_instance_uid == sop_instance_uid,
+                deliveries.c.destination == destination,
+                deliveries.c.sent_sop_instance_uid != "",
+            )
+        ).first()
+    return None if found is None else (found[0], found[1])
 
 
 def mark_failed(

@@ -101,6 +101,8 @@ def list_deliveries(
             deliveries.c.sent_at,
             results.c.sop_instance_uid,
             results.c.path,
+            deliveries.c.sent_sop_class_uid,
+            deliveries.c.sent_sop_instance_uid,
             instances.c.study_instance_uid,
             instances.c.patient_id,
             instances.c.accession_number,

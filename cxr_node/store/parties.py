@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cxr_node.records import DeliveryState, JobState
+from cxr_node.records import REPORT_CLASS_NAMES, DeliveryState, JobState, ResultKind
 
 # ruff: noqa: S608 - what is put into SQL here are names of states and events
 
@@ -82,6 +82,19 @@ def by_sender(ask: Ask, since: float) -> dict[str, dict[str, Any]]:
         one["refused"] += count
         one["refused_by_reason"][reason] = count
         one["last_seen_at"] = max(one["last_seen_at"], last)
+    return found
+
+
+def report_classes_sent(ask: Ask) -> dict[str, dict[str, int]]:
+    """How many reports went out as which class of structured report, by destination and the class's name."""
+    sql = (
+        "SELECT d.destination, CASE WHEN d.sent_sop_class_uid != '' THEN d.sent_sop_class_uid ELSE r.sop_class_uid END "
+        "AS class_uid, count(*) FROM deliveries d JOIN results r ON r.id = d.result_id "
+        f"WHERE r.kind = '{ResultKind.REPORT}' AND d.sent_at IS NOT NULL GROUP BY d.destination, class_uid ORDER BY d.destination"
+    )
+    found: dict[str, dict[str, int]] = {}
+    for destination, uid, count in ask(sql):
+        found.setdefault(destination, {})[REPORT_CLASS_NAMES.get(uid, str(uid))] = count
     return found
 
 

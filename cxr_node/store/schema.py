@@ -128,6 +128,8 @@ deliveries = Table(
     Column("superseded_by", Integer),  # the instance, a corrected one, whose arrival ended it
     Column("unanswered", Integer, nullable=False, server_default="0"),  # attempts after which it may be there all the same
     Column("missing", Integer, nullable=False, server_default="0"),  # reports since it was sent that it isn't there
+    Column("sent_sop_class_uid", String(64), nullable=False, server_default=""),  # as what it went last; empty: as it is
+    Column("sent_sop_instance_uid", String(64), nullable=False, server_default=""),
     UniqueConstraint("result_id", "destination"),
 )
 Index(

@@ -225,7 +225,7 @@ from cxr_node.receive import scp
 from cxr_node.settings import NodeSettings, ReceiveSettings, Settings
 node = NodeSettings(ae_title="NODE", port=0, data_dir=Path(sys.argv[1]))
 settings = Settings(node=node, receive=ReceiveSettings(min_free_mb=0, processes=1))
-scp.run(settings, threading.Event(), lambda host, port: print(port, flush=True))
+scp.run(settings, threading.Event(), lambda host, port, tls_port: print(port, flush=True))
 """
 
 

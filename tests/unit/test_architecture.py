@@ -32,7 +32,7 @@ DOORS = {
 
 FLOORS = (
     ("records", "errors", "faults"),
-    ("settings", "logs", "limits", "part10"),
+    ("settings", "logs", "limits", "part10", "uids"),
     ("prepare", "nets", "tls", "passcode", "routes"),
     ("emulate", "phantom", "deidentify", "references"),
     ("commitment", "association_items"),

@@ -13,12 +13,12 @@ import pytest
 from pydicom.uid import UID
 
 from cxr_node.compose import compose_not_analysed, compose_results
-from cxr_node.compose.identity import derived_uid
-from cxr_node.records import MODEL_NAME, ResultKind
+from cxr_node.records import ANALYSIS_KINDS, MODEL_NAME, ResultKind
+from cxr_node.uids import derived_uid
 from tests.composing import MODEL, NOW, SMALL, findings, radiograph, source
 
 OVERLAY, REPORT = ResultKind.OVERLAY, ResultKind.REPORT
-EVERY_KIND = pytest.mark.parametrize("kind", list(ResultKind))
+EVERY_KIND = pytest.mark.parametrize("kind", list(ANALYSIS_KINDS))
 
 
 def compose(ds=None, *, now=NOW, model=MODEL, **options):
@@ -162,7 +162,7 @@ def test_says_what_made_it(kind):
 def test_says_what_it_is_in_what_a_narrow_list_of_series_shows():
     notices = compose_not_analysed(source(), ["A reason."], MODEL, kinds=tuple(ResultKind), now=NOW)
     not_analysed = {pydicom.dcmread(BytesIO(item.content)).SeriesDescription for item in notices}
-    shown = {str(kind): read(kind=kind).SeriesDescription[:25] for kind in ResultKind}
+    shown = {str(kind): read(kind=kind).SeriesDescription[:25] for kind in ANALYSIS_KINDS}
     assert {kind: text.partition(":")[0] for kind, text in shown.items()} == {
         **{"overlay": "Overlay", "report": "Report", "lungs": "Lungs", "heatmap": "Heat map"},
         **{"heatvalues": "Heat values", "presentation": "Presentation state"},

@@ -16,7 +16,7 @@ from cxr_node.commitment import PUSH_MODEL
 from cxr_node.compose import compose_results, identity
 from cxr_node.deliver.request import COMMITMENT, EXPECTED, Outcome
 from cxr_node.receive import admission
-from cxr_node.records import ResultKind
+from cxr_node.records import ANALYSIS_KINDS, ResultKind
 from cxr_node.settings import OverlaySettings
 from tests.composing import NOW, findings, radiograph, source
 from tests.conftest import REPOSITORY
@@ -112,7 +112,7 @@ RICH = {
 """What a source may say for a result to have every attribute that it can have."""
 
 
-@pytest.mark.parametrize("kind", [str(kind) for kind in ResultKind])
+@pytest.mark.parametrize("kind", [str(kind) for kind in ANALYSIS_KINDS])
 def test_names_every_attribute_of_a_result(kind):
     named = {row[0]: row[1] for row in (*table("Attribute of every result"), *table(f"Attribute of `{kind}`"))}
     ds = composed(source(**RICH))[kind]

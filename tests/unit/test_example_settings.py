@@ -62,5 +62,4 @@ def test_the_files_of_compose_agree_on_names_and_ports(clean_environment):
     [(modality, (ae_title, _, port))] = orthanc["DicomModalities"].items()
     assert (ae_title, port) == (node.node.ae_title, node.node.port)
     script = (folder / "autoroute.lua").read_text()
-    assert f'SendToModality(instanceId, "{modality}")' in script
-    assert f'"{node.node.ae_title}"' in script
+    assert f'local MODALITY, NODE = "{modality}", "{node.node.ae_title}"' in script
