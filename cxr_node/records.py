@@ -140,11 +140,16 @@ class Job:
     patient_id: str
     calling_ae_title: str
     attempts: int
+    created_at: float
 
 
 @dataclass(frozen=True)
 class Result:
-    """A composed object on disk, ready to be delivered. `path` is its blob's key, a path relative to the data folder."""
+    """A composed object on disk, ready to be delivered.
+
+    `path` is its blob's key, a path relative to the data folder; `only_to` the destinations that it is for, where that doesn't
+    follow from its kind.
+    """
 
     kind: ResultKind
     sop_instance_uid: str
@@ -152,6 +157,7 @@ class Result:
     transfer_syntax_uid: str
     path: str
     size_bytes: int
+    only_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ import structlog
 from cxr_node import faults, limits, routes
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
-from cxr_node.compose import DEFAULT_KINDS, compose_not_analysed, compose_results
+from cxr_node.compose import DEFAULT_KINDS, compose_not_analysed, compose_rejection_note, compose_results
 from cxr_node.compose.identity import content_key
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.errors import Rejected
@@ -177,6 +177,8 @@ class Worker:
         if same is not None:
             merged = corrections.merge(self._engine, self._owner, job, same, self._blobs)
             self._open.pop(job.id, None)
+            if merged:
+                missing_deliveries.add_for_merged(self._engine, self._settings, same)
             log.info(
                 "an image that is here in another encoding" if merged else "lease lost, another worker has this job",
                 sop_instance_uid=job.sop_instance_uid,
@@ -215,7 +217,7 @@ class Worker:
             predecessor=self._predecessor(job),
             now=begun_at,
         )
-        made = [write_result(self._folders, job, item) for item in composed]
+        made = [write_result(self._folders, job, item) for item in composed] + self._withdraw(job)
         seconds = {"decode": source.decode_s, **findings.seconds, "compose": time.perf_counter() - started}
         seconds["total"] = sum(seconds.values())
         ended = jobs.finish(
@@ -255,6 +257,28 @@ class Worker:
             header = routes.read_header(path, self._settings)
         return missing_deliveries.wanted(self._settings, missing_deliveries.senders_of(self._engine, job), header)
 
+    def _withdraw(self, job: Job) -> list[Result]:
+        """Rejection notes for what destinations that ask for them have of the image before it was corrected."""
+        asking = [one.name for one in self._settings.destinations if one.withdraw == "rejection_note"]
+        sent = corrections.sent_before(self._engine, job, asking) if job.revision and asking else []
+        to_whom: dict[tuple[corrections.Sent, ...], list[str]] = {}
+        for name in asking:
+            if theirs := tuple(replace(one, destination="") for one in sent if one.destination == name):
+                to_whom.setdefault(theirs, []).append(name)
+        made = []
+        for theirs, names in to_whom.items():
+            headers = []
+            for one in theirs:
+                with self._blobs.fetch(one.key) as path:
+                    headers.append(read_header(path))
+            note = compose_rejection_note(
+                [header for header in headers if header is not None],
+                datetime.fromtimestamp(job.created_at, UTC).astimezone(),
+                sent_as={one.sop_instance_uid: one.sent_as for one in theirs if one.sent_as is not None},
+            )
+            made.append(replace(write_result(self._folders, job, note), only_to=tuple(names)))
+        return made
+
     def _lose(self, job: Job) -> None:
         self._open.pop(job.id, None)
         log.info("lease lost, another worker has this job", sop_instance_uid=job.sop_instance_uid)
@@ -276,7 +300,7 @@ class Worker:
                 if rejected.reasons != (_CHANGED,) and self._settle_known(job, content_digest):
                     return
             wanted = {kind for kinds in destinations.values() for kind in kinds}
-            made = self._make_notices(job, rejected, wanted, content_digest)
+            made = self._make_notices(job, rejected, wanted, content_digest) + self._withdraw(job)
         except Rejected as changed:
             self._reject(job, changed)
             return

@@ -33,8 +33,8 @@ def compose_rejection_note(
 ) -> ComposedObject:
     """A note that an archive takes as the order to hide these objects.
 
-    Its UID is derived from what it withdraws and why. The same objects have the same note, so `now` has to be the same too:
-    the time of what withdraws them, from its row, and not that of composing.
+    Its UID is derived from what it withdraws, why and when: `now` is the time of what withdraws them, from its row, and not that
+    of composing, so that a note made again is the same note.
 
     Differs: IOCM speaks of images that were taken under a wrong worklist entry; here it is what was computed from such an
     image. (113038, DCM) is the title under which every consumer hides the objects from then on and an archive keeps them
@@ -59,7 +59,7 @@ def compose_rejection_note(
     references = [_reference(result, sent_as or {}) for result in results]
     first = results[0]
     uids = sorted(str(reference.SOPInstanceUID) for reference in references)
-    uid = derived_uid("rejection note", title, *uids)
+    uid = derived_uid("rejection note", title, now.isoformat(), *uids)
     observer = ObserverContext(
         codes.DCM.Device,
         DeviceObserverIdentifyingAttributes(

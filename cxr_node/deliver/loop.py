@@ -325,7 +325,8 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     log.info("delivering", destinations=[courier.destination.name for courier in couriers])
     adding = threading.Thread(target=_add_missing, args=(engine, settings, stop), name="missing")
     adding.start()
-    asked = {destination.name: destination.send for destination in settings.destinations}
+    note = (ResultKind.WITHDRAWAL,)
+    asked = {one.name: one.send + (note if one.withdraw == "rejection_note" else ()) for one in settings.destinations}
     while not stop.is_set():
         try:
             if ended := deliveries.end_unasked(engine, asked):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, delete, exists, select, update
+from sqlalchemy import Connection, Engine, and_, delete, exists, or_, select, update
 
 from cxr_node import faults
-from cxr_node.records import AuditEvent, DeliveryState, Job, JobState
+from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, ResultKind
+from cxr_node.references import Reference
 from cxr_node.store import audit
 from cxr_node.store.blobs import Blobs
 from cxr_node.store.database import write
@@ -179,6 +181,51 @@ def merge(engine: Engine, owner: str, job: Job, into: int, blobs: Blobs) -> bool
     faults.point("instance-merged", job.sop_instance_uid)
     blobs.delete(discarded)
     return True
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A result that a destination has, of an image before it was corrected. `sent_as`: class and UID, if not its own."""
+
+    destination: str
+    key: str
+    sop_instance_uid: str
+    sent_as: Reference | None
+
+
+def sent_before(engine: Engine, job: Job, destinations: Collection[str]) -> list[Sent]:
+    """What these destinations have, or may have, of earlier revisions of a job's image in the same study."""
+    arrived = or_(
+        deliveries.c.state.in_((DeliveryState.SENT, DeliveryState.COMMITTING, DeliveryState.SENDING)),
+        deliveries.c.sent_at.is_not(None),
+        deliveries.c.unanswered != 0,
+    )
+    query = (
+        select(deliveries, results.c.path, results.c.sop_instance_uid)
+        .join(results, deliveries.c.result_id == results.c.id)
+        .join(jobs, results.c.job_id == jobs.c.id)
+        .join(instances, jobs.c.instance_id == instances.c.id)
+        .where(
+            instances.c.sop_instance_uid == job.sop_instance_uid,
+            instances.c.revision < job.revision,
+            instances.c.study_instance_uid == job.study_instance_uid,
+            results.c.kind != ResultKind.WITHDRAWAL,
+            results.c.removed_at.is_(None),
+            deliveries.c.destination.in_(destinations),
+            arrived,
+        )
+        .order_by(results.c.id)
+    )
+    with engine.connect() as connection:
+        return [
+            Sent(
+                row.destination,
+                row.path,
+                row.sop_instance_uid,
+                (row.sent_sop_class_uid, row.sent_sop_instance_uid) if row.sent_sop_instance_uid else None,
+            )
+            for row in connection.execute(query)
+        ]
 
 
 def refuse(engine: Engine, job: Job) -> None:

@@ -59,7 +59,7 @@ def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: 
         )
         ids = list(claimed.scalars())
         rows = connection.execute(
-            select(jobs.c.id, jobs.c.attempts, jobs.c.instance_id, instances)
+            select(jobs.c.id, jobs.c.attempts, jobs.c.instance_id, jobs.c.created_at, instances)
             .join(instances, jobs.c.instance_id == instances.c.id)
             .where(jobs.c.id.in_(ids))
             .order_by(jobs.c.priority.desc(), jobs.c.id)
@@ -75,6 +75,7 @@ def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: 
                 patient_id=row["patient_id"],
                 calling_ae_title=row["calling_ae_title"],
                 attempts=row[jobs.c.attempts],
+                created_at=row[jobs.c.created_at],
             )
             for row in rows
         ]
@@ -304,9 +305,8 @@ def _add_results(
         result_id, unowned = _upsert_result(connection, job, result, now, blobs)
         ids.append(result_id)
         discarded += unowned
-        for name, kinds in destinations.items():
-            if result.kind in kinds:
-                _add_delivery(connection, result_id, name, now, again=again)
+        for name in result.only_to or [name for name, kinds in destinations.items() if result.kind in kinds]:
+            _add_delivery(connection, result_id, name, now, again=again)
     earlier = select(results.c.id).where(results.c.job_id == job.id, results.c.id.not_in(ids))
     connection.execute(
         update(deliveries)

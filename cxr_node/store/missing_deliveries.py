@@ -65,6 +65,12 @@ def add_for_instance(connection: Connection, settings: Settings, instance_id: in
     return add_missing(connection, settings, instances.c.id == instance_id, also_from=also_from)
 
 
+def add_for_merged(engine: Engine, settings: Settings, instance_id: int) -> Added:
+    """Add what is missing for an instance that came again in another encoding."""
+    with write(engine) as connection:
+        return add_for_instance(connection, settings, instance_id)
+
+
 def add_for_job(engine: Engine, settings: Settings, job: Job) -> Added:
     """Add what is missing for a job that has ended."""
     with write(engine) as connection:
