@@ -4,7 +4,8 @@
 #   docker build -t cxr-node .                                   PyTorch for CPUs
 #   docker build -t cxr-node:cuda --build-arg VARIANT=cuda .     PyTorch with CUDA; run it with --gpus all
 #
-# At a site with its own package index: --build-arg TORCH_INDEX=https://.../
+# At a site with its own package index: --build-arg TORCH_INDEX=https://.../, or TORCH_INDEX= where pip's own configuration,
+# mounted at /etc/pip.conf, names one that has PyTorch. `make image-test` builds it so, and runs it.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
@@ -21,14 +22,19 @@ COPY constraints.txt ./
 RUN set -eu; \
     case "$VARIANT" in \
         cpu) version=$(sed -n 's/^torch==//p' constraints.txt); \
-             pip install -c constraints.txt --extra-index-url "$TORCH_INDEX" "torch==$version+cpu" ;; \
+             pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$version+cpu" ;; \
         cuda) pip install -c constraints.txt torch ;; \
         *) echo "VARIANT is cpu or cuda, not '$VARIANT'" >&2; exit 1 ;; \
     esac
-COPY setup.cfg pyproject.toml README.md LICENSE NOTICE ./
-RUN pip install -c constraints.txt ".[web,scale,openvino]" && pip uninstall -y cxr-node && rm -rf build ./*.egg-info
+COPY setup.cfg ./
+RUN python -c "from configparser import RawConfigParser as P; p = P(); p.read('setup.cfg'); e = p['options.extras_require']; \
+        print(p['options']['install_requires'], e['scale'], e['openvino'])" > requirements.txt \
+    && pip install -c constraints.txt -r requirements.txt
+COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY conf ./conf
 COPY cxr_node ./cxr_node
-RUN pip install --no-deps . && pip check
+# The last use of pip: nothing in the image installs anything.
+RUN pip install -c constraints.txt --no-deps . && pip check && pip uninstall -y pip
 
 
 FROM ${PYTHON_IMAGE}
@@ -36,7 +42,7 @@ RUN groupadd --system --gid 10001 cxr-node \
     && useradd --system --uid 10001 --gid cxr-node --home-dir /var/lib/cxr-node --no-create-home --shell /usr/sbin/nologin cxr-node \
     && install -d -m 700 -o cxr-node -g cxr-node /var/lib/cxr-node \
     && install -d -m 755 /etc/cxr-node \
-    && echo "# Mount the settings here; conf/cxr-node.example.toml in the source shows every key." > /etc/cxr-node/cxr-node.toml
+    && echo "# Mount the settings here; /opt/cxr-node/share/cxr-node/cxr-node.example.toml shows every key." > /etc/cxr-node/cxr-node.toml
 COPY --from=build /opt/cxr-node /opt/cxr-node
 
 # In a container the node listens on all addresses, and writes nowhere but in its volume and /tmp: run it with

@@ -15,7 +15,7 @@ installation := setup.cfg pyproject.toml constraints.txt scripts/install
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Stamps, so that pip runs only when what it would install has changed.
 .venv/.installed: $(installation)
@@ -49,6 +49,10 @@ test: .venv/.installed-dev peers check  ## everything that can be checked here, 
 validate: .venv/.installed-dev peers  ## every kind of result before validators, an archive and viewers; pictures in test-output
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup -rs $(PYTEST_OPTIONS) \
 		tests/acceptance/test_compose_validators.py tests/acceptance/test_viewers.py tests/unit/test_conformance.py
+
+.PHONY: image-test
+image-test: .venv/.installed-dev peers  ## build the image, run it, send it radiographs (as root; the first build takes minutes)
+	.venv/bin/python -m pytest -rs --durations 3 $(PYTEST_OPTIONS) tests/acceptance/test_image.py
 
 .PHONY: bench
 bench: .venv/.installed-dev peers  ## the benchmarks, in a short form

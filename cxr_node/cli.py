@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from cxr_node.commands import audit, check_config, copy_database, drain, mend, queue
 from cxr_node.commands.common import AsJson, Config, print_table
 from cxr_node.errors import CxrNodeError
 from cxr_node.settings import load_settings
@@ -22,14 +20,17 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(queue.app, name="queue")
-app.add_typer(audit.app, name="audit")
-app.command()(mend.doctor)
-app.command("backup")(mend.back_up)
-app.command()(mend.restore)
-app.command()(drain.drain)
-app.command("copy-database")(copy_database.copy_database)
-app.command("check-config")(check_config.check_config)
+if sys.argv[1:2] != ["status"]:  # which a health check asks twice a minute: it loads no SQLAlchemy
+    from cxr_node.commands import audit, check_config, copy_database, drain, mend, queue
+
+    app.add_typer(queue.app, name="queue")
+    app.add_typer(audit.app, name="audit")
+    app.command()(mend.doctor)
+    app.command("backup")(mend.back_up)
+    app.command()(mend.restore)
+    app.command()(drain.drain)
+    app.command("copy-database")(copy_database.copy_database)
+    app.command("check-config")(check_config.check_config)
 
 
 def main() -> None:
@@ -154,6 +155,8 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for all that the demonstration makes.")] = Path("demo-output"),
 ) -> None:
     """Show the whole path: an emulated modality, the node, a small PACS; stops everything it started."""
+    from rich.console import Console
+
     from cxr_node import logs
     from cxr_node.commands.demo import run_demo
 

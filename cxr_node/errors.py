@@ -51,3 +51,9 @@ class DeliveryError(CxrNodeError):
 
 class AssociationLost(DeliveryError):  # noqa: N818
     """The association ended while it was used: by the peer, or with the connection."""
+
+
+class Note(str):
+    """Our own words on a library's exception (`add_note`): logs quote these, and nothing else that it says."""
+
+    __slots__ = ()

@@ -142,7 +142,7 @@ def start(settings: Settings, engine: Engine) -> BackgroundScheduler:
     scheduler.add_job(
         tls.warn_of_ends, "interval", (settings,), id="certificates", hours=24, next_run_time=now + timedelta(minutes=1)
     )
-    scheduler.add_job(leases.release_dead, "interval", (engine,), id="leases", seconds=15)
+    scheduler.add_job(leases.release_dead, "interval", (engine, settings), id="leases", seconds=15, next_run_time=now)
     scheduler.add_listener(_note_failure, EVENT_JOB_ERROR)
     scheduler.start()
     return scheduler

@@ -6,6 +6,7 @@ which the system does even if the supervisor is killed. So no role outlives its 
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import signal
@@ -15,18 +16,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import structlog
 
 from cxr_node import limits, logs, routes
-from cxr_node.records import DataFolder
+from cxr_node.errors import StoreError
+from cxr_node.receive.processes import LONGEST_END_S
+from cxr_node.records import AuditEvent, DataFolder
 from cxr_node.settings import Settings
-from cxr_node.store import lock
+from cxr_node.store import audit, lock
 from cxr_node.store.backup import check_integrity
-from cxr_node.store.database import open_database, why_commits_may_be_lost
+from cxr_node.store.database import DatabaseTrouble, open_database, why_commits_may_be_lost
 from cxr_node.store.instances import make_folders
 
 log = structlog.get_logger()
@@ -36,7 +40,8 @@ ROLES = ("receive", "work", "deliver")
 
 _PIPE_VARIABLE = "CXR_NODE_SUPERVISOR_FD"
 _HANDLES_AN_ASSOCIATION = 3
-_STOP_GRACE_S = {"receive": 20.0, "work": 60.0, "deliver": 30.0}
+_STOP_GRACE_S = {"receive": LONGEST_END_S + 10.0, "work": 60.0, "deliver": 30.0}
+"""Longer than each may take: the receivers of one that is killed would go on without it."""
 _FIRST_RESTART_S, _LONGEST_RESTART_S, _STEADY_S = 0.5, 30.0, 60.0
 
 
@@ -63,7 +68,11 @@ def run_role(role: str, settings: Settings) -> None:
 
     limits.have_file_handles(_HANDLES_AN_ASSOCIATION * settings.receive.max_associations if role == "receive" else 0)
     make_folders(DataFolder(settings.node.data_dir))
-    with lock.using(settings.node.data_dir), _house(settings, alone=pipe is None and role == "work"):
+    with (
+        lock.using(settings.node.data_dir),
+        _house(settings, alone=pipe is None and role == "work"),
+        _on_record(settings, role) if pipe is None else nullcontext(),
+    ):
         if role == "receive":
             from cxr_node.receive import lean
 
@@ -97,7 +106,7 @@ def serve(settings: Settings, config: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     make_folders(DataFolder(settings.node.data_dir))
-    with lock.serving(settings.node.data_dir), _house(settings, alone=True):
+    with lock.serving(settings.node.data_dir), _house(settings, alone=True), _on_record(settings, "serve"):
         children = [Child(role, config) for role in ROLES]
         announced = _Announcement(settings)
         try:
@@ -131,6 +140,43 @@ def _house(settings: Settings, *, alone: bool) -> Iterator[None]:
         engine.dispose()
 
 
+@contextmanager
+def _on_record(settings: Settings, what: str) -> Iterator[None]:
+    """Have the audit log tell of the start and the stop, and of an end by an error; a kill leaves no stop."""
+    try:
+        version = metadata.version("cxr-node")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        version = "of no version"
+    detail = f"cxr-node {version}, {what}"
+    # a database that can't be used ends the start here, as it would a moment later; a full disk doesn't
+    _record(settings, AuditEvent("node-started", user=_user(), host=socket.gethostname()[:255], detail=detail), DatabaseTrouble)
+    outcome = "failure"
+    try:
+        yield
+        outcome = "success"
+    finally:
+        event = AuditEvent("node-stopped", outcome, user=_user(), host=socket.gethostname()[:255], detail=detail)
+        _record(settings, event, StoreError, DatabaseTrouble)
+
+
+def _record(settings: Settings, event: AuditEvent, *forgiven: type[Exception]) -> None:
+    try:
+        engine = open_database(settings)
+        try:
+            audit.record(engine, event)
+        finally:
+            engine.dispose()
+    except forgiven as error:
+        log.error("start or stop not recorded", what=event.event, exc_info=error)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container the user may have no name
+        return f"uid {os.getuid()}"
+
+
 @dataclass
 class Child:
     """A role's process and what is needed to restart it."""
@@ -149,6 +195,7 @@ class Child:
         command = [sys.executable, "-m", "cxr_node", self.role]
         if self.config is not None:
             command += ["--config", str(self.config)]
+        self.pipe = ours
         with theirs:
             self.process = subprocess.Popen(
                 command,
@@ -157,7 +204,6 @@ class Child:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops in order
             )
-        self.pipe = ours
         self.started_at = time.monotonic()
         threading.Thread(target=_await_ready, args=(ours, on_ready), daemon=True).start()
 
@@ -175,7 +221,12 @@ class Child:
             self.restart_at = now + self.restart_wait_s
             self.restart_wait_s = min(_LONGEST_RESTART_S, self.restart_wait_s * 2)
         if now >= self.restart_at:
-            self.start(on_ready)
+            try:
+                self.start(on_ready)
+            except (OSError, RuntimeError) as error:  # no file handles, no process or no thread are to be had now
+                log.error("a role can't be started and is tried again", role=self.role, reason=logs.explain(error))
+                self._end_at_once()
+                self.restart_at = now + self.restart_wait_s
 
     def stop(self) -> None:
         """End the process: politely, and after its grace with force (its leases make that harmless)."""
@@ -187,6 +238,14 @@ class Child:
                 log.error("a role did not stop in time and is killed", killed=self.role)
                 self.process.kill()
                 self.process.wait()
+        self._close()
+
+    def _end_at_once(self) -> None:
+        """After a start that came half way."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
         self._close()
 
     def _close(self) -> None:

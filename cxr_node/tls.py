@@ -15,15 +15,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import structlog
-from cryptography import x509
+from typing import TYPE_CHECKING, Any
 
 from cxr_node.errors import CxrNodeError, SettingsError
 from cxr_node.settings import DestinationSettings, SenderSettings, Settings, TlsSettings
 
-log = structlog.get_logger()
+if TYPE_CHECKING:
+    import structlog
 
 _CIPHERS = "ECDHE+AESGCM"
 """Of TLS 1.2: RFC 9325 section 4.2. Those of TLS 1.3 are all fit."""
@@ -82,9 +80,9 @@ class Listener:
                 self._seen = seen
                 try:
                     self._context = listening_context(self._settings)
-                    log.info("certificate renewed")
+                    _log().info("certificate renewed")
                 except CxrNodeError as error:
-                    log.error("certificate not renewed", reason=str(error))
+                    _log().error("certificate not renewed", reason=str(error))
             return self._context
 
     def _look(self) -> list[tuple[int, int]]:
@@ -179,9 +177,14 @@ def certificates(settings: Settings, now: datetime | None = None) -> list[Certif
     Raises:
         SettingsError: a file can't be read.
     """
+    files = list(_files(settings))
+    if not files:
+        return []
+    from cryptography import x509  # who names no certificate, asking for `status` say, loads none of it
+
     now = now or datetime.now(UTC)
     found = []
-    for path, use in _files(settings):
+    for path, use in files:
         try:
             chain = x509.load_pem_x509_certificates(path.read_bytes())
         except OSError as error:
@@ -236,7 +239,7 @@ def warn_of_ends(settings: Settings) -> None:
     try:
         for certificate in certificates(settings):
             if certificate.state != "ok":
-                log.warning(
+                _log().warning(
                     "certificate",
                     state=certificate.state,
                     use=certificate.use,
@@ -245,7 +248,14 @@ def warn_of_ends(settings: Settings) -> None:
                     not_after=certificate.not_after.isoformat(),
                 )
     except SettingsError as error:
-        log.error("certificate can't be read", reason=str(error))
+        _log().error("certificate can't be read", reason=str(error))
+
+
+def _log() -> structlog.stdlib.BoundLogger:
+    import structlog  # not for `status`, which logs nothing
+
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger()
+    return logger
 
 
 def _files(settings: Settings) -> Iterator[tuple[Path, str]]:

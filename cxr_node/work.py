@@ -72,7 +72,7 @@ class Worker:
         self._networks = networks
         self._folders = DataFolder(settings.node.data_dir)
         self._blobs = LocalBlobs(self._folders)
-        self._owner = leases.owner_name()
+        self._owner = leases.owner_name(self._folders.root)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._composers = ThreadPoolExecutor(2, thread_name_prefix="compose")
         self._open: dict[int, Job] = {}
@@ -288,7 +288,8 @@ class Worker:
             made = []
         end = functools.partial(jobs.reject, self._engine, self._owner, job, rejected.reasons)
         self._write_end(job, lambda: end(made=made, destinations=destinations, content_digest=content_digest, blobs=self._blobs))
-        log.info("rejected", sop_instance_uid=job.sop_instance_uid, reasons=rejected.reasons)
+        # the reasons show what stands in the header, which may be anything: `cxr-node queue show` has them
+        log.info("rejected", sop_instance_uid=job.sop_instance_uid, job=job.id, reasons=len(rejected.reasons))
 
     def _make_notices(self, job: Job, rejected: Rejected, wanted: set[ResultKind], content_digest: str) -> list[Result]:
         """What tells the reader why there is no result, where the settings ask for it."""
@@ -372,7 +373,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     engine = open_database(settings)
     use_all_cores()
     networks = load_networks(settings.inference)
-    leases.release_dead(engine)
+    leases.release_dead(engine, settings)
     worker = Worker(settings, engine, networks)
     faulthandler.enable()  # a decoder that crashes tells the log where
     warm_up(networks)

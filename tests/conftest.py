@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import structlog
 
 from tests.postgres import Postgres
+
+if TYPE_CHECKING:
+    from tests.installation import Installation
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -32,6 +38,8 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
         (*(str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), "initdb"),
         "Debian package postgresql",
     ),
+    "buildah": (("buildah",), "Debian package buildah"),
+    "debootstrap": (("debootstrap", "/usr/sbin/debootstrap"), "Debian package debootstrap"),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "Debian package chromium"),
 }
 """Program: where it may be, and where it comes from."""
@@ -84,6 +92,46 @@ def database_url(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
 
 
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this clone, built once for all workers of the tests."""
+    from tests.installation import build_wheel, copy_clone
+
+    with _shared(tmp_path_factory, "wheel") as folder:
+        if not folder.exists():
+            unfinished = folder.with_name("wheel-unfinished")
+            build_wheel(copy_clone(unfinished / "clone"), unfinished / "dist")
+            unfinished.rename(folder)
+    (found,) = (folder / "dist").glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="session")
+def installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """That wheel installed in a clean virtual environment outside the clone, once for all workers of the tests."""
+    from tests.installation import Installation, install
+
+    with _shared(tmp_path_factory, "installation") as folder:
+        made = Installation(folder)
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            made = install(wheel, folder)
+            (folder / "complete").touch()
+    made.check(tmp_path_factory.mktemp("elsewhere"))
+    return made
+
+
+@contextmanager
+def _shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A path that all workers of one run share, for one of them at a time."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder / name
+
+
 def find_peer(name: str) -> str:
     """The path of one of PEERS."""
     candidates, origin = PEERS[name]
@@ -92,7 +140,11 @@ def find_peer(name: str) -> str:
             return path
         if Path(candidate).is_absolute() and Path(candidate).exists():  # a plugin: no program
             return candidate
-    reason = f"{name} is not installed ({origin}); `make peers` says how to get it"
+    absent(f"{name} is not installed ({origin}); `make peers` says how to get it")
+
+
+def absent(reason: str) -> NoReturn:
+    """Skip the test, which can't run here, or fail it in continuous integration."""
     if os.environ.get("CI", "").lower() in ("true", "1"):
         pytest.fail(reason)
     pytest.skip(reason)

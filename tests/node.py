@@ -15,6 +15,7 @@ import psutil
 from cxr_node.settings import Settings, load_settings
 from cxr_node.store import overview
 from cxr_node.store.database import open_database
+from tests.installation import Installation, environment
 from tests.orthanc import free_port, wait_until
 
 _START_TIMEOUT_S = 120.0
@@ -28,12 +29,19 @@ class Node:
         destinations: (name, AE title, port) each.
         extra: more TOML.
         port: to be known to others before it starts; None takes a free one.
+        installation: where the program is installed from its wheel; None runs this clone's.
     """
 
     def __init__(
-        self, folder: Path, destinations: Sequence[tuple[str, str, int]] = (), extra: str = "", port: int | None = None
+        self,
+        folder: Path,
+        destinations: Sequence[tuple[str, str, int]] = (),
+        extra: str = "",
+        port: int | None = None,
+        installation: Installation | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._installation = folder, installation
         self.port = port or free_port()
         self.config = folder / "cxr-node.toml"
         parts = [f'[node]\nport = {self.port}\ndata_dir = "{folder / "var"}"\n[receive]\nmin_free_mb = 0\n']
@@ -48,13 +56,17 @@ class Node:
 
     def start(self, command: str = "serve") -> None:
         """Start all roles, or one that receives, and wait for the line that says it is ready."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("CXR_NODE__")}
+        program, cwd = [sys.executable, "-m", "cxr_node"], None
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("CXR_NODE__")}
+        if self._installation is not None:
+            program, cwd, variables = [str(self._installation.program)], self._folder, environment()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cxr_node", command, "--config", str(self.config)],
+                [*program, command, "--config", str(self.config)],
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**environment, "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "2")},
+                cwd=cwd,
+                env={**variables, "OMP_NUM_THREADS": variables.get("OMP_NUM_THREADS", "2")},
             )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -201,7 +201,7 @@ class StoreModel(RuleBasedStateMachine):
         for delivery in claimed:
             path = self.folders.root / delivery.path
             if not path.exists() or fails:
-                deliveries.mark_failed(self.engine, delivery, "no", 1000)
+                deliveries.mark_failed(self.engine, delivery, "no", 1000, hold=not path.exists())
                 continue
             content = path.read_bytes()
             assert self.pacs.setdefault(delivery.sop_instance_uid, content) == content, "one UID, two contents"

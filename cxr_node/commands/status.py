@@ -1,4 +1,4 @@
-"""`cxr-node status`: what an administrator, a monitor or a container's health check asks. Light: it loads no network."""
+"""`cxr-node status`: what an administrator, a monitor or a container's health check asks: it loads next to nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from cxr_node import tls
 from cxr_node.commands.common import age_in_words, ago_in_words, in_words, iso, size_in_words
 from cxr_node.nets.weights import model_of, shipped_folder
 from cxr_node.settings import Settings
-from cxr_node.store import draining, overview, parties
-from cxr_node.store.database import asking, look_into_database
+from cxr_node.store import draining, glance, parties
 from cxr_node.store.instances import free_bytes
 
 _REFUSED_WITHIN_S = 86400.0
@@ -24,14 +23,10 @@ def node_status(settings: Settings) -> dict[str, Any]:
         StoreError: there is no node, or its database can't be used.
         WeightsError: the weights are missing.
     """
-    engine = look_into_database(settings)
-    try:
-        counts, held = overview.count_states(engine), overview.held_by_reason(engine)
-        with asking(engine) as ask:
-            destinations, nowhere = parties.by_destination(ask), parties.going_nowhere(ask)
-            senders = parties.by_sender(ask, time.time() - _REFUSED_WITHIN_S)
-    finally:
-        engine.dispose()
+    with glance.look(settings) as ask:
+        counts, held = glance.count_states(ask), glance.held_by_reason(ask)
+        destinations, nowhere = parties.by_destination(ask), parties.going_nowhere(ask)
+        senders = parties.by_sender(ask, time.time() - _REFUSED_WITHIN_S)
     ages = [counts[key] for key in ("oldest_waiting_job_s", "oldest_waiting_delivery_s") if counts[key] is not None]
     model = model_of(settings.inference.weights_dir or shipped_folder())
     received = {**counts["received"], "last_at": iso(counts["received"]["last_at"])}

@@ -31,7 +31,6 @@ log = structlog.get_logger()
 _BATCH = 64
 _IDLE_WAIT_S = 0.05
 _LINGER_S = 1.0
-_LEASE_S = 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _STOP_GRACE_S = 5.0
 
@@ -51,7 +50,7 @@ class Courier:
         self._root = settings.node.data_dir
         self._linger_s = linger_s
         self._engine = open_database(settings)
-        self._owner = leases.owner_name()
+        self._owner = leases.owner_name(self._root)
         self._association: Association | None = None
         self._lingering_since: float | None = None
         self._claimed: Sequence[Delivery] = ()
@@ -90,7 +89,7 @@ class Courier:
         if self.destination.storage_commitment:
             self._commitment.go_on()
         out_of_reach = self._knock() if self._out_of_reach else ""
-        claimed = deliveries.claim(self._engine, self.destination.name, self._owner, _BATCH, _LEASE_S)
+        claimed = deliveries.claim(self._engine, self.destination.name, self._owner, _BATCH, leases.DELIVERY_S)
         if not claimed:
             self._stop_lingering()
             return self._pause_s() if out_of_reach else _IDLE_WAIT_S
@@ -121,7 +120,7 @@ class Courier:
     def renew(self) -> None:
         """Keep what is claimed; called from another thread while this one waits for the peer."""
         if claimed := self._claimed:
-            deliveries.renew(self._engine, self._owner, claimed, _LEASE_S)
+            deliveries.renew(self._engine, self._owner, claimed, leases.DELIVERY_S)
 
     def cut_off(self) -> None:
         """End the request under way; called from another thread when stopping takes too long."""
@@ -186,7 +185,7 @@ class Courier:
             return
         limit = self.destination.max_attempts
         deliveries.mark_failed(self._engine, delivery, outcome.error, limit, outcome.status, hold=outcome.unusable)
-        self._log.warning("not sent", reason=outcome.error, **known)
+        self._log.warning("not sent", reason=outcome.for_log or outcome.error, **known)
 
     def _pause_s(self) -> float:
         self._troubles += 1
@@ -242,7 +241,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         StoreError: it can't start.
     """
     engine = open_database(settings)
-    leases.release_dead(engine)
+    leases.release_dead(engine, settings)
     couriers = [Courier(settings, destination) for destination in settings.destinations]
     threads = [
         threading.Thread(target=courier.run, args=(stop,), name=f"deliver-{courier.destination.name}") for courier in couriers
@@ -262,7 +261,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
                 log.warning("deliveries cancelled: the settings no longer ask for them", count=ended)
         except Exception as error:  # the next time will do
             log.warning("deliveries that nobody asks for not cancelled", exc_info=error)
-        if stop.wait(_LEASE_S / 4):
+        if stop.wait(leases.DELIVERY_S / 4):
             break
         for courier in couriers:
             try:

@@ -130,12 +130,14 @@ class Outcome:
 
     status: of the C-STORE response; None if there was none.
     error: why it isn't stored; empty if it is.
+    for_log: the same without the peer's own words, which may name a patient; empty if it has said nothing.
     unusable: the fault is the file's: sending it again is of no use.
     """
 
     status: int | None
     error: str = ""
     unusable: bool = False
+    for_log: str = ""
 
     @property
     def stored(self) -> bool:

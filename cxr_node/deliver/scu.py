@@ -158,7 +158,9 @@ class Association:
         status = int(response.Status)
         if status in STORED:
             return Outcome(status)
-        return Outcome(status, reasons.not_stored(self.peer, status, str(response.get("ErrorComment", ""))))
+        comment = str(response.get("ErrorComment", ""))
+        error, for_log = (reasons.not_stored(self.peer, status, said) for said in (comment, ""))
+        return Outcome(status, error, for_log=for_log)
 
     def action(self, sop_class_uid: str, sop_instance_uid: str, action_type: int, ds: Dataset) -> int:
         """N-ACTION; the status of the response.

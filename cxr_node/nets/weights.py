@@ -12,16 +12,13 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from cxr_node.errors import WeightsError
-from cxr_node.nets.cxrnet import CXRNet
-from cxr_node.nets.unet import UNet
 from cxr_node.records import LABELS, Model
+
+if TYPE_CHECKING:  # who only asks what the weights are called, such as `status`, loads no torch
+    from torch import Tensor, nn
 
 _FILE_LIMIT_BYTES = 45_000_000
 
@@ -68,6 +65,8 @@ def load_unet(folder: Path) -> LoadedNetwork:
     Raises:
         WeightsError: a file is missing, damaged, or of another architecture.
     """
+    from cxr_node.nets.unet import UNet
+
     description = describe(folder, "unet")
     architecture = description["architecture"]
     network = UNet(tuple(architecture["widths"]), architecture["patch"])
@@ -81,6 +80,8 @@ def load_cxrnet(folder: Path) -> LoadedNetwork:
     Raises:
         WeightsError: a file is missing, damaged, of another architecture or for other classes.
     """
+    from cxr_node.nets.cxrnet import CXRNet
+
     description = describe(folder, "cxrnet")
     if tuple(description["classes"]) != LABELS:
         raise WeightsError(f"{folder / 'cxrnet.json'} is for the classes {description['classes']}, this program for {LABELS}.")
@@ -116,6 +117,8 @@ def save(folder: Path, name: str, network: nn.Module, description: dict[str, Any
         network: what to write.
         description: the JSON's content but for `files`.
     """
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
     filled_bytes = 0
@@ -138,6 +141,9 @@ def save(folder: Path, name: str, network: nn.Module, description: dict[str, Any
 
 
 def _fill(network: nn.Module, folder: Path, description: dict[str, Any]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     tensors: dict[str, Tensor] = {}
     for file in description["files"]:
         path = folder / file["name"]

@@ -47,6 +47,7 @@ def _receive(control: socket.socket, settings: Settings, address: tuple[str, int
     """Be a receiver: take connections until the other end of the socket pair closes, or SIGTERM; then end in order."""
     from cxr_node.receive.processes import ENDED, LONGEST_MESSAGE, READY, REFUSE, STARTED
     from cxr_node.receive.reception import Reception
+    from cxr_node.store import lock
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: control.shutdown(socket.SHUT_RD))
@@ -56,20 +57,21 @@ def _receive(control: socket.socket, settings: Settings, address: tuple[str, int
             control.send(message)
 
     say(STARTED + str(os.getpid()).encode())
-    reception = Reception(settings, address, lambda host: say(ENDED + host.encode()))
-    try:
-        say(READY)
-        while True:
-            order, descriptors, _, _ = socket.recv_fds(control, LONGEST_MESSAGE, 1)
-            if not order:
-                break
-            host = order[1:].decode()
-            if not descriptors:  # this process may open no more files
-                say(ENDED + order[1:])
-                continue
-            reception.take(socket.socket(fileno=descriptors[0]), host, is_beyond_limit=order[:1] == REFUSE)
-    finally:
-        reception.end()
+    with lock.using(settings.node.data_dir):  # until its own end, which may come long after that of whoever started it
+        reception = Reception(settings, address, lambda host: say(ENDED + host.encode()))
+        try:
+            say(READY)
+            while True:
+                order, descriptors, _, _ = socket.recv_fds(control, LONGEST_MESSAGE, 1)
+                if not order:
+                    break
+                host = order[1:].decode()
+                if not descriptors:  # this process may open no more files
+                    say(ENDED + order[1:])
+                    continue
+                reception.take(socket.socket(fileno=descriptors[0]), host, is_beyond_limit=order[:1] == REFUSE)
+        finally:
+            reception.end()
 
 
 def _end_with(status: int) -> NoReturn:

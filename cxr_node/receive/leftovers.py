@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+from contextlib import suppress
 from pathlib import Path
 
 
 def remove_leftovers(folder: Path) -> int:
     """Remove files that a receiver left when it died; nothing of them was acknowledged. Gives how many there were.
 
-    Files that another living receiver is writing are locked, and stay.
+    Files that another living receiver is writing are locked, and stay. What has vanished meanwhile, or can't be removed, isn't
+    counted.
     """
     removed = 0
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            path.unlink(missing_ok=True)
+    try:
+        paths = list(folder.iterdir())
+    except OSError:  # somebody has removed the folder
+        return 0
+    for path in paths:
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
             removed += 1
     return removed

@@ -67,6 +67,11 @@ class Nursery:
         self._tell()
         socket.send_fds(self._control, [_FORK], [theirs.fileno()])
 
+    def kill(self) -> None:
+        """End one that doesn't do what it was ordered; the next order starts another, and its receivers live on."""
+        with self._lock:
+            self._process.kill()
+
     def end(self, timeout_s: float) -> None:
         """Let it end, which it does after its receivers: end these first."""
         with self._lock:

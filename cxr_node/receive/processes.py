@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,6 +42,8 @@ _END_TIMEOUT_S = 40.0
 """Longer than `Reception.end` takes."""
 _NURSERY_END_TIMEOUT_S = 10.0
 """Its receivers have ended when it is told to."""
+LONGEST_END_S = _END_TIMEOUT_S + _NURSERY_END_TIMEOUT_S
+"""How long `Processes.end` may take; whoever stops the process that accepts has to wait longer."""
 _PAUSE_AFTER_DEATH_S = 0.5
 
 
@@ -87,8 +90,8 @@ class Processes:
         self._nursery.tell(pickle.dumps((settings, address)))  # not JSON, which would lose the secrets
         try:
             receivers = [self._add() for _ in range(self._count)]
-        except OSError as error:
-            raise StoreError(f"A receiver process can't be started: {error.strerror}.") from error
+        except (OSError, RuntimeError) as error:
+            raise StoreError(f"A receiver process can't be started: {_in_words(error)}.") from error
         for receiver in receivers:
             receiver.said.wait(_START_TIMEOUT_S)
             if not receiver.is_ready:
@@ -100,8 +103,10 @@ class Processes:
         with connection, self._lock:
             for receiver in sorted(self._receivers, key=lambda one: (not one.is_ready, one.connections.total())):
                 order = (REFUSE if is_beyond_limit else TAKE) + host.encode()
+                handle = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [connection.fileno()]))
                 try:
-                    socket.send_fds(receiver.control, [order], [connection.fileno()])
+                    # not `send_fds`, which forgets its flags, and would wait for one that is stopped
+                    receiver.control.sendmsg([order], [handle], socket.MSG_DONTWAIT)
                 except OSError:  # it has just died, or is too busy to look: the next one
                     continue
                 receiver.connections[host] += 1
@@ -121,9 +126,7 @@ class Processes:
         for receiver in receivers:
             if not receiver.ended.wait(max(0.0, deadline - time.monotonic())):
                 log.error("a receiver process did not end in time and is killed")
-                if receiver.pid:
-                    with suppress(ProcessLookupError):  # its end of the socket pair is open, so the ID is still its own
-                        os.kill(receiver.pid, signal.SIGKILL)
+                self._kill(receiver)
         self._nursery.end(_NURSERY_END_TIMEOUT_S)
 
     def _add(self) -> _Receiver:
@@ -133,23 +136,64 @@ class Processes:
             if self._is_ending:  # and `end` has not seen this one
                 with suppress(OSError):
                     receiver.control.shutdown(socket.SHUT_WR)
-        threading.Thread(target=self._attend, args=(receiver,), daemon=True).start()
+        try:
+            threading.Thread(target=self._attend, args=(receiver,), daemon=True).start()
+        except RuntimeError:  # no thread is to be had: without one nobody would see its end
+            self._take_leave(receiver)
+            raise
         return receiver
 
     def _attend(self, receiver: _Receiver) -> None:
-        """Listen to a process until it ends; then see to its replacement."""
-        with suppress(OSError):
-            while said := receiver.control.recv(LONGEST_MESSAGE):
-                if said[:1] == STARTED:
-                    receiver.pid = int(said[1:])
-                elif said == READY:
-                    receiver.is_ready = True
-                    receiver.said.set()
-                else:
-                    host = said[1:].decode()
-                    with self._lock:
-                        receiver.connections[host] -= 1
-                    self._ended(host)
+        """Listen to a process until it ends; then see to its replacement, whatever goes wrong meanwhile."""
+        left = 0
+        try:
+            self._listen(receiver)
+        except Exception:
+            log.exception("a receiver process is not understood and is given up")
+            self._kill(receiver)
+        finally:
+            try:
+                left = self._take_leave(receiver)
+            finally:
+                if (receiver.is_ready or self._has_begun) and not self._is_ending:
+                    log.error("a receiver process died and is replaced", associations=left)
+                    self._replace()
+
+    def _listen(self, receiver: _Receiver) -> None:
+        """Take in what a process says, until it ends or has not become ready in time."""
+        receiver.control.settimeout(_START_TIMEOUT_S)
+        while True:
+            try:
+                said = receiver.control.recv(LONGEST_MESSAGE)
+            except TimeoutError:
+                log.error("a receiver process did not start in time and is given up")
+                self._kill(receiver)
+                return
+            except OSError:
+                return
+            if not said:
+                return
+            if said[:1] == STARTED:
+                receiver.pid = int(said[1:])
+            elif said == READY:
+                receiver.control.settimeout(None)
+                receiver.is_ready = True
+                receiver.said.set()
+            else:
+                host = said[1:].decode()
+                with self._lock:
+                    receiver.connections[host] -= 1
+                self._ended(host)
+
+    def _kill(self, receiver: _Receiver) -> None:
+        if receiver.pid:
+            with suppress(ProcessLookupError):  # its end of the socket pair is open, so the ID is still its own
+                os.kill(receiver.pid, signal.SIGKILL)
+        else:  # it was never forked
+            self._nursery.kill()
+
+    def _take_leave(self, receiver: _Receiver) -> int:
+        """Forget a process, and count its connections as ended; how many there were."""
         with self._lock:
             left, receiver.connections = list(receiver.connections.elements()), Counter()
             self._receivers.remove(receiver)
@@ -158,22 +202,28 @@ class Processes:
         receiver.said.set()
         for host in left:
             self._ended(host)
-        if (receiver.is_ready or self._has_begun) and not self._is_ending:
-            log.error("a receiver process died and is replaced", associations=len(left))
-            self._replace()
+        return len(left)
 
     def _replace(self) -> None:
+        """Start another process, however often that has to be tried."""
         assert self._folder is not None
         is_replaced = False
         while not is_replaced:
             time.sleep(_PAUSE_AFTER_DEATH_S)  # one that keeps dying doesn't take the processor
             if self._is_ending:
                 return
-            removed = remove_leftovers(self._folder.incoming)
-            if removed:
-                log.warning("half-received files of a receiver process removed", count=removed)
+            try:
+                removed = remove_leftovers(self._folder.incoming)
+                if removed:
+                    log.warning("half-received files of a receiver process removed", count=removed)
+            except Exception:  # the next start removes them
+                log.exception("half-received files of a receiver process not removed")
             try:
                 self._add()
                 is_replaced = True
-            except OSError as error:  # no file handles, or no process, are to be had now
-                log.error("a receiver process can't be started", reason=error.strerror)
+            except Exception as error:  # no file handles, no process or no thread are to be had now
+                log.error("a receiver process can't be started", reason=_in_words(error))
+
+
+def _in_words(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__

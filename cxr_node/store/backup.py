@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cxr_node.errors import StoreError
 from cxr_node.settings import Settings
-from cxr_node.store.schema import SCHEMA_REVISION, newer_schema
+from cxr_node.store.revision import SCHEMA_REVISION, newer_schema
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -57,7 +57,9 @@ def back_up(settings: Settings) -> Path | None:
     if settings.database.url:
         return None
     folder = backup_folder(settings)
-    final = folder / time.strftime(_NAME, time.gmtime())
+    moment = time.time()
+    while (final := folder / time.strftime(_NAME, time.gmtime(moment))).exists():
+        moment += 1  # names are of whole seconds, and none replaces another
     temporary = final.with_suffix(".tmp")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -134,11 +136,13 @@ def check_file(path: Path) -> None:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             _judge(str(path), [str(row[0]) for row in connection.execute("PRAGMA quick_check(5)")])
-            (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error as error:
         raise StoreError(f"{path} is no whole database of a node: {error}") from error
-    if revision > SCHEMA_REVISION:
-        raise StoreError(f"{path}: {newer_schema(revision)}")
+    if found is None:
+        raise StoreError(f"{path} is no whole database of a node: it has no schema.")
+    if found[0] > SCHEMA_REVISION:
+        raise StoreError(f"{path}: {newer_schema(found[0])}")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from pydicom import Dataset
 from pydicom.uid import generate_uid
-from sqlalchemy import Engine, and_, bindparam, or_, select, update
+from sqlalchemy import Connection, Engine, and_, bindparam, or_, select, update
 
 from cxr_node import faults
 from cxr_node.commitment import PROCESSING_FAILURE, REASONS, Reference, read_report
@@ -59,11 +59,13 @@ def prepare_to_ask(engine: Engine, destination: str, timeout_s: float) -> Asking
             return None
     transaction_uid = str(generate_uid(prefix=None))
     with write(engine) as connection:
-        connection.execute(
+        given_up = connection.execute(
             update(deliveries)
             .where(due, deliveries.c.asks >= _MOST_ASKS)
             .values(state=DeliveryState.HELD, reason=_NEVER_CONFIRMED)
+            .returning(deliveries.c.id)
         )
+        _record_given_up(connection, given_up.scalars().all(), f"asked {_MOST_ASKS} times, never confirmed; held")
         rows = connection.execute(
             select(deliveries.c.id, deliveries.c.asks, results.c.sop_class_uid, results.c.sop_instance_uid)
             .join(results, deliveries.c.result_id == results.c.id)
@@ -168,6 +170,8 @@ def note_report(engine: Engine, transaction_uid: str, committed: Collection[str]
                     detail=reason,
                 ),
             )
+            if values["state"] == DeliveryState.HELD:
+                _record_given_up(connection, [row.id], f"sent {row.attempts} times, never kept; held")
     return len(rows)
 
 
@@ -181,4 +185,34 @@ def ask_no_more(engine: Engine, destination: str) -> None:
         if connection.execute(select(deliveries.c.id).where(committing).limit(1)).first() is None:
             return
     with write(engine) as connection:
-        connection.execute(update(deliveries).where(committing).values(state=DeliveryState.SENT, transaction_uid="", reason=""))
+        changed = connection.execute(
+            update(deliveries)
+            .where(committing)
+            .values(state=DeliveryState.SENT, transaction_uid="", reason="")
+            .returning(deliveries.c.id)
+        )
+        _record_given_up(connection, changed.scalars().all(), "storage_commitment = false: no longer asked for")
+
+
+def _record_given_up(connection: Connection, delivery_ids: Sequence[int], why: str) -> None:
+    """Audit that what a destination has stored is no longer waited for to be committed, one event for each object."""
+    for row in connection.execute(
+        select(deliveries.c.destination, results.c.sop_instance_uid, instances.c.patient_id, instances.c.study_instance_uid)
+        .join(results, deliveries.c.result_id == results.c.id)
+        .join(jobs, results.c.job_id == jobs.c.id)
+        .join(instances, jobs.c.instance_id == instances.c.id)
+        .where(deliveries.c.id.in_(delivery_ids))
+        .order_by(deliveries.c.id)
+    ).all():
+        audit.add(
+            connection,
+            AuditEvent(
+                "commitment-given-up",
+                "failure",
+                user=row.destination,
+                patient_id=row.patient_id,
+                study_instance_uid=row.study_instance_uid,
+                sop_instance_uid=row.sop_instance_uid,
+                detail=why,
+            ),
+        )

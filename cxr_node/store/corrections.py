@@ -64,15 +64,17 @@ def supersede(connection: Connection, instance_ids: Sequence[int], by: int) -> N
         audit.add(connection, _event(connection, "instance-superseded", by, detail))
 
 
-def cancel_superseded(connection: Connection, destination: str, now: float) -> None:
-    """End deliveries that were under way when a correction came, and then failed or lost their sender."""
+def cancel_superseded(connection: Connection, destination: str, lapsed: Any) -> None:
+    """End deliveries that were under way when a correction came, and then failed or lost their sender.
+
+    `lapsed`: the condition that the lease of a delivery has lapsed.
+    """
     connection.execute(
         update(deliveries)
         .where(
             deliveries.c.destination == destination,
             deliveries.c.superseded_by.is_not(None),
-            (deliveries.c.state == DeliveryState.WAITING)
-            | and_(deliveries.c.state == DeliveryState.SENDING, deliveries.c.lease_until < now),
+            (deliveries.c.state == DeliveryState.WAITING) | and_(deliveries.c.state == DeliveryState.SENDING, lapsed),
         )
         .values(state=DeliveryState.CANCELLED, reason=_SUPERSEDED, lease_owner="", lease_until=0)
     )

@@ -5,22 +5,22 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_node.errors import StoreError
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
-from cxr_node.store import home, postgresql
+from cxr_node.store import home, postgresql, schema_check
 from cxr_node.store.backup import back_up, database_file
+from cxr_node.store.glance import cure_of, no_node
 from cxr_node.store.instances import make_folders
 from cxr_node.store.prepared import drive
-from cxr_node.store.schema import SCHEMA_REVISION, newer_schema
+from cxr_node.store.revision import SCHEMA_REVISION
 
 DatabaseTrouble = SQLAlchemyError
 """What reading and writing raise when the database is locked, full, or away; for those who catch it outside the store."""
@@ -32,8 +32,10 @@ def open_database(settings: Settings) -> Engine:
     """Make the data folder, connect, and bring the schema up to date.
 
     Raises:
-        StoreError: the folder can't be written, the database can't be reached, or a newer program has migrated it.
+        StoreError: the folder can't be written, the database can't be reached, it has not the schema that this program
+            works with, or the program's migrations are missing.
     """
+    schema_check.check_shipped()
     folders = DataFolder(settings.node.data_dir)
     make_folders(folders)
     engine = _connect(settings)
@@ -41,6 +43,8 @@ def open_database(settings: Settings) -> Engine:
         if _revision_of(engine) != SCHEMA_REVISION:
             with _one_at_a_time(folders.root):
                 _migrate(engine, settings)
+        with engine.connect() as connection:
+            schema_check.check_tables(connection)
         if settings.database.url and not home.is_home(engine, folders.root):
             with _one_at_a_time(folders.root):
                 home.settle(engine, folders.root)
@@ -54,21 +58,18 @@ def look_into_database(settings: Settings) -> Engine:
         StoreError: there is none, it can't be reached, or a program of another version has to open it.
     """
     if not settings.database.url and not database_file(settings).is_file():
-        raise StoreError(
-            f"There is no node in {settings.node.data_dir.absolute()}: name its settings with --config, or start it with "
-            "`cxr-node serve`."
-        )
+        raise StoreError(no_node(settings))
     engine = _connect(settings)
     with _in_words(engine):
         current = _revision_of(engine)
         if current is None:
             raise StoreError("There is no node in the database that database.url names: start it once with `cxr-node serve`.")
         if current != SCHEMA_REVISION:
-            raise StoreError(
-                newer_schema(current)
-                if current > SCHEMA_REVISION
-                else "The database is one of an older version: start the node once, which brings it up to date."
-            )
+            if current > SCHEMA_REVISION or not current.isdecimal():
+                raise schema_check.unknown(current, engine)
+            raise StoreError("The database is one of an older version: start the node once, which brings it up to date.")
+        with engine.connect() as connection:
+            schema_check.check_tables(connection)
         if settings.database.url:
             home.check(engine, settings.node.data_dir)
     return engine
@@ -129,12 +130,8 @@ def _in_words(engine: Engine) -> Iterator[None]:
         engine.dispose()
         if engine.dialect.name == "postgresql":
             raise StoreError(f"The database {postgresql.in_print(engine)} can't be used: {postgresql.in_words(error)}") from error
-        cure = ""
-        if "malformed" in str(error) or "not a database" in str(error):
-            cure = " It is damaged: stop the node and `cxr-node restore` the newest backup."
-        elif "readonly" in str(error):
-            cure = " It, or the data folder, is read-only for this user: change the owner, or the way it is mounted."
-        raise StoreError(f"The database {engine.url.render_as_string()} can't be used: {error}.{cure}") from error
+        said = str(getattr(error, "orig", None) or error).partition("\n")[0].rstrip(".")
+        raise StoreError(f"The database {schema_check.name_of(engine)} can't be used: {said}.{cure_of(said)}") from error
 
 
 @contextmanager
@@ -163,9 +160,7 @@ def _tune_sqlite(engine: Engine) -> None:
 
 def _revision_of(engine: Engine) -> str | None:
     with engine.connect() as connection:
-        if not inspect(connection).has_table("alembic_version"):
-            return None
-        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return schema_check.revision_of(connection)
 
 
 def _migrate(engine: Engine, settings: Settings) -> None:
@@ -173,22 +168,33 @@ def _migrate(engine: Engine, settings: Settings) -> None:
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
 
     config = Config()
-    config.set_main_option("script_location", str(resources.files("cxr_node.store") / "migrations"))
+    config.set_main_option("script_location", str(schema_check.migrations_folder()).replace("%", "%%"))
     current = _revision_of(engine)
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    try:
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions("base", SCHEMA_REVISION)}
+    except (CommandError, KeyError) as error:  # a link of the chain is missing
+        raise schema_check.incomplete() from error
     if current is not None and current not in known:
-        raise StoreError(newer_schema(current))
-    if current is not None and current != SCHEMA_REVISION:
-        back_up(settings)  # as it was before the upgrade
+        raise schema_check.unknown(current, engine)
+    # as it was before the upgrade
+    copy = back_up(settings) if current is not None and current != SCHEMA_REVISION else None
     if current is None and engine.dialect.name == "postgresql":
         postgresql.check_encoding(engine)
     with write(engine) as connection:
         if engine.dialect.name == "postgresql":
             postgresql.wait_for_turn_to_migrate(connection)
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, SCHEMA_REVISION)
+        except SQLAlchemyError as error:
+            if copy is not None:  # nothing was changed, and the newest backup is one to go back to
+                copy.unlink(missing_ok=True)
+            if told := schema_check.unlike(error, current or "none", engine):
+                raise told from error
+            raise
 
 
 @contextmanager

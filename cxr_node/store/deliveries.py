@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Engine, and_, false, or_, select, update
+from sqlalchemy import Connection, Engine, and_, false, or_, select, update
 
 from cxr_node import faults
 from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind
-from cxr_node.store import audit
+from cxr_node.store import audit, leases
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.corrections import cancel_superseded
 from cxr_node.store.database import write
@@ -36,11 +36,14 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
     """
     now = time.time()
     with engine.connect() as connection:  # an idle sender looks without taking the write lock
-        if connection.execute(select(deliveries.c.id).where(_due(destination, now)).limit(1)).first() is None:
+        due_now = _due(destination, now, leases.lapsed(connection, deliveries, lease_s))
+        if connection.execute(select(deliveries.c.id).where(due_now).limit(1)).first() is None:
             return []
     with write(engine) as connection:
-        cancel_superseded(connection, destination, now)
-        due = select(deliveries.c.id).where(_due(destination, now)).order_by(deliveries.c.id).limit(limit)
+        lapsed = leases.lapsed(connection, deliveries, lease_s)
+        cancel_superseded(connection, destination, lapsed)
+        due_now = _due(destination, now, lapsed)
+        due = select(deliveries.c.id).where(due_now).order_by(deliveries.c.id).limit(limit)
         if engine.dialect.name == "postgresql":
             due = due.with_for_update(skip_locked=True)
         # asked first: as part of the update, PostgreSQL may ask it more than once, and take more than `limit`
@@ -53,7 +56,7 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
                     state=DeliveryState.SENDING,
                     attempts=deliveries.c.attempts + 1,
                     lease_owner=owner,
-                    lease_until=now + lease_s,
+                    **leases.until(connection, lease_s),
                 )
                 .returning(deliveries.c.id)
             ).scalars()
@@ -103,7 +106,7 @@ def renew(engine: Engine, owner: str, claimed: Sequence[Delivery], lease_s: floa
                 deliveries.c.state == DeliveryState.SENDING,
                 deliveries.c.lease_owner == owner,
             )
-            .values(lease_until=time.time() + lease_s)
+            .values(**leases.until(connection, lease_s))
         )
 
 
@@ -184,14 +187,13 @@ def end_unasked(engine: Engine, asked: Mapping[str, Collection[ResultKind]]) -> 
     of_another_kind = [
         and_(deliveries.c.destination == name, _kind().not_in([str(kind) for kind in kinds])) for name, kinds in asked.items()
     ]
-    lapsed = and_(deliveries.c.state == DeliveryState.SENDING, deliveries.c.lease_until < time.time())
-    waiting = or_(deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.HELD)), lapsed)
-    ending = {
-        NO_DESTINATION: and_(
-            deliveries.c.destination.not_in(asked), or_(waiting, deliveries.c.state == DeliveryState.COMMITTING)
-        ),
-        NOT_SENT_THERE: and_(waiting, or_(false(), *of_another_kind)),
-    }
+
+    def ending(connection: Connection) -> dict[str, Any]:
+        lapsed = and_(deliveries.c.state == DeliveryState.SENDING, leases.lapsed(connection, deliveries, leases.DELIVERY_S))
+        waiting = or_(deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.HELD)), lapsed)
+        to_none = and_(deliveries.c.destination.not_in(asked), or_(waiting, deliveries.c.state == DeliveryState.COMMITTING))
+        return {NO_DESTINATION: to_none, NOT_SENT_THERE: and_(waiting, or_(false(), *of_another_kind))}
+
     returned = and_(
         deliveries.c.destination.in_(asked),
         ~or_(false(), *of_another_kind),
@@ -200,14 +202,15 @@ def end_unasked(engine: Engine, asked: Mapping[str, Collection[ResultKind]]) -> 
         deliveries.c.result_id.in_(select(results.c.id).where(results.c.removed_at.is_(None))),
     )
     with engine.connect() as connection:
-        if connection.execute(select(deliveries.c.id).where(or_(returned, *ending.values())).limit(1)).first() is None:
+        any_of_them = or_(returned, *ending(connection).values())
+        if connection.execute(select(deliveries.c.id).where(any_of_them).limit(1)).first() is None:
             return 0
     ended = 0
     with write(engine) as connection:
         connection.execute(
             update(deliveries).where(returned).values(state=DeliveryState.WAITING, attempts=0, not_before=0, reason="")
         )
-        for reason, these in ending.items():
+        for reason, these in ending(connection).items():
             names = connection.execute(
                 update(deliveries)
                 .where(these)
@@ -241,7 +244,7 @@ def give_back(engine: Engine, claimed: Sequence[Delivery]) -> None:
             )
 
 
-def _due(destination: str, now: float) -> Any:
+def _due(destination: str, now: float, lapsed: Any) -> Any:
     return and_(
         deliveries.c.destination == destination,
         deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.SENDING)),
@@ -251,7 +254,7 @@ def _due(destination: str, now: float) -> Any:
                 # a wait longer than any: the clock was ahead when it was written, and has been set back since
                 or_(deliveries.c.not_before <= now, deliveries.c.not_before > now + _LONGEST_WAIT_S),
             ),
-            and_(deliveries.c.state == DeliveryState.SENDING, deliveries.c.lease_until < now),
+            and_(deliveries.c.state == DeliveryState.SENDING, lapsed),
         ),
     )
 

@@ -108,7 +108,7 @@ def note_result_gone(engine: Engine, row_id: int, key: str) -> bool:
     with write(engine) as connection:
         if not connection.execute(update(results).where(mine).values(removed_at=time.time())).rowcount:
             return False
-        open_states = (DeliveryState.WAITING, DeliveryState.HELD)
+        open_states = (DeliveryState.WAITING, DeliveryState.HELD, DeliveryState.SENDING)
         undelivered = select(deliveries.c.id).where(deliveries.c.result_id == row_id, deliveries.c.state.in_(open_states))
         if connection.execute(undelivered.limit(1)).first() is None:
             return True

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, upda
 
 from cxr_node import faults
 from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind
-from cxr_node.store import audit, sending_again
+from cxr_node.store import audit, leases, sending_again
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.blobs import Blobs
 from cxr_node.store.database import write
@@ -34,11 +34,13 @@ def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: 
     """
     now = time.time()
     with engine.connect() as connection:  # an idle worker looks without taking the write lock
-        if connection.execute(select(jobs.c.id).where(_due(now)).limit(1)).first() is None:
+        due_now = _due(now, leases.lapsed(connection, jobs, lease_s))
+        if connection.execute(select(jobs.c.id).where(due_now).limit(1)).first() is None:
             return []
     with write(engine) as connection:
-        _hold_exhausted(connection, now, max_attempts)
-        due = select(jobs.c.id, jobs.c.attempts).where(_due(now)).order_by(jobs.c.priority.desc(), jobs.c.id).limit(limit)
+        lapsed = leases.lapsed(connection, jobs, lease_s)
+        _hold_exhausted(connection, now, lapsed, max_attempts)
+        due = select(jobs.c.id, jobs.c.attempts).where(_due(now, lapsed)).order_by(jobs.c.priority.desc(), jobs.c.id).limit(limit)
         if engine.dialect.name == "postgresql":
             due = due.with_for_update(skip_locked=True)
         found = connection.execute(due).all()
@@ -47,7 +49,12 @@ def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: 
         claimed = connection.execute(
             update(jobs)
             .where(jobs.c.id.in_(chosen))
-            .values(state=JobState.RUNNING, attempts=jobs.c.attempts + 1, lease_owner=owner, lease_until=now + lease_s)
+            .values(
+                state=JobState.RUNNING,
+                attempts=jobs.c.attempts + 1,
+                lease_owner=owner,
+                **leases.until(connection, lease_s),
+            )
             .returning(jobs.c.id)
         )
         ids = list(claimed.scalars())
@@ -79,7 +86,9 @@ def renew(engine: Engine, owner: str, claimed: Sequence[Job], lease_s: float) ->
     """Keep claimed jobs for another `lease_s` seconds."""
     with write(engine) as connection:
         connection.execute(
-            update(jobs).where(jobs.c.id.in_([job.id for job in claimed]), _mine(owner)).values(lease_until=time.time() + lease_s)
+            update(jobs)
+            .where(jobs.c.id.in_([job.id for job in claimed]), _mine(owner))
+            .values(**leases.until(connection, lease_s))
         )
 
 
@@ -185,14 +194,14 @@ def give_back(engine: Engine, owner: str, claimed: Sequence[Job], reason: str = 
         )
 
 
-def _due(now: float) -> Any:
+def _due(now: float, lapsed: Any) -> Any:
     return or_(
         and_(
             jobs.c.state == JobState.NEW,
             # a wait longer than any: the clock was ahead when it was written, and has been set back since
             or_(jobs.c.not_before <= now, jobs.c.not_before > now + _LONGEST_WAIT_S),
         ),
-        and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < now),
+        and_(jobs.c.state == JobState.RUNNING, lapsed),
     )
 
 
@@ -200,14 +209,14 @@ def _mine(owner: str) -> Any:
     return and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_owner == owner)
 
 
-def _hold_exhausted(connection: Connection, now: float, max_attempts: int) -> None:
+def _hold_exhausted(connection: Connection, now: float, lapsed: Any, max_attempts: int) -> None:
     reason = (
         f"The worker died {max_attempts} times on this image: it crashed, ran longer than inference.job_timeout_s, or used "
         "more memory than there is; the worker's log says which. Inspect the image, then `cxr-node queue retry`."
     )
     held = connection.execute(
         update(jobs)
-        .where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until < now, jobs.c.attempts >= max_attempts)
+        .where(jobs.c.state == JobState.RUNNING, lapsed, jobs.c.attempts >= max_attempts)
         .values(state=JobState.HELD, reasons=json.dumps([reason]), lease_owner="", lease_until=0, finished_at=now)
         .returning(jobs.c.instance_id)
     )

@@ -1,59 +1,180 @@
-"""Who holds a claim, and whether that process still lives."""
+"""Who holds a claim, whether that process still lives, and the clock that leases run on.
+
+No one can set that clock. Where one machine has the database (SQLite), it is the one that counts from the start of the
+machine and stands still while it sleeps; a lease names the start that it counts from. Several machines share the clock of the
+PostgreSQL server, which can be set: after a step ahead, nothing counts as lapsed for the length of a lease, in which the
+living renew theirs; what a step back would keep for too long is cut to that length.
+"""
 
 from __future__ import annotations
 
 import os
-import socket
+import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
-import psutil
-from sqlalchemy import Engine, and_, or_, select, update
+from sqlalchemy import Connection, Engine, Table, and_, or_, select, text, update
 
 from cxr_node.records import DeliveryState, JobState
+from cxr_node.settings import Settings
+from cxr_node.store import lock
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, jobs
 
-_LONGEST_LEASE_S = 86400.0
+DELIVERY_S = 60.0
+"""How long the lease of a delivery lasts; that of a job, as the settings say."""
+_STEP_S = 0.5
+"""A server's clock that has gained so much more than ours was set; ours, and the way there, are no better than that."""
+_ENDED = 0.0
+"""In `lease_until`: ended by somebody who knew, whatever the clock says."""
+
+_names: dict[tuple[int, Path], str] = {}
+_naming = threading.Lock()
 
 
-def owner_name() -> str:
-    """Name of this process in a lease: host, process id and start time, so that a reused id isn't mistaken for it."""
-    return f"{socket.gethostname()[:32]}/{os.getpid()}/{_started(os.getpid())}"
+class LeaseClock:
+    """What leases of one database are measured by, as one process sees it.
 
-
-def is_gone(owner: str) -> bool:
-    """Whether the owner of a lease ran on this host and no longer does; of other hosts nothing is known."""
-    host, _, rest = owner.partition("/")
-    pid, _, started = rest.partition("/")
-    if host != socket.gethostname()[:32] or not pid.isdigit():
-        return False
-    try:
-        return str(_started(int(pid))) != started
-    except psutil.NoSuchProcess:
-        return True
-
-
-def release_dead(engine: Engine) -> int:
-    """End the leases of processes of this host that died, so that nobody waits for them to lapse; how many owners.
-
-    Also those that end so late that a clock must have been ahead when they were written.
+    Args:
+        steady: seconds that no one can set, the same for all processes of this machine.
+        start: names the machine's start, from which `steady` counts.
+        server: asks the database's server for its seconds.
     """
-    now = time.time()
+
+    def __init__(
+        self,
+        steady: Callable[[], float] = time.monotonic,
+        start: str | None = None,
+        server: Callable[[Connection], float] | None = None,
+    ) -> None:
+        self._steady = steady
+        self._server = server or _ask_server
+        self._start = _start_of_machine() if start is None else start
+        self._lock = threading.Lock()
+        self._seen: tuple[float, float] | None = None
+        self._distrusted_at = float("-inf")
+
+    def now(self, connection: Connection) -> float:
+        """Seconds now: of the database's server if it has one."""
+        return self._server_now(connection) if _has_server(connection) else self._steady()
+
+    def start(self, connection: Connection) -> str:
+        """The machine's start that a lease counts from; empty for a server's clock."""
+        return "" if _has_server(connection) else self._start
+
+    def is_trusted(self, connection: Connection, lease_s: float) -> bool:
+        """Whether what seems to have lapsed has; `now` has just been asked."""
+        return not _has_server(connection) or self._steady() - self._distrusted_at >= lease_s
+
+    def _server_now(self, connection: Connection) -> float:
+        before = self._steady()
+        server_s = self._server(connection)
+        after = self._steady()
+        with self._lock:
+            # a process that has just begun can't know what happened before
+            if self._seen is None or server_s - self._seen[0] > after - self._seen[1] + _STEP_S:
+                self._distrusted_at = after
+            if self._seen is None or before >= self._seen[1]:
+                self._seen = server_s, before
+        return server_s
+
+
+_clocks: WeakKeyDictionary[Engine, LeaseClock] = WeakKeyDictionary()
+
+
+def clock_of(engine: Engine) -> LeaseClock:
+    """The clock that leases in this database run on."""
+    with _naming:
+        return _clocks.setdefault(engine, LeaseClock())
+
+
+def set_clock(engine: Engine, clock: LeaseClock) -> None:
+    """Let leases in this database run on another clock: for tests."""
+    with _naming:
+        _clocks[engine] = clock
+
+
+def owner_name(root: Path) -> str:
+    """Name of this process in the leases of a data folder: random, and shown to be alive by `lock.begin_life`.
+
+    Raises:
+        StoreError: the data folder can't be written.
+    """
+    key = (os.getpid(), root.absolute())  # a fork is another process
+    with _naming:
+        if key not in _names:
+            _names[key] = lock.begin_life(root)
+        return _names[key]
+
+
+def until(connection: Connection, lease_s: float) -> dict[str, Any]:
+    """The columns of a lease that begins now, but for its owner."""
+    clock = clock_of(connection.engine)
+    return {"lease_until": clock.now(connection) + lease_s, "lease_start": clock.start(connection)}
+
+
+def lapsed(connection: Connection, table: Table, lease_s: float) -> Any:
+    """Which leases of a table have run out: a condition to be used at once.
+
+    Args:
+        connection: to the database.
+        table: jobs or deliveries.
+        lease_s: how long its leases last.
+    """
+    clock = clock_of(connection.engine)
+    now = clock.now(connection)
+    ended = table.c.lease_until <= _ENDED
+    if not clock.is_trusted(connection, lease_s):
+        return ended
+    return or_(ended, and_(table.c.lease_until < now, table.c.lease_start == clock.start(connection)))
+
+
+def release_dead(engine: Engine, settings: Settings) -> int:
+    """End the leases of processes that died, so that nobody waits for them to lapse; how many owners.
+
+    Also those that count from another start of the machine, unless their owner lives; and those that would last longer than
+    leases do are cut: the clock was set back.
+    """
+    root = settings.node.data_dir
+    ended = lock.ended_lives(root)  # before the leases are read: none of them takes another one
     gone: set[str] = set()
-    for table, state in ((jobs, JobState.RUNNING), (deliveries, DeliveryState.SENDING)):
+    clock = clock_of(engine)
+    for table, state, lease_s in (
+        (jobs, JobState.RUNNING, settings.inference.lease_s),
+        (deliveries, DeliveryState.SENDING, DELIVERY_S),
+    ):
+        under_way = table.c.state == state
         with engine.connect() as connection:
-            owners = connection.execute(select(table.c.lease_owner).where(table.c.state == state).distinct()).scalars().all()
-        dead = [owner for owner in owners if is_gone(owner)]
-        stale = and_(table.c.state == state, or_(table.c.lease_owner.in_(dead), table.c.lease_until > now + _LONGEST_LEASE_S))
-        with engine.connect() as connection:
-            if connection.execute(select(table.c.id).where(stale).limit(1)).first() is None:
-                continue
-        with write(engine) as connection:
-            connection.execute(update(table).where(stale).values(lease_until=now - 1))
-        gone.update(dead)
+            start = clock.start(connection)
+            rows = connection.execute(select(table.c.lease_owner, table.c.lease_start).where(under_way).distinct()).all()
+            latest = clock.now(connection) + lease_s
+            too_long = and_(under_way, table.c.lease_until > latest)
+            is_one_too_long = connection.execute(select(table.c.id).where(too_long).limit(1)).first() is not None
+        dead = {row.lease_owner for row in rows if row.lease_owner in ended}
+        dead |= {row.lease_owner for row in rows if row.lease_start != start and not lock.lives(root, row.lease_owner)}
+        if dead or is_one_too_long:
+            with write(engine) as connection:
+                connection.execute(update(table).where(under_way, table.c.lease_owner.in_(dead)).values(lease_until=_ENDED))
+                connection.execute(update(table).where(too_long).values(lease_until=latest))
+        gone |= dead
+    lock.forget_lives(root, ended)
     return len(gone)
 
 
-def _started(pid: int) -> int:
-    """Hundredths of a second from the machine's start to the process's: setting the clock doesn't change them."""
-    return round((psutil.Process(pid).create_time() - psutil.boot_time()) * 100)
+def _has_server(connection: Connection) -> bool:
+    return connection.dialect.name == "postgresql"
+
+
+def _ask_server(connection: Connection) -> float:
+    return float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+
+
+def _start_of_machine() -> str:
+    """Linux's random name of this start; empty elsewhere, where a machine that starts anew cuts leases that are too long."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cxr_node.errors import StoreError
+
+_LIVES = ".processes"
+_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 @contextmanager
@@ -62,3 +68,61 @@ def _locked(path: Path, kind: int, busy: str) -> Iterator[None]:
         except OSError as error:
             raise StoreError(busy) from error
         yield
+
+
+def begin_life(root: Path) -> str:
+    """Give this process a name that no other ever had, and show that it lives by a file of that name, locked until it ends.
+
+    Processes in containers see each other by these files too, whatever their host names and process IDs are.
+
+    Raises:
+        StoreError: the file can't be made.
+    """
+    folder = root / _LIVES
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while True:
+            name = uuid.uuid4().hex
+            descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            with suppress(BlockingIOError):  # somebody just looks whether it is one of the dead: another name
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_nlink:  # and wasn't taken for one
+                    return name  # the descriptor stays open: the system closes it when the process ends
+            os.close(descriptor)
+    except OSError as error:
+        raise StoreError(f"{folder} can't be written ({error.strerror}): change its owner, or make room.") from error
+
+
+def ended_lives(root: Path) -> set[str]:
+    """The processes named by `begin_life` that are known to have ended; of one whose file is gone nothing is known."""
+    try:
+        names = [path.name for path in (root / _LIVES).iterdir()]
+    except OSError:
+        return set()
+    return {name for name in names if _is_locked(root, name) is False}
+
+
+def lives(root: Path, name: str) -> bool:
+    """Whether a process that `begin_life` named is known to live."""
+    return _is_locked(root, name) is True
+
+
+def forget_lives(root: Path, names: Iterable[str]) -> None:
+    """Remove the files of processes that have ended; first end what they held."""
+    for name in names:
+        with suppress(OSError):
+            (root / _LIVES / name).unlink()
+
+
+def _is_locked(root: Path, name: str) -> bool | None:
+    """None: that can't be known."""
+    if not _NAME.fullmatch(name):
+        return None
+    try:
+        with (root / _LIVES / name).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False

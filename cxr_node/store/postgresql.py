@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from cxr_node.errors import StoreError
+from cxr_node.errors import Note, StoreError
 
 _POOL_SIZE, _MAX_OVERFLOW = 5, 15
 """Each connection is a process of the server: those that a moment needs wait for each other rather than pile up."""
@@ -146,5 +146,5 @@ def _tune(engine: Engine) -> None:
     def on_error(context: ExceptionContext) -> None:
         if context.sqlalchemy_exception is not None and _is_away(context.sqlalchemy_exception):
             context.sqlalchemy_exception.add_note(
-                f"The database {in_print(engine)} is away: {in_words(context.sqlalchemy_exception)}"
+                Note(f"The database {in_print(engine)} is away: {in_words(context.sqlalchemy_exception)}")
             )

@@ -184,7 +184,7 @@ def report_failed(engine: Engine, report: Report, reason: str, *, hold: bool = F
     attempts = report.attempts + 1
     held = hold or attempts >= _MOST_ATTEMPTS
     with write(engine) as connection:
-        connection.execute(
+        changed = connection.execute(
             update(commitment_reports)
             .where(commitment_reports.c.id == report.id, commitment_reports.c.state == DeliveryState.WAITING)
             .values(
@@ -193,7 +193,12 @@ def report_failed(engine: Engine, report: Report, reason: str, *, hold: bool = F
                 not_before=time.time() + backoff_s(attempts, _FIRST_WAIT_S, _LONGEST_WAIT_S),
                 reason=reason,
             )
-        )
+        ).rowcount
+        if changed and held:
+            detail = f"transaction {report.transaction_uid}, not reported after {attempts} attempts; held: {reason}"
+            audit.add(
+                connection, AuditEvent("commitment-given-up", "failure", user=report.ae_title, host=report.host, detail=detail)
+            )
 
 
 def retry_held_reports(engine: Engine, ae_titles: Collection[str]) -> None:

@@ -1,6 +1,6 @@
 """The tables in which roles meet.
 
-Times are UTC seconds since the epoch, from the wall clock, so that leases and waits survive a restart.
+Times are UTC seconds since the epoch, from the wall clock, so that waits survive a restart; but `lease_until`, see `leases`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-
-SCHEMA_REVISION = "0005"
-"""The newest migration that this program knows; the migrations' test holds the two together."""
 
 metadata = MetaData(
     naming_convention={
@@ -72,6 +69,7 @@ jobs = Table(
     Column("not_before", Float, nullable=False),
     Column("lease_owner", String(64), nullable=False),
     Column("lease_until", Float, nullable=False),
+    Column("lease_start", String(36), nullable=False, server_default=""),  # of the machine, from which it counts; see `leases`
     Column("reasons", Text, nullable=False),  # JSON list of sentences
     Column("findings", Text, nullable=False),  # JSON object
     Column("model_version", String(64), nullable=False),
@@ -119,6 +117,7 @@ deliveries = Table(
     Column("not_before", Float, nullable=False),
     Column("lease_owner", String(64), nullable=False),
     Column("lease_until", Float, nullable=False),
+    Column("lease_start", String(36), nullable=False, server_default=""),  # of the machine, from which it counts; see `leases`
     Column("status", Integer),  # the last C-STORE status
     Column("reason", Text, nullable=False),  # why the last attempt failed
     Column("created_at", Float, nullable=False),
@@ -181,12 +180,3 @@ home = Table(  # one row at most: see `home`
     Column("id", Integer, primary_key=True),
     Column("data_folder", String(36), nullable=False),
 )
-
-
-def newer_schema(revision: str) -> str:
-    """What to tell a person whose database is of a newer program."""
-    return (
-        f"The database was written by a newer version of cxr-node (schema {revision}, this program knows {SCHEMA_REVISION}). "
-        "Start that version, or restore the backup made before the upgrade (`cxr-node restore`; PostgreSQL "
-        "with its own tools)."
-    )

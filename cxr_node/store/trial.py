@@ -16,7 +16,8 @@ from cxr_node.errors import StoreError
 from cxr_node.settings import Settings
 from cxr_node.store import database, home, postgresql
 from cxr_node.store.backup import backup_folder, check_file, database_file
-from cxr_node.store.schema import SCHEMA_REVISION, instances, newer_schema
+from cxr_node.store.revision import SCHEMA_REVISION, newer_schema
+from cxr_node.store.schema import instances
 
 Said = tuple[str, str]
 """How grave ("ok", "warning", "error"), and the text."""

@@ -1,4 +1,7 @@
-"""`kill -9` of any role at any moment: after the restart each image ends with exactly one overlay and one report."""
+"""`kill -9` of any role at any moment: after the restart each image ends with exactly one overlay and one report.
+
+What is killed is the installed wheel.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def extra(database_url):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_image_ends_once_whatever_dies(tmp_path, data_folder, extra, seed):
+def test_every_image_ends_once_whatever_dies(tmp_path, data_folder, extra, seed, installation):
     rng = random.Random(seed)
     pictures = sorted((data_folder / "fullres").glob("*.jpg"))[:IMAGES]
     files = []
@@ -47,7 +50,7 @@ def test_every_image_ends_once_whatever_dies(tmp_path, data_folder, extra, seed)
         files.append(tmp_path / f"{picture.stem}.dcm")
         radiograph_from_image(picture).save_as(files[-1], enforce_file_format=True)
     with SmallPACS(tmp_path / "pacs") as pacs:
-        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], extra)
+        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], extra, installation=installation)
         node.start()
         sender = threading.Thread(target=lambda: [send_until_acknowledged(node, path) for path in files])
         sender.start()
@@ -72,10 +75,10 @@ def test_every_image_ends_once_whatever_dies(tmp_path, data_folder, extra, seed)
     assert kinds.count("SR") == len(files)
 
 
-def test_sigterm_stops_in_order_and_a_restart_finishes(tmp_path, data_folder):
+def test_sigterm_stops_in_order_and_a_restart_finishes(tmp_path, data_folder, installation):
     pictures = sorted((data_folder / "fullres").glob("*.jpg"))[:4]
     with SmallPACS(tmp_path / "pacs") as pacs:
-        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)])
+        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], installation=installation)
         node.start()
         for picture in pictures:
             path = tmp_path / f"{picture.stem}.dcm"

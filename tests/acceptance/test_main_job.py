@@ -1,4 +1,7 @@
-"""The main job with real peers: dcmtk's storescu sends real radiographs, Orthanc holds what comes back."""
+"""The main job with real peers: dcmtk's storescu sends real radiographs, Orthanc holds what comes back.
+
+What does it is the installed wheel.
+"""
 
 from __future__ import annotations
 
@@ -83,17 +86,17 @@ def results_in(orthanc: Orthanc, sources: dict[str, str]) -> Counter[tuple[str, 
     return found
 
 
-def test_real_radiographs_get_one_overlay_and_one_report_each_in_their_study(tmp_path, data_folder, peer):
+def test_real_radiographs_get_one_overlay_and_one_report_each_in_their_study(tmp_path, data_folder, peer, installation):
     files = real_radiographs(data_folder, tmp_path / "sent")
     sources = uids(files)
     with (
         Orthanc(peer("Orthanc"), tmp_path / "orthanc") as orthanc,
-        Node(tmp_path / "node", [("pacs", orthanc.ae_title, orthanc.dicom_port)]) as node,
+        Node(tmp_path / "node", [("pacs", orthanc.ae_title, orthanc.dicom_port)], installation=installation) as node,
     ):
         for option, group in _by_syntax(files).items():
             sent = storescu(peer("storescu"), node.port, "CXRNODE", group, *option)
             assert sent.returncode == 0, sent.stdout + sent.stderr
-        jobs = node.wait_for_rest(len(files))
+        jobs = node.wait_for_rest(len(files), timeout_s=480)
         assert {job["state"] for job in jobs} == {"done"}, [job["reasons"] for job in jobs if job["state"] != "done"]
         found = results_in(orthanc, sources)
     # other content under a known UID is a corrected image: a revision, which gets results of its own
@@ -101,7 +104,7 @@ def test_real_radiographs_get_one_overlay_and_one_report_each_in_their_study(tmp
     assert found == {(uid, result): n for uid, n in contents.items() for result in (SECONDARY_CAPTURE, COMPREHENSIVE_3D_SR)}
 
 
-def test_what_is_no_frontal_chest_radiograph_is_turned_away_with_reasons(tmp_path, data_folder, peer):
+def test_what_is_no_frontal_chest_radiograph_is_turned_away_with_reasons(tmp_path, data_folder, peer, installation):
     out = tmp_path / "sent"
     out.mkdir()
     files = []
@@ -116,7 +119,7 @@ def test_what_is_no_frontal_chest_radiograph_is_turned_away_with_reasons(tmp_pat
         radiograph_from_image(picture).save_as(files[-1], enforce_file_format=True)
     with (
         Orthanc(peer("Orthanc"), tmp_path / "orthanc") as orthanc,
-        Node(tmp_path / "node", [("pacs", orthanc.ae_title, orthanc.dicom_port)]) as node,
+        Node(tmp_path / "node", [("pacs", orthanc.ae_title, orthanc.dicom_port)], installation=installation) as node,
     ):
         for option, group in _by_syntax(files).items():
             sent = storescu(peer("storescu"), node.port, "CXRNODE", group, *option)
@@ -131,14 +134,16 @@ def test_what_is_no_frontal_chest_radiograph_is_turned_away_with_reasons(tmp_pat
     assert len(wrong) <= 0.05 * len(pictures), wrong  # the model-based gate's own bound
 
 
-def test_a_pacs_that_routes_everything_back_comes_to_rest(tmp_path, data_folder, peer):
+def test_a_pacs_that_routes_everything_back_comes_to_rest(tmp_path, data_folder, peer, installation):
     files = distinct(real_radiographs(data_folder, tmp_path / "sent", count=16))
     sources = uids(files)
     node_port = free_port()
     modalities = {"node": ("CXRNODE", node_port)}
     with (
         Orthanc(peer("Orthanc"), tmp_path / "orthanc", modalities, route_all_to="node") as orthanc,
-        Node(tmp_path / "node", [("pacs", orthanc.ae_title, orthanc.dicom_port)], port=node_port) as node,
+        Node(
+            tmp_path / "node", [("pacs", orthanc.ae_title, orthanc.dicom_port)], port=node_port, installation=installation
+        ) as node,
     ):
         for option, group in _by_syntax(files).items():
             sent = storescu(peer("storescu"), orthanc.dicom_port, "ORTHANC", group, *option)

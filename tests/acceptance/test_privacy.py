@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 
 import pytest
+from pydicom import Dataset
 
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.phantom import chest_phantom
@@ -48,27 +49,42 @@ def after(tmp_path_factory):
     damaged = described(grey_image(ramp(160, 200), transfer_syntax="1.2.840.10008.1.2.4.90"), PATIENTS[2])
     damaged.PixelData = bytes(damaged.PixelData)[:-200]
     unparsed = described(radiograph_from_image(picture), PATIENTS[3])
+    elsewhere = described(radiograph_from_image(picture), PATIENTS[1])
+    elsewhere.BodyPartExamined, elsewhere.ViewPosition, elsewhere.Modality = "ZYXWURST ANNA", "LATERAL ZYXWURST", "ZYXWURST"
+    quoted = described(radiograph_from_image(picture), PATIENTS[2])
     extra = '[[destinations]]\nname = "broken"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = 1\n'
     extra += '[[routes]]\ncalling_ae_title = "*"\ndestinations = ["pacs"]\n'
-    with storage_scp(contexts=STORAGE) as pacs, Node(folder, [("pacs", "PACS", pacs.port)], extra) as node:
+    said = []
+
+    def quote_once(event):
+        """What a PACS answers that knows the patient by another name."""
+        answer = Dataset()
+        answer.Status = 0x0000 if said else 0xA900
+        answer.ErrorComment = "PatientName Zyxwurst^Anna2 PID-7731-2"
+        said.append(event)
+        return answer
+
+    with storage_scp(quote_once, contexts=STORAGE) as pacs, Node(folder, [("pacs", "PACS", pacs.port)], extra) as node:
         target = type("Target", (), {"port": node.port})
         classes = sorted({str(ds.SOPClassUID) for ds in (good, lateral, damaged, unparsed)})
         with associated(target, *classes, called="CXRNODE") as assoc:
             assert send(assoc, good) == 0x0000
             assert send(assoc, lateral) == 0x0000
+            assert send(assoc, elsewhere) == 0x0000
+            assert send(assoc, quoted) == 0x0000
             assert store(assoc, encoded(unparsed)[:-500][:600], unparsed.SOPInstanceUID, unparsed.SOPClassUID).Status == 0xC000
             assert send(assoc, described(radiograph_from_image(picture), PATIENTS[3])) == 0x0000
         with associated(target, damaged.SOPClassUID, called="CXRNODE", transfer_syntaxes=("1.2.840.10008.1.2.4.90",)) as assoc:
             content = encoded(damaged, damaged.file_meta.TransferSyntaxUID)
             assert store(assoc, content, damaged.SOPInstanceUID, damaged.SOPClassUID).Status == 0x0000
-        node.wait_for_rest(4)
+        node.wait_for_rest(6)
         states = sorted(job["state"] for job in node.jobs())
     return folder, states
 
 
 def test_the_run_had_every_ending(after):
     _, states = after
-    assert states == ["done", "done", "rejected", "rejected"]
+    assert states == ["done"] * 3 + ["rejected"] * 3
 
 
 def test_no_name_and_no_number_is_logged(after):
@@ -76,6 +92,7 @@ def test_no_name_and_no_number_is_logged(after):
     log = (folder / "node.log").read_text()
     assert "instance received" in log
     assert "data set not understood" in log
+    assert '"event": "not sent"' in log
     assert [secret for secret in SECRETS if secret in log] == []
 
 

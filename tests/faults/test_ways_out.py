@@ -20,7 +20,7 @@ from cxr_node.housekeeping import Housekeeping
 from cxr_node.limits import is_trouble_here
 from cxr_node.records import DeliveryState, JobState, ResultKind
 from cxr_node.settings import NodeSettings, ReceiveSettings, RetentionSettings, Settings
-from cxr_node.store import changes, deliveries, instances, jobs, leases, lock, overview, retention
+from cxr_node.store import changes, deliveries, instances, jobs, lock, overview, retention
 from cxr_node.store.database import open_database, write
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import instances as instances_table
@@ -133,13 +133,6 @@ class TestAClockThatWasSet:
     def test_an_ordinary_wait_is_kept(self, finished):
         change(finished, deliveries_table, not_before=time.time() + 600)
         assert deliveries.claim(finished.engine, "pacs", "d", 8, 60) == []
-
-    def test_a_lease_of_another_machine_is_bounded(self, store):
-        store.receive()
-        store.claim(owner="othermachine/1/1")
-        change(store, jobs_table, lease_until=time.time() + YEAR_S)
-        leases.release_dead(store.engine)
-        assert len(store.claim()) == 1
 
     def test_retention_waits_a_day_after_a_jump_ahead(self, finished):
         wall, steady = [1e9], [0.0]

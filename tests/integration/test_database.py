@@ -90,7 +90,8 @@ def test_the_schema_and_its_migrations_agree(store):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    from cxr_node.store.schema import SCHEMA_REVISION, metadata
+    from cxr_node.store.revision import SCHEMA_REVISION
+    from cxr_node.store.schema import metadata
 
     with store.engine.connect() as connection:
         context = MigrationContext.configure(connection)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 
@@ -11,7 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from cxr_node.records import AuditEvent, DeliveryState, JobState, ResultKind
-from cxr_node.store import admissions, audit, deliveries, jobs, leases, overview, retention
+from cxr_node.store import admissions, audit, deliveries, jobs, overview, retention
 from cxr_node.store.database import write
 from cxr_node.store.schema import jobs as jobs_table
 from tests.store import Store
@@ -157,23 +155,6 @@ def test_a_delivery_is_held_after_its_last_attempt_and_can_be_retried(store):
     assert deliveries.claim(store.engine, "pacs", "d", 1, 60)[0].id == held[0]["id"]
 
 
-def test_leases_of_a_dead_process_end_at_once(store):
-    store.receive()
-    code = "from cxr_node.store.leases import owner_name; print(owner_name())"
-    dead = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-    store.claim(dead)
-    assert store.claim("w") == []
-    assert leases.release_dead(store.engine) == 1
-    assert len(store.claim("w")) == 1
-
-
-def test_leases_of_the_living_stay(store):
-    store.receive()
-    store.claim(leases.owner_name())
-    assert leases.release_dead(store.engine) == 0
-    assert store.claim("w") == []
-
-
 def test_retention_takes_what_is_done_and_leaves_what_is_not(store):
     store.receive(uid="1.2.1", content=b"a")
     store.receive(uid="1.2.2", content=b"b")
@@ -222,16 +203,6 @@ def test_what_may_have_killed_a_worker_is_taken_alone(store):
         for job in claimed:
             store.finish(job)
     assert taken == [["1.2.0"], ["1.2.1"], ["1.2.2", "1.2.3"]]
-
-
-def test_setting_the_clock_kills_nobody(monkeypatch):
-    import psutil
-
-    owner = leases.owner_name()
-    booted = psutil.boot_time()
-    monkeypatch.setattr(psutil, "boot_time", lambda: booted + 3600)
-    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: booted + 3600)
-    assert not leases.is_gone(owner)
 
 
 def test_each_filter_of_the_audit_log_finds_what_it_says(store):

@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
+from cxr_node.errors import StoreError
 from cxr_node.receive import processes
+from cxr_node.receive.guard import Places
+from cxr_node.receive.leftovers import remove_leftovers
 from cxr_node.receive.nursery import Nursery
+from cxr_node.receive.processes import Processes, _Receiver
+from cxr_node.store import lock
 from tests.orthanc import wait_until
 from tests.raw_peer import COMMAND, LAST, raw_peer, store_command
 from tests.receiving import Receiver, associated, encoded, radiograph, send
@@ -119,6 +126,194 @@ def test_the_death_of_one_process_costs_only_what_was_not_acknowledged(tmp_path,
     logged = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     ended = [(line["pid"], line["exit_status"]) for line in logged if line["event"] == "a receiver process ended"]
     assert ended == [(victim.pid, -signal.SIGKILL)]  # the others ended as they were asked to
+
+
+def take_each(receiver, count):
+    """Store a radiograph over each of so many associations at the same time."""
+    with ExitStack() as opened:
+        assocs = [opened.enter_context(associated(receiver)) for _ in range(count)]
+        return [send(assoc, radiograph()) for assoc in assocs]
+
+
+class TestAReceiverProcessThatDiesIsReplaced:
+    """However it dies, and whatever goes wrong where its end is seen to."""
+
+    def die_and_be_replaced(self, receiver, number=signal.SIGKILL):
+        before = receiver_processes()
+        os.kill(before[0].pid, number)
+
+        def others():
+            now = receiver_processes()
+            return now if len(now) == len(before) and before[0] not in now else None
+
+        wait_until(others, 60, "another process in its place")
+        wait_until(lambda: take_each(receiver, 4) == [0x0000] * 4, 60, "associations in all processes")
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV, signal.SIGABRT])
+    def test_by_any_signal(self, tmp_path, number):
+        with Receiver(tmp_path, processes=2) as receiver:
+            self.die_and_be_replaced(receiver, number)
+
+    def test_as_often_as_it_dies(self, tmp_path):
+        with Receiver(tmp_path, processes=2) as receiver:
+            for _ in range(3):
+                self.die_and_be_replaced(receiver)
+
+    def test_if_all_die_at_once(self, tmp_path):
+        with Receiver(tmp_path, processes=3) as receiver:
+            before = receiver_processes()
+            for process in before:
+                process.kill()
+            wait_until(lambda: len(set(receiver_processes()) - set(before)) == 3, 60, "others in their place")
+            wait_until(lambda: take_each(receiver, 3) == [0x0000] * 3, 60, "associations in all processes")
+
+    def test_if_a_file_vanishes_while_leftovers_are_looked_for(self, tmp_path, monkeypatch):
+        looked = []
+
+        def look(folder):
+            looked.append(folder)
+            vanishing = folder / "vanishing.dcm"
+            vanishing.write_bytes(b"")
+            monkeypatch.setattr(type(folder), "iterdir", lambda _: vanishing.unlink() or iter([vanishing]))
+            try:
+                return remove_leftovers(folder)
+            finally:
+                monkeypatch.undo()
+
+        with Receiver(tmp_path, processes=2) as receiver:
+            monkeypatch.setattr(processes, "remove_leftovers", look)
+            self.die_and_be_replaced(receiver)
+        assert len(looked) == 1
+
+    def test_if_the_folder_of_what_arrives_is_gone(self, tmp_path):
+        with Receiver(tmp_path, processes=2):
+            (tmp_path / "incoming").rmdir()
+            before = receiver_processes()
+            before[0].kill()
+            wait_until(lambda: len(set(receiver_processes()) - {before[0]}) == 2, 60, "another process in its place")
+
+    def test_if_leftovers_can_not_be_looked_for(self, tmp_path, monkeypatch, capfd):
+        def fail(_folder):
+            raise RuntimeError("Zyxwurst^Anna")
+
+        with Receiver(tmp_path, processes=2) as receiver:
+            monkeypatch.setattr(processes, "remove_leftovers", fail)
+            self.die_and_be_replaced(receiver)
+        assert "Zyxwurst" not in capfd.readouterr().err
+
+    def test_if_nobody_can_be_told_that_its_connections_are_over(self, tmp_path, monkeypatch):
+        with Receiver(tmp_path, processes=2) as receiver, raw_peer(receiver):
+            victim = the_one_with_a_connection(receiver)
+            leave = Processes._take_leave
+
+            def leave_and_fail(self, one):
+                leave(self, one)
+                raise RuntimeError("no")
+
+            monkeypatch.setattr(Processes, "_take_leave", leave_and_fail)
+            monkeypatch.setattr(threading, "excepthook", lambda _: None)
+            victim.kill()
+            wait_until(lambda: len(set(receiver_processes()) - {victim}) == 2, 60, "another process in its place")
+
+    @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
+    def test_if_it_can_not_be_started_at_first(self, tmp_path, monkeypatch, error):
+        tries, add = [], Processes._add
+
+        def fail_twice(self):
+            tries.append(self)
+            if len(tries) < 3:
+                raise error
+            return add(self)
+
+        with Receiver(tmp_path, processes=2) as receiver:
+            monkeypatch.setattr(Processes, "_add", fail_twice)
+            self.die_and_be_replaced(receiver)
+        assert len(tries) == 3
+
+    def test_if_no_thread_is_to_be_had_for_it(self, tmp_path, monkeypatch):
+        """Else a process would take associations, and nobody would see its end."""
+        failed, start = [], threading.Thread.start
+
+        def start_unless_scarce(self):
+            if getattr(self._target, "__name__", "") == "_attend" and len(failed) < 2:
+                failed.append(self)
+                raise RuntimeError("can't start new thread")
+            start(self)
+
+        with Receiver(tmp_path, processes=2) as receiver:
+            monkeypatch.setattr(threading.Thread, "start", start_unless_scarce)
+            self.die_and_be_replaced(receiver)
+            self.die_and_be_replaced(receiver)
+        assert len(failed) == 2
+
+    def test_if_what_it_says_can_not_be_dealt_with(self, tmp_path, monkeypatch):
+        is_to_fail, leave = threading.Event(), Places.leave
+
+        def fail_once(self, host):
+            if is_to_fail.is_set():
+                is_to_fail.clear()
+                raise RuntimeError("no")
+            leave(self, host)
+
+        monkeypatch.setattr(Places, "leave", fail_once)
+        with Receiver(tmp_path, processes=2) as receiver:
+            with raw_peer(receiver):
+                victim = the_one_with_a_connection(receiver)
+                is_to_fail.set()
+            wait_until(lambda: len(set(receiver_processes()) - {victim}) == 2, 60, "another process in its place")
+            wait_until(lambda: take_each(receiver, 2) == [0x0000] * 2, 60, "associations in both processes")
+
+    def test_if_it_never_becomes_ready(self, tmp_path, monkeypatch):
+        with Receiver(tmp_path, processes=2) as receiver:
+            kill = Nursery.kill
+
+            def kill_and_be_patient(self):
+                monkeypatch.setattr(processes, "_START_TIMEOUT_S", 120.0)  # the next one has to load everything
+                kill(self)
+
+            monkeypatch.setattr(Nursery, "kill", kill_and_be_patient)
+            monkeypatch.setattr(processes, "_START_TIMEOUT_S", 1.0)
+            (nursery,) = nurseries()
+            nursery.suspend()
+            before = receiver_processes()
+            before[0].kill()
+            wait_until(lambda: not lives(nursery), 60, "the end of the nursery that forks nobody")
+            wait_until(lambda: len([one for one in receiver_processes() if one not in before]) == 1, 60, "another process")
+            wait_until(lambda: take_each(receiver, 2) == [0x0000] * 2, 60, "associations in all processes")
+
+
+def test_a_connection_goes_past_a_process_that_is_too_busy_to_look():
+    """One that is stopped, say: handing over never blocks the process that accepts."""
+    ended = []
+    takers = Processes(2, ended.append)
+    try:
+        with ExitStack() as opened:
+            busy, free = (
+                [opened.enter_context(one) for one in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)] for _ in "ab"
+            )
+            with suppress(BlockingIOError):
+                while True:
+                    busy[0].send(b"?", socket.MSG_DONTWAIT)
+            takers._receivers = [_Receiver(busy[0]), _Receiver(free[0])]
+            connection, _ = (opened.enter_context(one) for one in socket.socketpair())
+            takers.take(connection, "127.0.0.1", is_beyond_limit=False)
+            order, descriptors, _, _ = socket.recv_fds(free[1], 100, 1)
+            os.close(*descriptors)
+            assert order == b"t127.0.0.1"
+            assert ended == []
+    finally:
+        takers._receivers = []
+        takers.end()
+
+
+def test_each_process_holds_the_folder_until_its_own_end(tmp_path):
+    with Receiver(tmp_path, processes=2):  # in this process nothing holds it
+        with pytest.raises(StoreError, match="stop it first"), lock.nobody_using(tmp_path):
+            pass
+        held = [[Path(file.path).name for file in process.open_files()] for process in receiver_processes()]
+        assert [".use.lock" in names for names in held] == [True, True]
+    with lock.nobody_using(tmp_path):
+        pass
 
 
 def test_the_death_of_the_nursery_costs_nothing_and_another_takes_its_place(tmp_path):

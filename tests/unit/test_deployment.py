@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from configparser import ConfigParser
 
 import pytest
 
@@ -55,6 +56,26 @@ def test_the_image_runs_as_a_plain_user():
     users = re.findall(r"(?m)^USER (\S+)$", stages[-1])
     assert users == ["cxr-node"]
     assert "--uid 10001" in stages[-1]
+
+
+def test_the_image_gets_all_that_it_is_built_from():
+    """What the Dockerfile copies, and what setup.cfg names beside the package, passes .dockerignore."""
+    let_through = [line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    copied = [
+        source
+        for words in re.findall(r"(?m)^COPY ([^-].*) \S+$", (REPOSITORY / "Dockerfile").read_text())
+        for source in words.split()
+    ]
+    assert {"cxr_node", "constraints.txt", "setup.cfg"} <= set(copied)
+    for path in let_through:
+        assert (REPOSITORY / path).exists(), path
+        assert path.split("/")[0] in copied, path
+    settings = ConfigParser()
+    settings.read(REPOSITORY / "setup.cfg")
+    beside = [file for files in settings["options.data_files"].values() for file in files.split()]
+    licences = settings["metadata"]["license_files"].split()
+    assert set(beside + licences) <= set(let_through)
+    assert {source for source in copied if source != "conf"} <= set(let_through)
 
 
 def test_compose_takes_every_right_away():
