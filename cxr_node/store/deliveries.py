@@ -259,17 +259,10 @@ def end_unasked(engine: Engine, asked: Mapping[str, Collection[ResultKind]]) -> 
     ]
 
     def ending(connection: Connection) -> dict[str, Any]:
-        lapsed = leases.lapsed(connection, deliveries, leases.DELIVERY_S)
-        waiting = or_(
-            deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.HELD)),
-            and_(deliveries.c.state == DeliveryState.SENDING, lapsed),
-        )
-        return {
-            NO_DESTINATION: and_(
-                deliveries.c.destination.not_in(asked), or_(waiting, deliveries.c.state == DeliveryState.COMMITTING)
-            ),
-            NOT_SENT_THERE: and_(waiting, or_(false(), *of_another_kind)),
-        }
+        lapsed = and_(deliveries.c.state == DeliveryState.SENDING, leases.lapsed(connection, deliveries, leases.DELIVERY_S))
+        waiting = or_(deliveries.c.state.in_((DeliveryState.WAITING, DeliveryState.HELD)), lapsed)
+        to_none = and_(deliveries.c.destination.not_in(asked), or_(waiting, deliveries.c.state == DeliveryState.COMMITTING))
+        return {NO_DESTINATION: to_none, NOT_SENT_THERE: and_(waiting, or_(false(), *of_another_kind))}
 
     returned = and_(
         deliveries.c.destination.in_(asked),
@@ -279,10 +272,8 @@ def end_unasked(engine: Engine, asked: Mapping[str, Collection[ResultKind]]) -> 
         deliveries.c.result_id.in_(select(results.c.id).where(results.c.removed_at.is_(None))),
     )
     with engine.connect() as connection:
-        if (
-            connection.execute(select(deliveries.c.id).where(or_(returned, *ending(connection).values())).limit(1)).first()
-            is None
-        ):
+        any_of_them = or_(returned, *ending(connection).values())
+        if connection.execute(select(deliveries.c.id).where(any_of_them).limit(1)).first() is None:
             return 0
     ended = 0
     with write(engine) as connection:
