@@ -20,7 +20,6 @@ _REMEMBERED_S = 7 * 86400.0
 _OPEN_STATES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.COMMITTING)
 _OPEN = ", ".join(f"'{state}'" for state in _OPEN_STATES)
 _FAILURES = "'result-delayed', 'result-held', 'result-not-kept'"
-_REFUSALS = "'instance-refused', 'instance-unparsed', 'association-refused'"
 
 
 def by_destination(ask: Ask) -> dict[str, dict[str, Any]]:
@@ -59,7 +58,7 @@ def _last_error(ask: Ask, destination: str) -> dict[str, Any]:
 def by_sender(ask: Ask, since: float) -> dict[str, dict[str, Any]]:
     """For each AE title that sent something: instances received, when it was last seen, what was refused since, and why.
 
-    `refused` counts lines of the audit log, which for a sender that tries again and again has one a minute for each reason.
+    Refusals are counted by day (`refusals`): those of the day of `since` count from its beginning.
     """
     found: dict[str, dict[str, Any]] = {}
 
@@ -75,12 +74,11 @@ def by_sender(ask: Ask, since: float) -> dict[str, dict[str, Any]]:
 
     for name, count, last in ask("SELECT calling_ae_title, count(*), max(received_at) FROM instances GROUP BY calling_ae_title"):
         entry(name, last).update({"received": count, "last_received_at": last})
-    refused = f"FROM audit WHERE at >= :since AND event IN ({_REFUSALS})"
-    sql = f'SELECT "user", detail, count(*), max(at) {refused} GROUP BY "user", detail'
-    for name, reason, count, last in ask(sql, since=since):
+    sql = "SELECT sender, reason, sum(count), max(last_at) FROM refusals WHERE day >= :day GROUP BY sender, reason"
+    for name, reason, count, last in ask(sql, day=int(since // 86400)):
         one = entry(name, last)
-        one["refused"] += count
-        one["refused_by_reason"][reason] = count
+        one["refused"] += int(count)  # PostgreSQL's sum is a Decimal
+        one["refused_by_reason"][reason] = int(count)
         one["last_seen_at"] = max(one["last_seen_at"], last)
     return found
 

@@ -14,11 +14,12 @@ from cxr_node.cli import app
 from cxr_node.commands.common import age_in_words, ago_in_words, moment, size_in_words
 from cxr_node.errors import CxrNodeError
 from cxr_node.records import AuditEvent
-from cxr_node.store import audit, deliveries, overview
+from cxr_node.store import audit, deliveries, overview, refusals
 from cxr_node.store.database import write
-from cxr_node.store.schema import audit as audit_table
+from cxr_node.store.refusals import Refusal
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import jobs as jobs_table
+from cxr_node.store.schema import refusals as refusals_table
 from tests.store import Store
 
 
@@ -96,13 +97,17 @@ def test_what_is_held_is_said_at_its_destination(store, run):
     assert (pacs["state"], pacs["held"], pacs["last_error"]) == ("held", 2, "refused")
 
 
+def refuse(store, what, sender, reason, count=1):
+    refusals.add(store.engine, {Refusal(what, sender, "127.0.0.1", reason): count})
+
+
 def test_each_sender_has_what_it_sent_and_what_was_refused_of_it_and_why(store, run):
     store.receive(sender="CT1")
     store.receive(uid="1.2.4", content=b"b", sender="CT1")
     store.receive(uid="1.2.5", content=b"c", sender="CT2")
-    for reason in ("A700: no room", "A700: no room", "0122: no radiograph"):
-        audit.record(store.engine, AuditEvent("instance-refused", "failure", user="CT2", detail=reason))
-    audit.record(store.engine, AuditEvent("association-refused", "failure", user="STRANGER", detail="not among the [[senders]]"))
+    refuse(store, "image", "CT2", "A700: no room", 2)
+    refuse(store, "image", "CT2", "0122: no radiograph")
+    refuse(store, "association", "STRANGER", "not among the [[senders]]")
     found = {row["ae_title"]: row for row in json.loads(run("status", "--json"))["senders"]}
     assert {name: (row["received"], row["refused"]) for name, row in found.items()} == {
         "CT1": (2, 0),
@@ -117,15 +122,15 @@ def test_each_sender_has_what_it_sent_and_what_was_refused_of_it_and_why(store, 
 
 def test_what_stands_in_brackets_is_shown_as_it_is(store, run):
     store.receive(patient="[bold]P[/bold]")
-    audit.record(store.engine, AuditEvent("association-refused", "failure", user="X", detail="not among the [[senders]]"))
+    refuse(store, "association", "X", "not among the [[senders]]")
     assert "[bold]P[/bold]" in run("queue", "list")
     assert "[[senders]]" in shown(run, "sender X")
 
 
-def test_refusals_of_the_day_before_are_left_out(store, run):
-    audit.record(store.engine, AuditEvent("instance-refused", "failure", user="CT2", detail="A700"))
+def test_refusals_of_days_ago_are_left_out(store, run):
+    refuse(store, "image", "CT2", "A700")
     with write(store.engine) as connection:
-        connection.execute(update(audit_table).values(at=time.time() - 90000))
+        connection.execute(update(refusals_table).values(day=refusals_table.c.day - 2))
     assert json.loads(run("status", "--json"))["senders"] == []
 
 
