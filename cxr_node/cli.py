@@ -90,14 +90,11 @@ def analyze(
                 {
                     "source": row["source"],
                     "status": row["status"],
-                    "label": ""
-                    if not row["label"]
-                    else f"indeterminate ({row['label']}?)"
-                    if row["indeterminate"]
-                    else row["label"],
-                    "probability": f"{row['probabilities'][row['label']]:.3f}" if row["label"] else "",
+                    "answer": row["answer"] or "",
+                    "likeliest": row["likeliest"] or "",
+                    "probability": f"{row['probabilities'][row['likeliest']]:.3f}" if row["likeliest"] else "",
                     "seconds": f"{row['seconds']['total']:.2f}" if row["seconds"] else "",
-                    "reasons": " ".join(row["reasons"]),
+                    "reasons": " ".join([*row["reasons"], *row.get("warnings", [])]),
                 }
                 for row in rows
             ]

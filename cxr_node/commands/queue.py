@@ -10,7 +10,7 @@ import typer
 
 from cxr_node.commands.common import AsJson, Config, in_words, open_engine, operator, print_table
 from cxr_node.errors import CxrNodeError
-from cxr_node.records import DeliveryState, JobState
+from cxr_node.records import DeliveryState, JobState, answer_of
 from cxr_node.store import overview
 
 app = typer.Typer(help="Jobs and deliveries: list, show, retry, cancel.", no_args_is_help=True)
@@ -110,9 +110,9 @@ def _brief_job(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": row["id"],
         "state": row["state"],
-        "label": row["findings"].get("label", ""),
+        **answer_of(row["findings"]),
         "attempts": row["attempts"],
         "sender": row["sender"],
         "study_instance_uid": row["study_instance_uid"],
-        "reasons": " ".join(row["reasons"]),
+        "reasons": " ".join([*row["reasons"], *row["findings"].get("warnings", [])]),
     }

@@ -10,7 +10,7 @@ from cxr_node.nets.weights import model_of, shipped_folder
 from cxr_node.settings import Settings
 from cxr_node.store.database import look_into_database
 from cxr_node.store.instances import free_bytes
-from cxr_node.store.overview import count_states, held_by_reason
+from cxr_node.store.overview import count_states, held_by_reason, last_day
 
 
 def node_status(settings: Settings) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def node_status(settings: Settings) -> dict[str, Any]:
         WeightsError: the weights are missing.
     """
     engine = look_into_database(settings)
-    counts, held = count_states(engine), held_by_reason(engine)
+    counts, held, recent = count_states(engine), held_by_reason(engine), last_day(engine)
     engine.dispose()
     ages = [counts[key] for key in ("oldest_waiting_job_s", "oldest_waiting_delivery_s") if counts[key] is not None]
     model = model_of(settings.inference.weights_dir or shipped_folder())
@@ -31,6 +31,8 @@ def node_status(settings: Settings) -> dict[str, Any]:
         "jobs": counts["jobs"],
         "deliveries": counts["deliveries"],
         "held": held,
+        "answers_last_day": recent["answers"],
+        "warnings": recent["warnings"],
         "oldest_waiting_s": max(ages, default=None),
         "oldest_waiting_job_s": counts["oldest_waiting_job_s"],
         "oldest_waiting_delivery_s": counts["oldest_waiting_delivery_s"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
 
 from pydicom import Dataset
@@ -14,6 +15,7 @@ from cxr_node.compose.presentation import compose_presentation
 from cxr_node.compose.report import compose_report
 from cxr_node.compose.secondary_capture import compose_secondary_capture
 from cxr_node.compose.segmentation import compose_heat_levels, compose_heat_values, compose_lungs
+from cxr_node.compose.sides import stated_orientation, turned
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.records import ComposedObject, Findings, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
@@ -58,7 +60,8 @@ def compose_results(
         the objects in the order of ResultKind, which is that of delivery.
     """
     model = findings.model
-    maps = SourceMaps(findings, radiograph.geometry)
+    radiograph = replace(radiograph, geometry=turned(radiograph.geometry, findings.sides))
+    maps = SourceMaps(findings, radiograph.geometry, radiograph.greys)
     made: dict[ResultKind, Dataset] = {}
     for kind in ResultKind:
         if kind not in kinds:
@@ -70,7 +73,9 @@ def compose_results(
                 pixel_aspect=pixel_aspect(source),
                 side_by_side=overlay.side_by_side,
             )
-            made[kind] = compose_secondary_capture(source, picture, where, overlay.transfer_syntax_uid)
+            made[kind] = compose_secondary_capture(
+                *(source, picture, where, overlay.transfer_syntax_uid), orientation=stated_orientation(source, findings.sides)
+            )
         elif kind == ResultKind.REPORT:
             made[kind] = compose_report(
                 *(source, maps, where),

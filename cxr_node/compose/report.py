@@ -27,6 +27,7 @@ from highdicom.sr import (
     RelationshipTypeValues,
     SourceImageForMeasurement,
     SourceImageForRegion,
+    TextContentItem,
     TrackingIdentifier,
 )
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr_node.compose.codes import code, private_scheme
 from cxr_node.compose.identity import Place, bare_reference, device_uid, program_version, serial_number
+from cxr_node.compose.sides import lung_name, note, site
 from cxr_node.compose.source_pixels import SourceMaps
 from cxr_node.prepare.geometry import outlines_in_source, to_source
 from cxr_node.records import LABELS, MODEL_NAME, SIDES, ZONES, Findings, Geometry, Model
@@ -143,11 +145,13 @@ def _finding(
     group = PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(FINDING), identifier=FINDING),
         referenced_region=region(image, lung_rectangle(findings.lungs, maps.geometry)),
-        finding_type=code("finding", "indeterminate" if findings.indeterminate else findings.label),
+        finding_type=code("finding", findings.answer),
         algorithm_id=_algorithm(findings),
         finding_sites=[FindingSite(code("site", "lung"))],
         measurements=measurements,
     )
+    if said := note(findings.sides):
+        group[0].ContentSequence.append(TextContentItem(code("text", "sides"), said, RelationshipTypeValues.CONTAINS))
     if overlay is not None:
         group[0].ContentSequence.append(
             ImageContentItem(
@@ -169,14 +173,13 @@ def _of_lung(maps: SourceMaps, side: str, lungs: Dataset | None) -> list[Measure
         return []
     findings = maps.findings
     segment = None if lungs is None else (lungs, SIDES.index(side) + 1)
-    laterality = code("site", side)
-    lung = FindingSite(code("site", "lung"), laterality=laterality)
+    lung = site("lung", side, findings.sides, maps.geometry)
     measurements = [
         _percent(code("measurement", "heat_by_lung"), findings.heat_by_lung[side], lung, segment),
         _percent(code("measurement", "lung_area"), float(maps.lung(side).mean()), lung, segment),
     ]
     for zone in ZONES:
-        zone_site = FindingSite(code("site", f"{zone}_zone"), laterality=laterality)
+        zone_site = site(f"{zone}_zone", side, findings.sides, maps.geometry)
         share = findings.heat_by_zone[side, zone]
         measurements.append(_percent(code("measurement", "heat_by_zone"), share, zone_site, segment))
     return measurements
@@ -191,7 +194,7 @@ def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarRO
     if not outlines:
         return None
     model = maps.findings.model
-    name = f"{side.capitalize()} lung"
+    name = lung_name(side, maps.findings.sides, maps.geometry)
     return PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
         referenced_region=region(image, outlines[0]),
@@ -228,6 +231,8 @@ def _algorithm(findings: Findings) -> AlgorithmIdentification:
     ]
     if findings.indeterminate_below:
         parameters[-1] += f", indeterminate below {findings.indeterminate_below:.0%}"
+    if findings.sides.mirrored:
+        parameters.append("sides: mirrored before the analysis, as judged from the picture")
     if findings.greys_inverted:
         parameters.append("greys: inverted before the analysis")
     if model.digest:

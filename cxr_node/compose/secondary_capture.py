@@ -5,6 +5,8 @@ Patient, study and equipment are `identity`'s to fill in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from highdicom.sc import SCImage
 from numpy.typing import NDArray
@@ -21,7 +23,6 @@ from pydicom.uid import (
 )
 
 from cxr_node.compose.identity import Place, bare_reference, value_of
-from cxr_node.compose.source_pixels import patient_orientation
 from cxr_node.records import MODEL_NAME
 
 OVERLAY = "Resampled; heat map of a neural network and lung outlines drawn in; panel of results added"
@@ -38,6 +39,7 @@ def compose_secondary_capture(
     place: Place,
     transfer_syntax_uid: str = ExplicitVRLittleEndian,
     description: str = OVERLAY,
+    orientation: Sequence[str] | None = None,
 ) -> Dataset:
     """The picture as a Secondary Capture data set, not yet identified.
 
@@ -47,6 +49,7 @@ def compose_secondary_capture(
         place: the object's own UIDs and numbers.
         transfer_syntax_uid: Explicit VR Little Endian, or one of the lossless compressions that `_ENCODERS` names.
         description: Derivation Description.
+        orientation: Patient Orientation; None: unknown.
     """
     ds = SCImage.from_ref_dataset(
         bare_reference(source),
@@ -54,7 +57,7 @@ def compose_secondary_capture(
         "RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("L", "F"),  # highdicom wants one of its own list; the source's own follows
+        patient_orientation=("L", "F"),  # highdicom wants one of its own list; what is known follows
         series_instance_uid=place.series_instance_uid,
         series_number=place.series_number,
         sop_instance_uid=place.sop_instance_uid,
@@ -62,7 +65,7 @@ def compose_secondary_capture(
         manufacturer=MODEL_NAME,
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    ds["PatientOrientation"].value = patient_orientation(source)
+    ds["PatientOrientation"].value = None if orientation is None else list(orientation)
     ds.Modality = value_of(source, "Modality") or "OT"
     ds.BodyPartExamined = "CHEST"  # without it Laterality is required (PS3.3 C.7.3.1)
     ds.ImageType = ["DERIVED", "SECONDARY"]

@@ -8,11 +8,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 
 from cxr_node.compose.identity import value_of
 from cxr_node.prepare.geometry import bytes_to_source, mask_to_source
-from cxr_node.records import SIDES, Findings, Geometry
+from cxr_node.records import SIDES, Findings, Geometry, Greys
 
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
@@ -23,10 +22,11 @@ class SourceMaps:
 
     findings: Findings
     geometry: Geometry
+    greys: Greys = Greys()  # noqa: RUF009 - frozen
 
     @cached_property
     def lungs(self) -> NDArray[np.uint8]:
-        """uint8 (rows, columns): 1 in the right lung, 2 in the left one, 0 elsewhere."""
+        """uint8 (rows, columns): 1 in the right lung, 2 in the left one, 0 elsewhere; as `Findings` has right and left."""
         sides = (self.findings.right_lung, self.findings.lungs & ~self.findings.right_lung)
         labels = np.zeros((self.geometry.rows, self.geometry.columns), np.uint8)
         for number, lung in enumerate(sides, start=1):
@@ -53,12 +53,6 @@ def pixel_aspect(source: Dataset) -> float:
     """Height of a source pixel by its width; 1 where the header doesn't say, or says nonsense."""
     pair = _pair(source, (*_SPACINGS, "PixelAspectRatio"))
     return pair[0] / pair[1] if pair else 1.0
-
-
-def patient_orientation(source: Dataset) -> list[str] | None:
-    """The two values of PatientOrientation as the source has them; None if they are no pair."""
-    value = value_of(source, "PatientOrientation")
-    return list(value) if isinstance(value, MultiValue | list) and len(value) == 2 else None
 
 
 def _pair(source: Dataset, keywords: tuple[str, ...]) -> tuple[float, float] | None:

@@ -45,7 +45,7 @@ def orientation(ds: Dataset) -> tuple[str, str] | None:
 def geometry_of(ds: Dataset, rows: int, columns: int) -> Geometry:
     r"""How to turn an image upright (patient's right on the image's left, head up), by PatientOrientation alone.
 
-    An image whose PatientOrientation is absent or is that of no frontal view is taken as it lies.
+    An image whose PatientOrientation is absent, empty or that of no frontal view is taken as it lies, its sides unsaid.
 
     FieldOfViewRotation and FieldOfViewHorizontalFlip say what was done to the stored pixels relative to the
     detector before they were stored (PS3.3 C.8.11.4, DX Detector module). PatientOrientation describes the
@@ -54,13 +54,13 @@ def geometry_of(ds: Dataset, rows: int, columns: int) -> Geometry:
     """
     ends = orientation(ds)
     if ends is None:
-        return Geometry(rows, columns)
+        return Geometry(rows, columns, sides_said=False)
     row, column = ends
     if row in _ROW_ENDS and column in _COLUMN_ENDS:
         return Geometry(rows, columns, flipped_vertically=column == "H", flipped_horizontally=row == "R")
     if row in _COLUMN_ENDS and column in _ROW_ENDS:  # lies on its side: a transposition swaps the two
         return Geometry(rows, columns, True, flipped_vertically=row == "H", flipped_horizontally=column == "R")
-    return Geometry(rows, columns)
+    return Geometry(rows, columns, sides_said=False)
 
 
 def to_upright(array: NDArray[Any], geometry: Geometry) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
 
 from cxr_node import faults
-from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind
+from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind, answer_of
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import write
@@ -106,7 +106,7 @@ def finish(
         if not _end(connection, owner, job, JobState.DONE, findings=json.dumps(findings), model_version=model_version):
             return False
         _add_results(connection, job, made, destinations)
-        audit.add(connection, _event("job-done", job, detail=str(findings.get("label", ""))))
+        audit.add(connection, _event("job-done", job, detail=answer_of(findings)["answer"]))
     faults.point("job-finished", job.sop_instance_uid)
     return True
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import Engine, Select, func, select, update
 
-from cxr_node.records import AuditEvent, DeliveryState, JobState
+from cxr_node.records import AuditEvent, DeliveryState, JobState, answer_of
 from cxr_node.store import audit
 from cxr_node.store.database import write
 from cxr_node.store.schema import commitment_reports, deliveries, instances, jobs, results
@@ -50,6 +51,20 @@ def count_states(engine: Engine) -> dict[str, Any]:
             "last_analysed_at": one(select(func.max(jobs.c.finished_at)).where(jobs.c.state == JobState.DONE)),
             "last_sent_at": one(select(func.max(deliveries.c.sent_at))),
         }
+
+
+def last_day(engine: Engine) -> dict[str, Any]:
+    """Of the jobs done in the last 24 hours: `answers`, how often each was given, and `warnings` with their `count`."""
+    with engine.connect() as connection:
+        since = time.time() - 24 * 3600
+        done = select(jobs.c.findings).where(jobs.c.state == JobState.DONE, jobs.c.finished_at >= since)
+        found = [json.loads(text) for text in connection.execute(done).scalars()]
+    answers = Counter(answer_of(findings)["answer"] for findings in found)
+    warnings = Counter(warning for findings in found for warning in findings.get("warnings", []))
+    return {
+        "answers": dict(answers.most_common()),
+        "warnings": [{"count": count, "warning": warning} for warning, count in warnings.most_common()],
+    }
 
 
 def held_by_reason(engine: Engine) -> list[dict[str, Any]]:
