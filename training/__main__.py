@@ -105,7 +105,7 @@ def gate(
 def side(
     data: DataFolder,
     out: OutFolder = Path("runs/side"),
-    epochs: Annotated[int, typer.Option(help="Passes over the radiographs.", min=1)] = 40,
+    epochs: Annotated[int, typer.Option(help="Passes over the radiographs.", min=1)] = 20,
 ) -> None:
     """Fit the judge of sides: does the patient's right lie on the picture's left? cxr_node/nets/sides holds its files."""
     from training.side import fit

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 SIZE_PX = 96
 """Side of what it sees: large enough for the heart's apex, too small for most letters on the film."""
 
-WIDTHS = (16, 32, 64, 64)
+WIDTHS = (12, 24, 48, 48)
 """Channels of its layers, of a network that is trained anew."""
 
 

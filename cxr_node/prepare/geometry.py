@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 
+from cxr_node.prepare.header import values_of
 from cxr_node.records import Geometry
 
 _SMOOTHING_PX = 1.2
@@ -35,8 +35,8 @@ def orientation(ds: Dataset) -> tuple[str, str] | None:
     Returns:
         the leading letter of both values of PatientOrientation, each of L, R, A, P, H, F; None if they don't say.
     """
-    value = ds.get("PatientOrientation")
-    if not isinstance(value, (MultiValue, list, tuple)) or len(value) != 2:
+    value = values_of(ds, "PatientOrientation")
+    if len(value) != 2:
         return None
     row, column = (str(part).strip().upper()[:1] for part in value)
     return (row, column) if row and column and set(row + column) <= set("LRAPHF") else None

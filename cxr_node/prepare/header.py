@@ -19,7 +19,11 @@ def value_of(ds: Dataset, keyword: str) -> Any:
 
 def values_of(ds: Dataset, keyword: str) -> list[Any]:
     """The values of an attribute, of whatever multiplicity; none where it is absent, empty or can't be read."""
-    value = value_of(ds, keyword)
+    return as_list(value_of(ds, keyword))
+
+
+def as_list(value: Any) -> list[Any]:
+    """The values of an element's value, of whatever multiplicity; none where it is empty."""
     if value is None or value == "":
         return []
     return [value] if isinstance(value, (str, bytes, Dataset)) or not isinstance(value, Iterable) else list(value)
