@@ -26,6 +26,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 from pydicom.valuerep import validate_value
 
+from cxr_node.compose.requests import add_requests
+from cxr_node.prepare.header import first_of, number, value_of
 from cxr_node.records import MODEL_NAME, ComposedObject, Model, ResultKind
 
 NOT_FOR_DIAGNOSIS = "AI result, not for primary diagnosis"
@@ -130,21 +132,20 @@ def place(source: Dataset, model: Model, kind: ResultKind, revision: int, varian
     else with the same kind of object, has a series of its own.
     """
     made_by = (model.name, model.version, model.digest, str(kind), str(revision), *([variant] if variant else ()))
-    instance_number = value_of(source, "InstanceNumber")
-    source_series = value_of(source, "SeriesNumber")
-    number = int(source_series) if source_series not in (None, "") and 0 <= source_series < 1_000_000 else 0
+    instance_number, source_series = number(source, "InstanceNumber", 1), number(source, "SeriesNumber", 0)
+    series_number = int(source_series) if 0 <= source_series < 1_000_000 else 0
     return Place(
         sop_instance_uid=derived_uid("instance", source.SOPInstanceUID, *made_by),
         series_instance_uid=derived_uid("series", source.StudyInstanceUID, source_series_uid(source), *made_by),
-        series_number=int(f"{_SERIES_NUMBER[kind]}{number:03d}"),
+        series_number=int(f"{_SERIES_NUMBER[kind]}{series_number:03d}"),
         analysis_uid=derived_uid("analysis", source.SOPInstanceUID, model.name, model.version, model.digest, str(revision)),
-        instance_number=int(instance_number) if instance_number not in (None, "") and 0 < instance_number < 2**31 else 1,
+        instance_number=int(instance_number) if 1 <= instance_number < 2**31 else 1,
     )
 
 
 def source_series_uid(source: Dataset) -> str:
     """The source's series; derived where the source has none, since an evidence list (type 1) can't go without."""
-    return str(value_of(source, "SeriesInstanceUID") or derived_uid("lost series", source.StudyInstanceUID))
+    return str(first_of(source, "SeriesInstanceUID") or derived_uid("lost series", source.StudyInstanceUID))
 
 
 def device_uid(model: Model) -> str:
@@ -169,14 +170,6 @@ def program_version() -> str:
 def software_versions(model: Model) -> str:
     """The network's version and the program's, at most 64 characters (VR LO)."""
     return f"{model.name} {model.version}; {MODEL_NAME} {program_version()}".replace("\\", "/")[:64]
-
-
-def value_of(ds: Dataset, keyword: str) -> Any:
-    """The value of an attribute; None where it is absent or can't be read at all."""
-    try:
-        return ds.get(keyword)
-    except (ValueError, TypeError, OverflowError, NotImplementedError):
-        return None
 
 
 def bare_reference(source: Dataset) -> Dataset:
@@ -207,6 +200,7 @@ def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: 
     """
     for keyword in _COPIED:
         _copy(source, ds, keyword)
+    add_requests(ds, source, is_document=kind == ResultKind.REPORT)
     ds.Manufacturer = ds.ManufacturerModelName = MODEL_NAME
     ds.SoftwareVersions = software_versions(model)
     ds.DeviceSerialNumber = serial_number(model)
@@ -299,6 +293,8 @@ def _in_zone(now: datetime, offset: Any) -> datetime:
     if match is None:
         return now
     minutes = int(match[2]) * 60 + int(match[3])
+    if minutes > 14 * 60:  # the largest that there is (PS3.3 C.12.1.1.8)
+        return now
     return now.astimezone(timezone(timedelta(minutes=-minutes if match[1] == "-" else minutes)))
 
 

@@ -1,5 +1,5 @@
-"""The structured report: Comprehensive 3D SR after TID 1500, with a measurement group for the finding and for each lung,
-every one with a region on the source.
+"""The structured report: Comprehensive 3D SR after TID 1500, with a measurement group for the finding, for each lung and for
+each region of heat, every one with a region on the source.
 
 Its codes are data (codes.toml). Patient, study and equipment are `identity`'s to fill in.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -24,6 +25,7 @@ from highdicom.sr import (
     ObservationContext,
     ObserverContext,
     PlanarROIMeasurementsAndQualitativeEvaluations,
+    QualitativeEvaluation,
     RelationshipTypeValues,
     SourceImageForMeasurement,
     SourceImageForRegion,
@@ -41,6 +43,9 @@ from cxr_node.compose.sides import lung_name, note, site
 from cxr_node.compose.source_pixels import SourceMaps
 from cxr_node.prepare.geometry import outlines_in_source, to_source
 from cxr_node.records import LABELS, MODEL_NAME, SIDES, ZONES, Findings, Geometry, Model
+
+_HOT, _LEAST_HEAT_PX, _MOST_HEAT_REGIONS = 0.5, 20, 3
+"""Heat regions begin at this value, have at least so many pixels of the networks' image, and there are no more than so many."""
 
 FINDING = "AI chest radiograph finding"
 
@@ -67,6 +72,7 @@ def compose_report(
     image = bare_reference(source)
     groups = [_finding(image, maps, place, overlay, lungs)]
     groups += [group for side in SIDES if (group := _lung(image, maps, place, side)) is not None]
+    groups += _heat_regions(image, maps, place)
     return document(maps.findings.model, [image, overlay, lungs], groups, place, predecessor)
 
 
@@ -149,6 +155,7 @@ def _finding(
         algorithm_id=_algorithm(findings),
         finding_sites=[FindingSite(code("site", "lung"))],
         measurements=measurements,
+        qualitative_evaluations=[QualitativeEvaluation(code("evaluation", "role"), code("evaluation", "looked_at"))],
     )
     if said := note(findings.sides):
         group[0].ContentSequence.append(TextContentItem(code("text", "sides"), said, RelationshipTypeValues.CONTAINS))
@@ -186,9 +193,10 @@ def _of_lung(maps: SourceMaps, side: str, lungs: Dataset | None) -> list[Measure
 
 
 def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarROIMeasurementsAndQualitativeEvaluations | None:
-    """TID 1410: the outline of one lung; None where it wasn't found.
+    """TID 1410: the outline of one lung, an anatomical region with its side; None where it wasn't found.
 
-    Without numbers and sites: viewers write them at the outline's right edge, where the finding's numbers stand.
+    It bears the tracking UID of the lung's segment. Without numbers: viewers write them at the outline's right edge, where the
+    finding's numbers stand.
     """
     outlines = outlines_in_source(maps.lung(side), maps.geometry)
     if not outlines:
@@ -198,9 +206,38 @@ def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarRO
     return PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
         referenced_region=region(image, outlines[0]),
-        finding_type=code("segment", "saliency"),
+        finding_category=code("segment", "anatomy"),
+        finding_type=code("site", "lung"),
         algorithm_id=AlgorithmIdentification(model.name, model.version),
+        finding_sites=[site("lung", side, maps.findings.sides, maps.geometry)],
     )
+
+
+def _heat_regions(image: Dataset, maps: SourceMaps, place: Place) -> list[PlanarROIMeasurementsAndQualitativeEvaluations]:
+    """TID 1410: where heat of half the scale and more lies, the largest regions first; each with the lung that it is in."""
+    findings = maps.findings
+    hot = (findings.heatmap >= _HOT).astype(np.uint8)
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
+    areas = statistics[1:, cv2.CC_STAT_AREA]
+    groups = []
+    for part in np.argsort(-areas, kind="stable")[:_MOST_HEAT_REGIONS] + 1:
+        region_mask = parts == part
+        outlines = outlines_in_source(region_mask, maps.geometry)
+        if areas[part - 1] < _LEAST_HEAT_PX or not outlines:
+            continue
+        side = max(SIDES, key=lambda name: int((maps.lung(name) & region_mask).sum()))
+        name = f"Heat region {len(groups) + 1}"
+        groups.append(
+            PlanarROIMeasurementsAndQualitativeEvaluations(
+                TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
+                referenced_region=region(image, outlines[0]),
+                finding_category=code("segment", "spatial"),
+                finding_type=code("segment", "saliency"),
+                algorithm_id=AlgorithmIdentification(findings.model.name, findings.model.version),
+                finding_sites=[site("lung", side, findings.sides, maps.geometry)],
+            )
+        )
+    return groups
 
 
 def region(image: Dataset, outline: NDArray[np.float64]) -> ImageRegion:

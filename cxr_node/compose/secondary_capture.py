@@ -5,6 +5,7 @@ Patient, study and equipment are `identity`'s to fill in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,13 +17,13 @@ from pydicom.uid import (
     UID,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
     JPEGLSLossless,
     RLELossless,
 )
 
-from cxr_node.compose.identity import Place, bare_reference, value_of
+from cxr_node.compose.identity import Place, bare_reference
+from cxr_node.compose.source_pixels import compression_of
+from cxr_node.prepare.header import text
 from cxr_node.records import MODEL_NAME
 
 OVERLAY = "Resampled; heat map of a neural network and lung outlines drawn in; panel of results added"
@@ -66,13 +67,16 @@ def compose_secondary_capture(
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     ds["PatientOrientation"].value = None if orientation is None else list(orientation)
-    ds.Modality = value_of(source, "Modality") or "OT"
+    modality = text(source, "Modality").upper()
+    ds.Modality = modality if re.fullmatch("[A-Z0-9_ ]{1,16}", modality) else "OT"
     ds.BodyPartExamined = "CHEST"  # without it Laterality is required (PS3.3 C.7.3.1)
+    ds.ConversionType = "WSD"  # made on a workstation (PS3.3 C.8.6.1)
     ds.ImageType = ["DERIVED", "SECONDARY"]
     ds.BurnedInAnnotation = "YES"
     ds.DerivationDescription = description
     ds.SourceImageSequence = [_reference(source)]
-    _inherit_compression(source, ds)
+    for keyword, value in compression_of(source).items():  # though it lies here uncompressed
+        setattr(ds, keyword, value)
     if transfer_syntax_uid != ExplicitVRLittleEndian:
         ds.compress(transfer_syntax_uid, encoding_plugin=_ENCODERS[UID(transfer_syntax_uid)], generate_instance_uid=False)
     return ds
@@ -88,17 +92,3 @@ def _reference(source: Dataset) -> Dataset:
     item.PurposeOfReferenceCodeSequence = [purpose]
     item.SpatialLocationsPreserved = "NO"
     return item
-
-
-def _inherit_compression(source: Dataset, ds: Dataset) -> None:
-    """What was once compressed with losses stays so (PS3.3 C.7.6.1.1.5), though it lies here uncompressed."""
-    flag = value_of(source, "LossyImageCompression")
-    file_meta = getattr(source, "file_meta", None)
-    if file_meta is not None and file_meta.get("TransferSyntaxUID") in (JPEGBaseline8Bit, JPEGExtended12Bit):
-        flag = "01"
-    if flag in ("00", "01"):
-        ds.LossyImageCompression = flag
-    if flag == "01":
-        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if value := value_of(source, keyword):
-                setattr(ds, keyword, value)

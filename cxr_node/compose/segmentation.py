@@ -23,9 +23,9 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from cxr_node.compose.codes import code
-from cxr_node.compose.identity import Place, bare_reference, derived_uid, value_of
+from cxr_node.compose.identity import Place, bare_reference, derived_uid
 from cxr_node.compose.sides import lung_name, picture_side, stated_orientation
-from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect, pixel_spacing_mm
+from cxr_node.compose.source_pixels import SourceMaps, compression_of, pixel_aspect, pixel_spacing_mm
 from cxr_node.records import MODEL_NAME, SIDES, Findings
 
 _ENCODERS = {RLELossless: "pylibjpeg", JPEGLSLossless: "pyjpegls"}
@@ -114,9 +114,8 @@ def _compose(
     image = bare_reference(source)
     image.Rows, image.Columns = labels.shape
     image.Modality = "DX"  # highdicom wants one; nothing of it reaches the object
-    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-        if value := value_of(source, keyword):
-            setattr(image, keyword, value)
+    for keyword, value in compression_of(source).items():
+        setattr(image, keyword, value)
     ds = HighdicomSegmentation(
         [image],
         labels,

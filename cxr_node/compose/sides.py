@@ -11,8 +11,8 @@ from highdicom.sr import CodedConcept, FindingSite
 from pydicom import Dataset
 
 from cxr_node.compose.codes import code
-from cxr_node.compose.identity import value_of
 from cxr_node.prepare.geometry import orientation
+from cxr_node.prepare.header import values_of
 from cxr_node.records import SIDES, Geometry, Sides, SidesBy
 
 _NOTES = {
@@ -85,5 +85,5 @@ def stated_orientation(source: Dataset, sides: Sides) -> list[str] | None:
     if sides.by == SidesBy.PICTURE:  # the gate lets upright images through alone
         return ["R" if sides.mirrored else "L", "F"]
     if sides.by == SidesBy.HEADER and orientation(source) is not None:
-        return [str(part) for part in value_of(source, "PatientOrientation")]
+        return [str(part) for part in values_of(source, "PatientOrientation")]
     return None
