@@ -195,8 +195,8 @@ def _of_lung(maps: SourceMaps, side: str, lungs: Dataset | None) -> list[Measure
 def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarROIMeasurementsAndQualitativeEvaluations | None:
     """TID 1410: the outline of one lung, an anatomical region with its side; None where it wasn't found.
 
-    It bears the tracking UID of the lung's segment. Without numbers: viewers write them at the outline's right edge, where the
-    finding's numbers stand.
+    It bears the tracking UID of the lung's segment. Its side is in the concept, without numbers and sites: viewers write those at
+    the outline's right edge, where the finding's numbers stand.
     """
     outlines = outlines_in_source(maps.lung(side), maps.geometry)
     if not outlines:
@@ -207,14 +207,13 @@ def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarRO
         TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
         referenced_region=region(image, outlines[0]),
         finding_category=code("segment", "anatomy"),
-        finding_type=code("site", "lung"),
+        finding_type=code("site", f"{side}_lung" if maps.findings.sides.known else "lung"),
         algorithm_id=AlgorithmIdentification(model.name, model.version),
-        finding_sites=[site("lung", side, maps.findings.sides, maps.geometry)],
     )
 
 
 def _heat_regions(image: Dataset, maps: SourceMaps, place: Place) -> list[PlanarROIMeasurementsAndQualitativeEvaluations]:
-    """TID 1410: where heat of half the scale and more lies, the largest regions first; each with the lung that it is in."""
+    """TID 1410: where heat of half the scale and more lies, the largest regions first; without sites, as for a lung."""
     findings = maps.findings
     hot = (findings.heatmap >= _HOT).astype(np.uint8)
     _, parts, statistics, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
@@ -225,7 +224,6 @@ def _heat_regions(image: Dataset, maps: SourceMaps, place: Place) -> list[Planar
         outlines = outlines_in_source(region_mask, maps.geometry)
         if areas[part - 1] < _LEAST_HEAT_PX or not outlines:
             continue
-        side = max(SIDES, key=lambda name: int((maps.lung(name) & region_mask).sum()))
         name = f"Heat region {len(groups) + 1}"
         groups.append(
             PlanarROIMeasurementsAndQualitativeEvaluations(
@@ -234,7 +232,6 @@ def _heat_regions(image: Dataset, maps: SourceMaps, place: Place) -> list[Planar
                 finding_category=code("segment", "spatial"),
                 finding_type=code("segment", "saliency"),
                 algorithm_id=AlgorithmIdentification(findings.model.name, findings.model.version),
-                finding_sites=[site("lung", side, findings.sides, maps.geometry)],
             )
         )
     return groups
