@@ -68,6 +68,47 @@ class ResultKind(StrEnum):
     REPORT = "report"
 
 
+NOT_FOR_DIAGNOSIS = "AI result, not for primary diagnosis"
+
+_EXPLICIT_LITTLE_ENDIAN, _RLE, _JPEG_LS = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80"
+_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+
+
+@dataclass(frozen=True)
+class KindOfResult:
+    """What is the same for all results of a kind.
+
+    sop_class_uid, transfer_syntax_uid: as it is composed (the overlay's compression is a setting).
+    series_number: leading digits, so that results sort behind the images they were made from.
+    title: begins the series' description: lists of series are narrow, and OHIF's shows some 25 characters.
+    by_default: made and sent where no setting says otherwise; every viewer and archive takes it.
+    """
+
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    series_number: int
+    title: str
+    by_default: bool = False
+
+    @property
+    def description(self) -> str:
+        """Series Description."""
+        return f"{self.title}: {NOT_FOR_DIAGNOSIS}"
+
+
+KINDS_OF_RESULT = {
+    ResultKind.OVERLAY: KindOfResult("1.2.840.10008.5.1.4.1.1.7", _EXPLICIT_LITTLE_ENDIAN, 91, "Overlay", by_default=True),
+    ResultKind.LUNGS: KindOfResult(_SEGMENTATION, _RLE, 93, "Lungs"),
+    ResultKind.HEATMAP: KindOfResult(_SEGMENTATION, _RLE, 94, "Heat map"),
+    ResultKind.HEATVALUES: KindOfResult(_SEGMENTATION, _JPEG_LS, 95, "Heat values"),
+    ResultKind.PRESENTATION: KindOfResult("1.2.840.10008.5.1.4.1.1.11.1", _EXPLICIT_LITTLE_ENDIAN, 96, "Presentation state"),
+    ResultKind.REPORT: KindOfResult("1.2.840.10008.5.1.4.1.1.88.34", _EXPLICIT_LITTLE_ENDIAN, 92, "Report", by_default=True),
+}
+"""The one table of the kinds of result."""
+
+DEFAULT_KINDS = tuple(kind for kind, row in KINDS_OF_RESULT.items() if row.by_default)
+
+
 class SidesBy(StrEnum):
     """What says which side of an image is the patient's right.
 

@@ -36,7 +36,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as UnreadableVariable
 
 from cxr_node.errors import SettingsError
-from cxr_node.records import ResultKind
+from cxr_node.records import DEFAULT_KINDS, ResultKind
 
 _PREFIX = "CXR_NODE__"
 
@@ -174,7 +174,7 @@ class DestinationSettings(_Section):
     ae_title: AETitle
     host: str = Field(min_length=1)
     port: Annotated[int, Field(ge=1, le=65535)]
-    send: tuple[ResultKind, ...] = (ResultKind.OVERLAY, ResultKind.REPORT)
+    send: tuple[ResultKind, ...] = DEFAULT_KINDS
     timeout_s: float = Field(30, gt=0)
     max_attempts: int = Field(200, ge=1)
     """After as many failures a delivery is held for a person; with the growing waits, about a week."""

@@ -17,13 +17,10 @@ from cxr_node.compose.secondary_capture import compose_secondary_capture
 from cxr_node.compose.segmentation import compose_heat_levels, compose_heat_values, compose_lungs
 from cxr_node.compose.sides import stated_orientation, turned
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
-from cxr_node.records import ComposedObject, Findings, Radiograph, ResultKind
+from cxr_node.records import DEFAULT_KINDS, ComposedObject, Findings, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
 
 __all__ = ["DEFAULT_KINDS", "compose_not_analysed", "compose_results", "draw_overlay", "pixel_aspect"]
-
-DEFAULT_KINDS = (ResultKind.OVERLAY, ResultKind.REPORT)
-"""What every viewer and archive takes."""
 
 _OVER_THE_SOURCE = {
     ResultKind.LUNGS: compose_lungs,

@@ -28,19 +28,7 @@ from pydicom.valuerep import validate_value
 
 from cxr_node.compose.requests import add_requests
 from cxr_node.prepare.header import first_of, number, value_of
-from cxr_node.records import MODEL_NAME, ComposedObject, Model, ResultKind
-
-NOT_FOR_DIAGNOSIS = "AI result, not for primary diagnosis"
-
-_DESCRIPTIONS = {
-    ResultKind.OVERLAY: f"Overlay: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.LUNGS: f"Lungs: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.HEATMAP: f"Heat map: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.HEATVALUES: f"Heat values: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.PRESENTATION: f"Presentation state: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.REPORT: f"Report: {NOT_FOR_DIAGNOSIS}",
-}
-"""Of series. What it is comes first: lists of series are narrow, and OHIF's shows some 25 characters."""
+from cxr_node.records import KINDS_OF_RESULT, MODEL_NAME, ComposedObject, Model, ResultKind
 
 _TYPE_2 = (
     "PatientName",
@@ -71,16 +59,6 @@ _TEXT = frozenset(("LO", "SH", "PN", "ST", "LT", "UT", "UC"))
 
 _VERBATIM = _TEXT | {"SQ"}
 """Copied even where a value breaks its VR (an accession number that is too long): an archive matches by it."""
-
-_SERIES_NUMBER = {
-    ResultKind.OVERLAY: 91,
-    ResultKind.REPORT: 92,
-    ResultKind.LUNGS: 93,
-    ResultKind.HEATMAP: 94,
-    ResultKind.HEATVALUES: 95,
-    ResultKind.PRESENTATION: 96,
-}
-"""Leading digits, so that results sort behind the images they were made from."""
 
 
 def derived_uid(*parts: str) -> str:
@@ -137,7 +115,7 @@ def place(source: Dataset, model: Model, kind: ResultKind, revision: int, varian
     return Place(
         sop_instance_uid=derived_uid("instance", source.SOPInstanceUID, *made_by),
         series_instance_uid=derived_uid("series", source.StudyInstanceUID, source_series_uid(source), *made_by),
-        series_number=int(f"{_SERIES_NUMBER[kind]}{series_number:03d}"),
+        series_number=int(f"{KINDS_OF_RESULT[kind].series_number}{series_number:03d}"),
         analysis_uid=derived_uid("analysis", source.SOPInstanceUID, model.name, model.version, model.digest, str(revision)),
         instance_number=int(instance_number) if 1 <= instance_number < 2**31 else 1,
     )
@@ -204,7 +182,7 @@ def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: 
     ds.Manufacturer = ds.ManufacturerModelName = MODEL_NAME
     ds.SoftwareVersions = software_versions(model)
     ds.DeviceSerialNumber = serial_number(model)
-    ds.SeriesDescription = description or _DESCRIPTIONS[kind]
+    ds.SeriesDescription = description or KINDS_OF_RESULT[kind].description
     made_at = _in_zone(now, ds.get("TimezoneOffsetFromUTC"))
     for keyword in ("InstanceCreationDate", "ContentDate", "SeriesDate", "DateOfSecondaryCapture", "PresentationCreationDate"):
         if keyword in ds or keyword == "SeriesDate":

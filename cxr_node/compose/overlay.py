@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_node.compose.identity import NOT_FOR_DIAGNOSIS, program_version
+from cxr_node.compose.identity import program_version
 from cxr_node.compose.sides import note
 from cxr_node.compose.words import NOT_ANALYSED, TITLES, title
 from cxr_node.prepare.geometry import mask_to_source, to_source
-from cxr_node.records import LABELS, MODEL_NAME, Findings, Geometry, Radiograph
+from cxr_node.records import LABELS, MODEL_NAME, NOT_FOR_DIAGNOSIS, Findings, Geometry, Radiograph
 
 _COLOURS = cv2.COLORMAP_PLASMA
 """Perceptually even, readable by the colour-blind, and without the greys of the radiograph it lies on."""

@@ -20,12 +20,12 @@ from highdicom.pr import GraphicTypeValues as PresentationGraphicTypeValues
 from pydicom import Dataset
 
 from cxr_node.compose.greys import add_greys, add_shutter
-from cxr_node.compose.identity import NOT_FOR_DIAGNOSIS, Place, bare_reference
+from cxr_node.compose.identity import Place, bare_reference
 from cxr_node.compose.sides import note
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.compose.words import headline
 from cxr_node.prepare.geometry import outlines_in_source, points_to_source
-from cxr_node.records import SIDES, ZONES
+from cxr_node.records import NOT_FOR_DIAGNOSIS, SIDES, ZONES
 
 _PIXEL, _DISPLAY = AnnotationUnitsValues.PIXEL, AnnotationUnitsValues.DISPLAY
 _POLYLINE = PresentationGraphicTypeValues.POLYLINE
