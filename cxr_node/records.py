@@ -215,6 +215,7 @@ class Geometry:
     transposed, flipped_vertically, flipped_horizontally: applied in this order, they turn the source upright
         (patient's right on the image's left, head up), as far as the header says how it lies.
     sides_said: the header says where the patient's right is; else it is unknown, and the image is taken as it lies.
+    box: top, bottom, left and right of the part of the source that is analysed, as slice bounds; None: all of it.
     """
 
     rows: int
@@ -223,6 +224,7 @@ class Geometry:
     flipped_vertically: bool = False
     flipped_horizontally: bool = False
     sides_said: bool = True
+    box: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)

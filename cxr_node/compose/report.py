@@ -218,7 +218,7 @@ def _heat_regions(image: Dataset, maps: SourceMaps, place: Place) -> list[Planar
     hot = (findings.heatmap >= _HOT).astype(np.uint8)
     _, parts, statistics, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
     areas = statistics[1:, cv2.CC_STAT_AREA]
-    groups = []
+    groups: list[PlanarROIMeasurementsAndQualitativeEvaluations] = []
     for part in np.argsort(-areas, kind="stable")[:_MOST_HEAT_REGIONS] + 1:
         region_mask = parts == part
         outlines = outlines_in_source(region_mask, maps.geometry)

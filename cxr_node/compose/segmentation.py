@@ -20,7 +20,7 @@ from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from cxr_node.compose.codes import code
 from cxr_node.compose.identity import Place, bare_reference, derived_uid
@@ -86,7 +86,7 @@ def compose_heat_values(source: Dataset, maps: SourceMaps, place: Place) -> Data
 
 def _compressed(ds: Dataset, transfer_syntax_uid: str, frames: NDArray[np.uint8] | None = None) -> Dataset:
     """The object with its frames, or others in their place, in a lossless compression of `_ENCODERS`."""
-    plugin = _ENCODERS[transfer_syntax_uid]
+    plugin = _ENCODERS[UID(transfer_syntax_uid)]
     ds.compress(transfer_syntax_uid, frames, encoding_plugin=plugin, generate_instance_uid=False)
     return ds
 

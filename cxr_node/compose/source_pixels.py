@@ -80,8 +80,8 @@ def compression_of(source: Dataset) -> dict[str, Any]:
 
 def _pair(source: Dataset, keywords: tuple[str, ...]) -> tuple[float, float] | None:
     for keyword in keywords:
-        found = numbers(source, keyword)
-        if len(found) != 2 or found[0] is None or found[1] is None:
+        found = [value for value in numbers(source, keyword) if value is not None]
+        if len(found) != 2:
             continue
         vertical, horizontal = found
         if vertical > 0 and horizontal > 0 and 0.2 <= vertical / horizontal <= 5:

@@ -52,7 +52,7 @@ class LookupTable:
 
     def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Entries as shares of the largest possible one, 0..1, for the VOI LUT."""
-        return self.raw(values) / (2**self.bits - 1)
+        return self.raw(values) / float(2**self.bits - 1)
 
 
 def items_of(ds: Dataset, keyword: str) -> Iterator[Dataset]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pydicom import Dataset
 from cxr_node.errors import Rejected
 from cxr_node.prepare.decode import decode_pixels
 from cxr_node.prepare.geometry import geometry_of, to_upright
+from cxr_node.prepare.letterbox import cut, picture_box
 from cxr_node.prepare.network_image import to_network_image
 from cxr_node.prepare.quality import check_pixels
 from cxr_node.prepare.render import render
@@ -50,4 +52,5 @@ def _radiograph(pixels: NDArray[np.float32], geometry: Geometry, greys: Greys = 
     except Rejected as rejected:
         told = [f"The header's {name} shows nothing of it." for name in greys.disbelieved]
         raise Rejected(*rejected.reasons, *told) from rejected
-    return Radiograph(pixels, to_network_image(to_upright(pixels, geometry)), geometry, greys)
+    geometry = replace(geometry, box=picture_box(pixels))
+    return Radiograph(pixels, to_network_image(to_upright(cut(pixels, geometry), geometry)), geometry, greys)

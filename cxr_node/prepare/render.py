@@ -144,7 +144,7 @@ def _display(
     """Modality values to 0..1, MONOCHROME2. `sample`: some of them, of which some are hidden."""
     inside = _inside(sample, hidden)
     inverted = ds.get("PhotometricInterpretation") == "MONOCHROME1"
-    disbelieved = []
+    disbelieved: list[str] = []
     for voi in _vois(ds, inside):
         if _shows(voi, inside):
             greys = replace(voi.greys(), inverted=inverted, disbelieved=tuple(disbelieved))
