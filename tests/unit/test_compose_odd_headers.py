@@ -98,7 +98,7 @@ def test_what_composing_reads_is_seen():
     )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_an_odd_attribute_costs_nothing_but_itself(data):
     keyword = data.draw(st.sampled_from(keywords_read()))
@@ -114,7 +114,7 @@ def test_an_odd_attribute_costs_nothing_but_itself(data):
                 assert ds.get(name) == value
 
 
-@pytest.mark.parametrize("keyword", ["InstanceNumber", "SeriesNumber", "PixelSpacing", "TimezoneOffsetFromUTC", "Modality"])
+@pytest.mark.parametrize("keyword", ["InstanceNumber", "PixelSpacing"])
 @pytest.mark.parametrize("text", ODD_VALUES, ids=repr)
 def test_numbers_and_names_of_any_multiplicity_are_survived(keyword, text):
     with warnings.catch_warnings():
