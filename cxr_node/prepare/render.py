@@ -240,7 +240,7 @@ def _lies_at_the_edges(padding: NDArray[np.bool_]) -> bool:
     if padding.all():
         return False
     framed = np.pad(padding, 1, constant_values=True).astype(np.uint8)
-    _, parts = cv2.connectedComponents(framed, connectivity=8)
+    _, parts = cv2.connectedComponents(framed, connectivity=4)
     return bool(((parts != parts[0, 0]) & (framed > 0)).mean() <= _MOST_INSIDE)
 
 
