@@ -25,11 +25,9 @@ from highdicom.sr import (
     ObservationContext,
     ObserverContext,
     PlanarROIMeasurementsAndQualitativeEvaluations,
-    QualitativeEvaluation,
     RelationshipTypeValues,
     SourceImageForMeasurement,
     SourceImageForRegion,
-    TextContentItem,
     TrackingIdentifier,
 )
 from numpy.typing import NDArray
@@ -47,7 +45,7 @@ from cxr_node.records import LABELS, MODEL_NAME, SIDES, ZONES, Findings, Geometr
 _HOT, _LEAST_HEAT_PX, _MOST_HEAT_REGIONS = 0.5, 20, 3
 """Heat regions begin at this value, have at least so many pixels of the networks' image, and there are no more than so many."""
 
-FINDING = "AI chest radiograph finding"
+FINDING = "AI chest radiograph finding: region looked at"
 
 
 def compose_report(
@@ -155,10 +153,7 @@ def _finding(
         algorithm_id=_algorithm(findings),
         finding_sites=[FindingSite(code("site", "lung"))],
         measurements=measurements,
-        qualitative_evaluations=[QualitativeEvaluation(code("evaluation", "role"), code("evaluation", "looked_at"))],
     )
-    if said := note(findings.sides):
-        group[0].ContentSequence.append(TextContentItem(code("text", "sides"), said, RelationshipTypeValues.CONTAINS))
     if overlay is not None:
         group[0].ContentSequence.append(
             ImageContentItem(
@@ -206,7 +201,6 @@ def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarRO
     return PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
         referenced_region=region(image, outlines[0]),
-        finding_category=code("segment", "anatomy"),
         finding_type=code("site", f"{side}_lung" if maps.findings.sides.known else "lung"),
         algorithm_id=AlgorithmIdentification(model.name, model.version),
     )
@@ -229,7 +223,6 @@ def _heat_regions(image: Dataset, maps: SourceMaps, place: Place) -> list[Planar
             PlanarROIMeasurementsAndQualitativeEvaluations(
                 TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
                 referenced_region=region(image, outlines[0]),
-                finding_category=code("segment", "spatial"),
                 finding_type=code("segment", "saliency"),
                 algorithm_id=AlgorithmIdentification(findings.model.name, findings.model.version),
             )
@@ -257,14 +250,20 @@ def _observer(model: Model) -> ObserverContext:
 
 
 def _algorithm(findings: Findings) -> AlgorithmIdentification:
-    """TID 4019: the network, and what of it changes the numbers."""
+    """TID 4019: the network, what of it changes the numbers, and how region and sides are to be read.
+
+    Parameters are where the templates have a place for words: PixelMed warns of any other.
+    """
     model = findings.model
     parameters = [
         "probabilities: calibrated, of classes that exclude each other",
+        "region: what was looked at, and not the place of a lesion",
         "decision rule: class of the highest probability",
     ]
     if findings.indeterminate_below:
         parameters[-1] += f", indeterminate below {findings.indeterminate_below:.0%}"
+    if said := note(findings.sides):
+        parameters.append(f"sides: {said}")
     if findings.sides.mirrored:
         parameters.append("sides: mirrored before the analysis, as judged from the picture")
     if findings.greys_inverted:

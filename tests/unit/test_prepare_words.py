@@ -81,7 +81,7 @@ def test_bones_or_soft_tissue_taken_out_is_turned_away(attributes):
     "attributes",
     [
         {"ImageType": ["ORIGINAL", "PRIMARY"]},
-        {"SeriesDescription": "CHEST PA BONE DETAIL"},
+        {"SeriesDescription": "BONE DETAIL"},
         {"SeriesDescription": "DUAL ENERGY STANDARD"},
     ],
     ids=str,
