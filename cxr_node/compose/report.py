@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -42,8 +41,8 @@ from cxr_node.compose.source_pixels import SourceMaps
 from cxr_node.prepare.geometry import outlines_in_source, to_source
 from cxr_node.records import LABELS, MODEL_NAME, SIDES, ZONES, Findings, Geometry, Model
 
-_HOT, _LEAST_HEAT_PX, _MOST_HEAT_REGIONS = 0.5, 20, 3
-"""Heat regions begin at this value, have at least so many pixels of the networks' image, and there are no more than so many."""
+_HOT, _LEAST_HEAT, _MOST_HEAT_REGIONS = 0.5, 0.0004, 3
+"""Heat regions begin at this value and cover at least such a share of the image; there are no more than so many."""
 
 FINDING = "AI chest radiograph finding: region looked at"
 
@@ -209,25 +208,27 @@ def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarRO
 def _heat_regions(image: Dataset, maps: SourceMaps, place: Place) -> list[PlanarROIMeasurementsAndQualitativeEvaluations]:
     """TID 1410: where heat of half the scale and more lies, the largest regions first; without sites, as for a lung."""
     findings = maps.findings
-    hot = (findings.heatmap >= _HOT).astype(np.uint8)
-    _, parts, statistics, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
-    areas = statistics[1:, cv2.CC_STAT_AREA]
-    groups: list[PlanarROIMeasurementsAndQualitativeEvaluations] = []
-    for part in np.argsort(-areas, kind="stable")[:_MOST_HEAT_REGIONS] + 1:
-        region_mask = parts == part
-        outlines = outlines_in_source(region_mask, maps.geometry)
-        if areas[part - 1] < _LEAST_HEAT_PX or not outlines:
-            continue
-        name = f"Heat region {len(groups) + 1}"
+    least = _LEAST_HEAT * maps.geometry.rows * maps.geometry.columns
+    outlines = outlines_in_source(findings.heatmap >= _HOT, maps.geometry)
+    large = sorted((outline for outline in outlines if _area(outline) >= least), key=_area, reverse=True)
+    groups = []
+    for number, outline in enumerate(large[:_MOST_HEAT_REGIONS], start=1):
+        name = f"Heat region {number}"
         groups.append(
             PlanarROIMeasurementsAndQualitativeEvaluations(
                 TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
-                referenced_region=region(image, outlines[0]),
+                referenced_region=region(image, outline),
                 finding_type=code("segment", "saliency"),
                 algorithm_id=AlgorithmIdentification(findings.model.name, findings.model.version),
             )
         )
     return groups
+
+
+def _area(outline: NDArray[np.float64]) -> float:
+    """Of a closed polyline, float64 (N, 2)."""
+    x, y = outline[:, 0], outline[:, 1]
+    return float(abs((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2)
 
 
 def region(image: Dataset, outline: NDArray[np.float64]) -> ImageRegion:
