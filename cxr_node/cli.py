@@ -80,7 +80,6 @@ def analyze(
     """Analyse files without a network; exit status 1 if any was rejected or failed."""
     from cxr_node import logs
     from cxr_node.commands.analyze import analyze_files, collect, kinds_named
-    from cxr_node.store.overview import answer_of
 
     settings = load_settings(config)
     kinds = kinds_named(objects)
@@ -97,10 +96,11 @@ def analyze(
                 {
                     "source": row["source"],
                     "status": row["status"],
-                    "label": answer_of(row["status"], row),
-                    "probability": f"{row['probabilities'][row['label']]:.3f}" if row["label"] else "",
+                    "answer": row["answer"] or "",
+                    "likeliest": row["likeliest"] or "",
+                    "probability": f"{row['probabilities'][row['likeliest']]:.3f}" if row["likeliest"] else "",
                     "seconds": f"{row['seconds']['total']:.2f}" if row["seconds"] else "",
-                    "reasons": " ".join(row["reasons"]),
+                    "reasons": " ".join([*row["reasons"], *row.get("warnings", [])]),
                 }
                 for row in rows
             ]

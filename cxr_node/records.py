@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # no role that reads no pixels loads NumPy for these
     from datetime import datetime
@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # no role that reads no pixels loads NumPy for these
 
 LABELS = ("healthy", "bacterial_pneumonia", "viral_pneumonia", "covid19_pneumonia")
 """The classes, in the order of the networks' outputs."""
+
+INDETERMINATE = "indeterminate"
+"""The answer where no class is likely enough to be named."""
 
 SIDES = ("right", "left")
 """The patient's lungs."""
@@ -82,6 +85,60 @@ REPORT_CLASSES = {
 REPORT_CLASS_NAMES = dict(
     zip(REPORT_CLASSES.values(), ("Comprehensive 3D SR", "Comprehensive SR", "Enhanced SR", "Basic Text SR"), strict=True)
 )
+
+
+NOT_FOR_DIAGNOSIS = "AI result, not for primary diagnosis"
+
+_EXPLICIT_LITTLE_ENDIAN, _RLE, _JPEG_LS = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80"
+_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+
+
+@dataclass(frozen=True)
+class KindOfResult:
+    """What is the same for all results of a kind.
+
+    sop_class_uid, transfer_syntax_uid: as it is composed (the overlay's compression is a setting).
+    series_number: leading digits, so that results sort behind the images they were made from.
+    title: begins the series' description: lists of series are narrow, and OHIF's shows some 25 characters.
+    by_default: made and sent where no setting says otherwise; every viewer and archive takes it.
+    """
+
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    series_number: int
+    title: str
+    by_default: bool = False
+
+    @property
+    def description(self) -> str:
+        """Series Description."""
+        return f"{self.title}: {NOT_FOR_DIAGNOSIS}"
+
+
+KINDS_OF_RESULT = {
+    ResultKind.OVERLAY: KindOfResult("1.2.840.10008.5.1.4.1.1.7", _EXPLICIT_LITTLE_ENDIAN, 91, "Overlay", by_default=True),
+    ResultKind.LUNGS: KindOfResult(_SEGMENTATION, _RLE, 93, "Lungs"),
+    ResultKind.HEATMAP: KindOfResult(_SEGMENTATION, _RLE, 94, "Heat map"),
+    ResultKind.HEATVALUES: KindOfResult(_SEGMENTATION, _JPEG_LS, 95, "Heat values"),
+    ResultKind.PRESENTATION: KindOfResult("1.2.840.10008.5.1.4.1.1.11.1", _EXPLICIT_LITTLE_ENDIAN, 96, "Presentation state"),
+    ResultKind.REPORT: KindOfResult("1.2.840.10008.5.1.4.1.1.88.34", _EXPLICIT_LITTLE_ENDIAN, 92, "Report", by_default=True),
+    ResultKind.WITHDRAWAL: KindOfResult("1.2.840.10008.5.1.4.1.1.88.59", _EXPLICIT_LITTLE_ENDIAN, 97, "Rejection note"),
+}
+"""The one table of the kinds of result."""
+
+DEFAULT_KINDS = tuple(kind for kind, row in KINDS_OF_RESULT.items() if row.by_default)
+
+
+class SidesBy(StrEnum):
+    """What says which side of an image is the patient's right.
+
+    Contradicted: header and picture disagree (a mirrored film, a wrong header, dextrocardia), so neither is believed.
+    """
+
+    HEADER = "header"
+    PICTURE = "picture"
+    UNKNOWN = "unknown"
+    CONTRADICTED = "contradicted"
 
 
 @dataclass(frozen=True)
@@ -186,7 +243,9 @@ class Geometry:
 
     rows, columns: the source's pixel matrix.
     transposed, flipped_vertically, flipped_horizontally: applied in this order, they turn the source upright
-        (patient's right on the image's left, head up).
+        (patient's right on the image's left, head up), as far as the header says how it lies.
+    sides_said: the header says where the patient's right is; else it is unknown, and the image is taken as it lies.
+    box: top, bottom, left and right of the part of the source that is analysed, as slice bounds; None: all of it.
     """
 
     rows: int
@@ -194,20 +253,77 @@ class Geometry:
     transposed: bool = False
     flipped_vertically: bool = False
     flipped_horizontally: bool = False
+    sides_said: bool = True
+    box: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A lookup table: entries uint16 (N,), the input that gets the first of them, and their bits."""
+
+    entries: NDArray[np.uint16]
+    first_mapped: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class Greys:
+    """What made greys of an image's stored values, and so what a presentation state may repeat.
+
+    rescale: slope and intercept, where no Modality LUT was used.
+    modality_lut: the Modality LUT that was used.
+    window: centre and width (PS3.3 C.11.2.1.2), of the function that follows; None with a VOI LUT, or where no window says it.
+    function: LINEAR, LINEAR_EXACT or SIGMOID.
+    voi_lut: the VOI LUT that was used.
+    inverted: high values after the VOI transformation are dark.
+    disbelieved: windows and LUTs of the header that show nothing of the image, in words.
+    shutter: the header's display shutter hides part of the image.
+    shutter_grey: what lies outside it, 0..1.
+    """
+
+    rescale: tuple[float, float] = (1.0, 0.0)
+    modality_lut: Table | None = None
+    window: tuple[float, float] | None = None
+    function: str = "LINEAR"
+    voi_lut: Table | None = None
+    inverted: bool = False
+    disbelieved: tuple[str, ...] = ()
+    shutter: bool = False
+    shutter_grey: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How it is known which lung is the patient's right one.
+
+    log_odds: by the picture, of the patient's right lying on the left of the image that the header's orientation makes upright.
+    mirrored: the header is silent, and the picture surely lies mirrored: it was turned over before the analysis.
+    """
+
+    by: SidesBy = SidesBy.HEADER
+    log_odds: float = 0.0
+    mirrored: bool = False
+
+    @property
+    def known(self) -> bool:
+        """Whether right and left may be said; else lungs are named by the side of the picture that they lie on."""
+        return self.by in (SidesBy.HEADER, SidesBy.PICTURE)
 
 
 @dataclass(frozen=True)
 class Radiograph:
     """A source image, decoded and rendered.
 
-    pixels: float32 (rows, columns) in 0..1, MONOCHROME2, in the source's own orientation; NaN where padded.
+    pixels: float32 (rows, columns) in 0..1, MONOCHROME2, in the source's own orientation; NaN where padded or behind a shutter.
     network_image: uint8 (224, 224), upright, what the networks see (`prepare.to_network_image`).
     geometry: how the two lie on each other.
+    greys: how `pixels` came about.
     """
 
     pixels: NDArray[np.float32]
     network_image: NDArray[np.uint8]
     geometry: Geometry
+    greys: Greys = Greys()
 
 
 @dataclass(frozen=True)
@@ -228,7 +344,8 @@ class Findings:
     heatmap: float32 (224, 224) in 0..1, upright like `Radiograph.network_image`: how much of each pixel the network kept so as
         to find the disease again, 0 outside the lungs. Of healthy lungs it may keep nothing.
     lungs: bool (224, 224), upright.
-    right_lung: bool (224, 224), the part of `lungs` that is the patient's right one; the rest is the left one.
+    right_lung: bool (224, 224), the part of `lungs` that is the patient's right one; the rest is the left one. Where `sides`
+        aren't known, here and below "right" is the lung on the left of the image analysed.
     heat_in_lungs: share of the explanation's heat that lay inside the lungs before it was confined to them, 0..1.
     heat_by_lung: share of the heat in the patient's "right" and "left" lung; they sum to 1, or to 0 without any heat.
     heat_by_zone: the same for each of ZONES, keyed by (side, zone); the same sum.
@@ -236,6 +353,7 @@ class Findings:
     lung_area_fraction: lungs' share of the image, 0..1.
     indeterminate_below: a likeliest class that is less probable than this says nothing; 0: never.
     greys_inverted: the image shows white lungs as its header has it, and was analysed with its greys inverted.
+    sides: how it is known which lung is which.
     seconds: wall-clock time by stage, for this image's share of its batch: segment, classify.
     """
 
@@ -252,12 +370,30 @@ class Findings:
     model: Model
     indeterminate_below: float = 0.0
     greys_inverted: bool = False
+    sides: Sides = Sides()
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def likeliest(self) -> str:
+        """The likeliest class, whether or not it was given as the answer."""
+        return self.label
+
+    @property
+    def answer(self) -> str:
+        """The answer that is given everywhere: the likeliest class, or INDETERMINATE."""
+        return INDETERMINATE if self.indeterminate else self.label
 
     @property
     def indeterminate(self) -> bool:
         """Whether even the likeliest class is too improbable to be named as the finding."""
         return self.probabilities[self.label] < self.indeterminate_below
+
+
+def answer_of(findings: dict[str, Any]) -> dict[str, str]:
+    """`answer` and `likeliest` of findings as they stand in the database, empty before there are any."""
+    likeliest = str(findings.get("likeliest", findings.get("label", "")))
+    given_before = INDETERMINATE if findings.get("indeterminate") else likeliest  # by a version that kept no answer
+    return {"answer": str(findings.get("answer", given_before)), "likeliest": likeliest}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as UnreadableVariable
 
 from cxr_node.errors import SettingsError
-from cxr_node.records import ResultKind
+from cxr_node.records import DEFAULT_KINDS, ResultKind
 
 _PREFIX = "CXR_NODE__"
 
@@ -194,7 +194,7 @@ class DestinationSettings(_Section):
     port: Annotated[int, Field(ge=1, le=65535)]
     calling_ae_title: AETitle | None = None
     """By which the node calls this destination; absent: node.ae_title."""
-    send: tuple[ResultKind, ...] = (ResultKind.OVERLAY, ResultKind.REPORT)
+    send: tuple[ResultKind, ...] = DEFAULT_KINDS
     report_as: Literal["auto", "comprehensive_3d", "comprehensive", "enhanced", "basic_text"] = "auto"
     """The class of structured report that the report goes as; auto: the first of these that the destination takes."""
     withdraw: Literal["none", "rejection_note"] = "none"

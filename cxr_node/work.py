@@ -26,11 +26,12 @@ from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
 from cxr_node.compose import DEFAULT_KINDS, compose_not_analysed, compose_rejection_note, compose_results
 from cxr_node.compose.identity import content_key
+from cxr_node.compose.sides import side_name, turned, warnings
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.errors import Rejected
 from cxr_node.logs import explain
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
-from cxr_node.records import ANALYSIS_KINDS, DataFolder, Findings, Geometry, Job, Model, Radiograph, Result, ResultKind
+from cxr_node.records import ANALYSIS_KINDS, SIDES, DataFolder, Findings, Geometry, Job, Model, Radiograph, Result, ResultKind
 from cxr_node.settings import Settings
 from cxr_node.source import Source, read_content_digest, read_dicom, read_header, read_identity
 from cxr_node.store import corrections, jobs, leases, missing_deliveries, predecessors
@@ -131,7 +132,7 @@ class Worker:
         for job, _ in readable:
             faults.point("analysing", job.sop_instance_uid)
         try:
-            outcomes = analyse(images, self._networks)
+            outcomes = analyse(images, self._networks, [source.radiograph.geometry.sides_said for _, source in readable])
         except Exception as error:
             if len(readable) == 1:
                 self._fail(readable[0][0], "analysing", error)
@@ -224,7 +225,7 @@ class Worker:
             self._engine,
             self._owner,
             job,
-            findings=as_json(findings, seconds),
+            findings=as_json(findings, seconds, source.radiograph.geometry),
             model_version=findings.model.version,
             made=made,
             destinations=destinations,
@@ -240,7 +241,9 @@ class Worker:
         log.info(
             "analysed" if ended else "lease lost, another worker has this job",
             sop_instance_uid=job.sop_instance_uid,
-            label=findings.label,
+            answer=findings.answer,
+            likeliest=findings.likeliest,
+            warnings=warnings(findings.sides),
             seconds=round(seconds["total"], 3),
         )
 
@@ -361,17 +364,29 @@ def _in_words(trouble: Exception) -> str:
     return f"The node is in trouble, and this job goes on by itself when that is over: {what}"
 
 
-def as_json(findings: Findings, seconds: dict[str, float]) -> dict[str, Any]:
-    """Findings as they stand in the database and in `results.json`."""
+def as_json(findings: Findings, seconds: dict[str, float], geometry: Geometry) -> dict[str, Any]:
+    """Findings as they stand in the database and in `results.json`.
+
+    Args:
+        findings: of one image.
+        seconds: by stage.
+        geometry: how the image lies in its source: lungs whose side isn't known are named by the side of the picture.
+    """
+    sides = findings.sides
+    names = {side: side_name(side, sides, turned(geometry, sides)) for side in SIDES}
     return {
+        "answer": findings.answer,
+        "likeliest": findings.likeliest,
         "label": findings.label,
         "indeterminate": findings.indeterminate,
         "probabilities": {label: round(value, 6) for label, value in findings.probabilities.items()},
         "heat_in_lungs": round(findings.heat_in_lungs, 4),
-        "heat_by_lung": {side: round(value, 4) for side, value in findings.heat_by_lung.items()},
-        "heat_by_zone": {" ".join(place): round(value, 4) for place, value in findings.heat_by_zone.items()},
+        "heat_by_lung": {names[side]: round(value, 4) for side, value in findings.heat_by_lung.items()},
+        "heat_by_zone": {f"{names[side]} {zone}": round(value, 4) for (side, zone), value in findings.heat_by_zone.items()},
         "lung_area_fraction": round(findings.lung_area_fraction, 4),
         "greys_inverted": findings.greys_inverted,
+        "sides": {"by": sides.by, "mirrored": sides.mirrored, "log_odds": round(sides.log_odds, 2)},
+        "warnings": warnings(sides),
         "model": {"name": findings.model.name, "version": findings.model.version},
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
     }

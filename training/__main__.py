@@ -102,6 +102,18 @@ def gate(
 
 
 @app.command()
+def side(
+    data: DataFolder,
+    out: OutFolder = Path("runs/side"),
+    epochs: Annotated[int, typer.Option(help="Passes over the radiographs.", min=1)] = 20,
+) -> None:
+    """Fit the judge of sides: does the patient's right lie on the picture's left? cxr_node/nets/sides holds its files."""
+    from training.side import fit
+
+    print(fit(data, out, epochs)["figures"]["test"])
+
+
+@app.command()
 def head(
     data: DataFolder,
     out: Annotated[Path, typer.Option("--out", help="The checkpoint to write.")] = Path("runs/classify/refit.pt"),

@@ -1,4 +1,4 @@
-"""From prepared radiographs to findings: segment → gate → enhance → classify and explain.
+"""From prepared radiographs to findings: segment → gate → judge the sides → enhance → classify and explain.
 
 Pure: arrays and networks in, findings out; no database, no file, no DICOM. The daemon, the command line and training's
 evaluation all run this.
@@ -18,6 +18,7 @@ from cxr_node.analyse.enhance import LungCrop, classifier_input
 from cxr_node.analyse.gate import check_frontal
 from cxr_node.analyse.networks import Networks
 from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left, zone_rows
+from cxr_node.analyse.side import judge_sides
 from cxr_node.errors import Rejected
 from cxr_node.records import LABELS, SIDES, ZONES, Findings
 
@@ -31,12 +32,17 @@ _SURELY_FRONTAL = 2.0
 """By so much an image with inverted greys must pass the gate's threshold: the second try must not be a second chance."""
 
 
-def analyse(network_images: Sequence[NDArray[np.uint8]], networks: Networks) -> list[Findings | Rejected]:
+def analyse(
+    network_images: Sequence[NDArray[np.uint8]], networks: Networks, sides_said: Sequence[bool] | None = None
+) -> list[Findings | Rejected]:
     """Analyse a batch.
 
     Args:
         network_images: uint8 (224, 224) each, from `prepare.to_network_image`.
         networks: see `analyse.networks.load_networks`.
+        sides_said: of each image, whether its header says where the patient's right is (`Geometry.sides_said`); None: of all.
+            An image that nothing is said of, and that surely lies mirrored, is turned over first: its findings are those of
+            the mirrored image.
 
     Returns:
         for each image its findings, or the reasons why it is turned away (returned, not raised, so that one image
@@ -60,11 +66,16 @@ def analyse(network_images: Sequence[NDArray[np.uint8]], networks: Networks) -> 
                 del refusals[index]
     segment_s = (time.perf_counter() - started) / len(masks)
     accepted = [index for index in range(len(masks)) if index not in refusals]
+    sides = judge_sides([images[i] for i in accepted], [True if sides_said is None else sides_said[i] for i in accepted])
+    for index, judged in zip(accepted, sides, strict=True):
+        if judged.mirrored:
+            images[index] = np.ascontiguousarray(images[index][:, ::-1])
+            masks[index] = np.ascontiguousarray(masks[index][:, ::-1])
     findings = classify_batch([images[i] for i in accepted], [masks[i] for i in accepted], networks)
     outcomes: dict[int, Findings | Rejected] = dict(refusals)
-    for index, found in zip(accepted, findings, strict=True):
+    for index, found, judged in zip(accepted, findings, sides, strict=True):
         seconds = {"segment": segment_s, **found.seconds}
-        outcomes[index] = replace(found, greys_inverted=index in inverted, seconds=seconds)
+        outcomes[index] = replace(found, greys_inverted=index in inverted, sides=judged, seconds=seconds)
     return [outcomes[index] for index in range(len(masks))]
 
 

@@ -165,7 +165,9 @@ def _read_ahead(files: Sequence[Path], batch_size: int) -> Iterator[list[tuple[P
 def _analyze_batch(batch: Sequence[tuple[Path, Source | Exception]], order: _Order) -> Iterator[dict[str, Any]]:
     networks = order.networks
     readable = [source for _, source in batch if isinstance(source, Source)]
-    outcomes = iter(analyse([source.radiograph.network_image for source in readable], networks))
+    radiographs = [source.radiograph for source in readable]
+    said = [radiograph.geometry.sides_said for radiograph in radiographs]
+    outcomes = iter(analyse([radiograph.network_image for radiograph in radiographs], networks, said))
     for path, source in batch:
         if isinstance(source, Rejected):
             yield _row(_uid_of(path), "rejected", source.reasons, networks)
@@ -205,7 +207,7 @@ def _write_results(name: str, source: Source, findings: Findings, order: _Order)
     seconds = {"decode": source.decode_s, **findings.seconds, "compose": time.perf_counter() - started}
     seconds["total"] = sum(seconds.values())
     row = _row(str(source.ds.SOPInstanceUID), "done", (), order.networks)
-    return {**row, **as_json(findings, seconds), "files": files}
+    return {**row, **as_json(findings, seconds, source.radiograph.geometry), "files": files}
 
 
 def _row(uid: str, status: str, reasons: Sequence[str], networks: Networks) -> dict[str, Any]:
@@ -214,6 +216,8 @@ def _row(uid: str, status: str, reasons: Sequence[str], networks: Networks) -> d
         "sop_instance_uid": uid,
         "status": status,
         "reasons": list(reasons),
+        "answer": None,
+        "likeliest": None,
         "label": None,
         "indeterminate": None,
         "probabilities": None,

@@ -28,6 +28,7 @@ def node_status(settings: Settings) -> dict[str, Any]:
         destinations, nowhere = parties.by_destination(ask), parties.going_nowhere(ask)
         senders = parties.by_sender(ask, time.time() - _REFUSED_WITHIN_S)
         report_classes = parties.report_classes_sent(ask)
+        recent = parties.last_day(ask)
     ages = [counts[key] for key in ("oldest_waiting_job_s", "oldest_waiting_delivery_s") if counts[key] is not None]
     model = model_of(settings.inference.weights_dir or shipped_folder())
     received = {**counts["received"], "last_at": iso(counts["received"]["last_at"])}
@@ -38,6 +39,8 @@ def node_status(settings: Settings) -> dict[str, Any]:
         "deliveries": counts["deliveries"],
         "held": held,
         "reports_sent_as": report_classes,
+        "answers_last_day": recent["answers"],
+        "warnings": recent["warnings"],
         "oldest_waiting_s": max(ages, default=None),
         "oldest_waiting_job_s": counts["oldest_waiting_job_s"],
         "oldest_waiting_delivery_s": counts["oldest_waiting_delivery_s"],

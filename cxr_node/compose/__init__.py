@@ -17,16 +17,14 @@ from cxr_node.compose.rejection_note import compose_rejection_note
 from cxr_node.compose.report import compose_report
 from cxr_node.compose.secondary_capture import compose_secondary_capture
 from cxr_node.compose.segmentation import compose_heat_levels, compose_heat_values, compose_lungs
+from cxr_node.compose.sides import stated_orientation, turned
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.prepare.content import content_digest as content_digest_of
-from cxr_node.records import ANALYSIS_KINDS, ComposedObject, Findings, Radiograph, ResultKind
+from cxr_node.records import ANALYSIS_KINDS, DEFAULT_KINDS, ComposedObject, Findings, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
 from cxr_node.uids import derived_uid
 
 __all__ = ["DEFAULT_KINDS", "compose_not_analysed", "compose_rejection_note", "compose_results", "draw_overlay", "pixel_aspect"]
-
-DEFAULT_KINDS = (ResultKind.OVERLAY, ResultKind.REPORT)
-"""What every viewer and archive takes."""
 
 _OVER_THE_SOURCE = {
     ResultKind.LUNGS: compose_lungs,
@@ -67,7 +65,8 @@ def compose_results(
     model = findings.model
     analysis = (content_digest or _content_of(source, radiograph), findings_digest(findings), now.isoformat())
     drawn = (str(overlay.max_side_px), overlay.compression, str(overlay.side_by_side))
-    maps = SourceMaps(findings, radiograph.geometry)
+    radiograph = replace(radiograph, geometry=turned(radiograph.geometry, findings.sides))
+    maps = SourceMaps(findings, radiograph.geometry, radiograph.greys)
     made: dict[ResultKind, Dataset] = {}
     for kind in ANALYSIS_KINDS:
         if kind not in kinds:
@@ -83,7 +82,9 @@ def compose_results(
                 pixel_aspect=pixel_aspect(source),
                 side_by_side=overlay.side_by_side,
             )
-            made[kind] = compose_secondary_capture(source, picture, where, overlay.transfer_syntax_uid)
+            made[kind] = compose_secondary_capture(
+                *(source, picture, where, overlay.transfer_syntax_uid), orientation=stated_orientation(source, findings.sides)
+            )
         elif kind == ResultKind.REPORT:
             made[kind] = compose_report(
                 *(source, maps, where),

@@ -27,21 +27,10 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 from pydicom.valuerep import validate_value
 
-from cxr_node.records import MODEL_NAME, ComposedObject, Findings, Model, ResultKind
+from cxr_node.compose.requests import add_requests
+from cxr_node.prepare.header import first_of, number, value_of
+from cxr_node.records import KINDS_OF_RESULT, MODEL_NAME, ComposedObject, Findings, Model, ResultKind
 from cxr_node.uids import derived_uid
-
-NOT_FOR_DIAGNOSIS = "AI result, not for primary diagnosis"
-
-_DESCRIPTIONS = {
-    ResultKind.OVERLAY: f"Overlay: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.LUNGS: f"Lungs: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.HEATMAP: f"Heat map: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.HEATVALUES: f"Heat values: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.PRESENTATION: f"Presentation state: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.REPORT: f"Report: {NOT_FOR_DIAGNOSIS}",
-    ResultKind.WITHDRAWAL: "Rejection note",
-}
-"""Of series. What it is comes first: lists of series are narrow, and OHIF's shows some 25 characters."""
 
 _TYPE_2 = (
     "PatientName",
@@ -72,16 +61,6 @@ _TEXT = frozenset(("LO", "SH", "PN", "ST", "LT", "UT", "UC"))
 
 _VERBATIM = _TEXT | {"SQ"}
 """Copied even where a value breaks its VR (an accession number that is too long): an archive matches by it."""
-
-_SERIES_NUMBER = {
-    ResultKind.OVERLAY: 91,
-    ResultKind.REPORT: 92,
-    ResultKind.LUNGS: 93,
-    ResultKind.HEATMAP: 94,
-    ResultKind.HEATVALUES: 95,
-    ResultKind.PRESENTATION: 96,
-}
-"""Leading digits, so that results sort behind the images they were made from."""
 
 
 @dataclass(frozen=True)
@@ -148,21 +127,20 @@ def place(source: Dataset, model: Model, kind: ResultKind, key: str, variant: st
     """
     made_by = (str(kind), *([variant] if variant else ()))
     of_patient = content_key(model, *(str(value_of(source, keyword)) for keyword in _COPIED))
-    instance_number = value_of(source, "InstanceNumber")
-    source_series = value_of(source, "SeriesNumber")
-    number = int(source_series) if source_series not in (None, "") and 0 <= source_series < 1_000_000 else 0
+    instance_number, source_series = number(source, "InstanceNumber", 1), number(source, "SeriesNumber", 0)
+    series_number = int(source_series) if 0 <= source_series < 1_000_000 else 0
     return Place(
         sop_instance_uid=derived_uid("instance", source.SOPInstanceUID, key, *made_by),
         series_instance_uid=derived_uid("series", source.StudyInstanceUID, source_series_uid(source), of_patient, *made_by),
-        series_number=int(f"{_SERIES_NUMBER[kind]}{number:03d}"),
+        series_number=int(f"{KINDS_OF_RESULT[kind].series_number}{series_number:03d}"),
         analysis_uid=derived_uid("analysis", source.SOPInstanceUID, key),
-        instance_number=int(instance_number) if instance_number not in (None, "") and 0 < instance_number < 2**31 else 1,
+        instance_number=int(instance_number) if 1 <= instance_number < 2**31 else 1,
     )
 
 
 def source_series_uid(source: Dataset) -> str:
     """The source's series; derived where the source has none, since an evidence list (type 1) can't go without."""
-    return str(value_of(source, "SeriesInstanceUID") or derived_uid("lost series", source.StudyInstanceUID))
+    return str(first_of(source, "SeriesInstanceUID") or derived_uid("lost series", source.StudyInstanceUID))
 
 
 def device_uid(model: Model) -> str:
@@ -187,14 +165,6 @@ def program_version() -> str:
 def software_versions(model: Model) -> str:
     """The network's version and the program's, at most 64 characters (VR LO)."""
     return f"{model.name} {model.version}; {MODEL_NAME} {program_version()}".replace("\\", "/")[:64]
-
-
-def value_of(ds: Dataset, keyword: str) -> Any:
-    """The value of an attribute; None where it is absent or can't be read at all."""
-    try:
-        return ds.get(keyword)
-    except (ValueError, TypeError, OverflowError, NotImplementedError):
-        return None
 
 
 def bare_reference(source: Dataset) -> Dataset:
@@ -225,10 +195,11 @@ def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: 
     """
     for keyword in _COPIED:
         _copy(source, ds, keyword)
+    add_requests(ds, source, is_document=kind == ResultKind.REPORT)
     ds.Manufacturer = ds.ManufacturerModelName = MODEL_NAME
     ds.SoftwareVersions = software_versions(model)
     ds.DeviceSerialNumber = serial_number(model)
-    ds.SeriesDescription = description or _DESCRIPTIONS[kind]
+    ds.SeriesDescription = description or KINDS_OF_RESULT[kind].description
     made_at = _in_zone(now, ds.get("TimezoneOffsetFromUTC"))
     for keyword in ("InstanceCreationDate", "ContentDate", "SeriesDate", "DateOfSecondaryCapture", "PresentationCreationDate"):
         if keyword in ds or keyword == "SeriesDate":
@@ -317,6 +288,8 @@ def _in_zone(now: datetime, offset: Any) -> datetime:
     if match is None:
         return now
     minutes = int(match[2]) * 60 + int(match[3])
+    if minutes > 14 * 60:  # the largest that there is (PS3.3 C.12.1.1.8)
+        return now
     return now.astimezone(timezone(timedelta(minutes=-minutes if match[1] == "-" else minutes)))
 
 

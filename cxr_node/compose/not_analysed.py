@@ -16,11 +16,12 @@ from highdicom.sr import (
 from pydicom import Dataset
 
 from cxr_node.compose.codes import code
-from cxr_node.compose.identity import Place, bare_reference, content_key, identify, place, to_composed, value_of
+from cxr_node.compose.identity import Place, bare_reference, content_key, identify, place, to_composed
 from cxr_node.compose.overlay import draw_not_analysed
 from cxr_node.compose.report import document, region
 from cxr_node.compose.secondary_capture import NOTICE, compose_secondary_capture
 from cxr_node.prepare.content import content_digest as content_digest_of
+from cxr_node.prepare.header import number
 from cxr_node.records import ComposedObject, Model, ResultKind
 
 _VARIANT = "not analysed"
@@ -70,7 +71,7 @@ def _group(
     source: Dataset, image: Dataset, reasons: Sequence[str], model: Model, where: Place
 ) -> PlanarROIMeasurementsAndQualitativeEvaluations:
     """TID 1410 without a measurement. Its region is the whole image: viewers show nothing of a group without one."""
-    columns, rows = (float(value_of(source, keyword) or 1) for keyword in ("Columns", "Rows"))
+    columns, rows = (max(1.0, number(source, keyword, 1.0)) for keyword in ("Columns", "Rows"))
     corners = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows), (0, 0)], np.float64)
     group = PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=where.tracking_uid(_VARIANT), identifier="AI chest radiograph: not analysed"),

@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_node.compose.identity import NOT_FOR_DIAGNOSIS, program_version
+from cxr_node.compose.identity import program_version
+from cxr_node.compose.sides import note
 from cxr_node.compose.words import NOT_ANALYSED, TITLES, title
 from cxr_node.prepare.geometry import mask_to_source, to_source
-from cxr_node.records import LABELS, MODEL_NAME, Findings, Geometry, Radiograph
+from cxr_node.records import LABELS, MODEL_NAME, NOT_FOR_DIAGNOSIS, Findings, Geometry, Radiograph
 
 _COLOURS = cv2.COLORMAP_PLASMA
 """Perceptually even, readable by the colour-blind, and without the greys of the radiograph it lies on."""
@@ -22,6 +23,8 @@ _FULL_OPACITY = 0.6
 """Of the strongest heat: the anatomy stays visible beneath it."""
 _HEADER, _PANEL = 0.046, 0.205
 """Heights of what stands above and below the radiograph, as shares of its width."""
+_NOTE = 0.036
+"""Height of a line below the panel that says how the sides are known, likewise."""
 _MIN_TARGET_PX = 1024
 """Smaller sources are enlarged to this (if `max_side_px` allows), so that the panel can be read."""
 
@@ -50,8 +53,10 @@ def draw_overlay(
         uint8 (h, w, 3), RGB.
     """
     rows, columns = radiograph.pixels.shape
-    height, width = _picture_size(rows * pixel_aspect, columns, max_side_px, 2 if side_by_side else 1)
-    grey = _to_grey(radiograph.pixels, height, width)
+    said = note(findings.sides)
+    below = _PANEL + (_NOTE if said else 0)
+    height, width = _picture_size(rows * pixel_aspect, columns, max_side_px, 2 if side_by_side else 1, below)
+    grey = _to_grey(radiograph.pixels, height, width, radiograph.greys.shutter_grey)
     if findings.greys_inverted:  # shown as it was read, not as a wrong header has it
         grey = 255 - grey
     plain: Picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
@@ -64,11 +69,12 @@ def draw_overlay(
         picture[box] = _blend(picture[box], heat[box] * lungs[box])
     outlines, _ = cv2.findContours(lungs, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, outlines, -1, _OUTLINE, max(1, round(width / 700)), cv2.LINE_AA)
-    header, panel = _header(radiograph.geometry, width, NOT_FOR_DIAGNOSIS), _panel(findings, width)
-    drawn = np.vstack((header, picture, panel))
+    letters = _letters(radiograph.geometry) if findings.sides.known else ("", "")
+    panel = _panel(findings, width, said, round(below * width))
+    drawn = np.vstack((_header(letters, width, NOT_FOR_DIAGNOSIS), picture, panel))
     if not side_by_side:
         return drawn
-    return np.hstack((np.vstack((_header(radiograph.geometry, width), plain, np.zeros_like(panel))), drawn))
+    return np.hstack((np.vstack((_header(letters, width), plain, np.zeros_like(panel))), drawn))
 
 
 def draw_not_analysed(reasons: Sequence[str], width: int = 1024) -> Picture:
@@ -94,17 +100,20 @@ def draw_not_analysed(reasons: Sequence[str], width: int = 1024) -> Picture:
     return picture
 
 
-def _picture_size(height: float, width: float, max_side_px: int, pictures: int) -> tuple[int, int]:
-    """Height and width of a radiograph in the picture, so that so many of them beside each other, and the panel, fit."""
+def _picture_size(height: float, width: float, max_side_px: int, pictures: int, below: float) -> tuple[int, int]:
+    """Height and width of a radiograph in the picture, so that so many of them beside each other, and the panel, fit.
+
+    `below`: the panel's height as a share of the radiograph's width.
+    """
     target = min(max_side_px, max(_MIN_TARGET_PX, round(height), round(width)))
-    scale = target / max(pictures * width, height + (_HEADER + _PANEL) * width)
+    scale = target / max(pictures * width, height + (_HEADER + below) * width)
     columns = max(1, round(width * scale))
-    room = target - round(_HEADER * columns) - round(_PANEL * columns)
+    room = target - round(_HEADER * columns) - round(below * columns)
     return max(1, min(round(height * scale), room)), columns
 
 
-def _to_grey(pixels: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
-    """The radiograph, uint8 (height, width). Padding (NaN) is black."""
+def _to_grey(pixels: NDArray[np.float32], height: int, width: int, hidden: float) -> NDArray[np.uint8]:
+    """The radiograph, uint8 (height, width). Padding, and what is behind a shutter (NaN), gets the grey `hidden`, 0..1."""
     factor = min(pixels.shape[0] // height, pixels.shape[1] // width)
     if factor > 1:  # a whole factor first: four times as fast as one step, and the few pixels cut off don't show
         rows, columns = (side // factor for side in pixels.shape)
@@ -112,7 +121,7 @@ def _to_grey(pixels: NDArray[np.float32], height: int, width: int) -> NDArray[np
         pixels = np.asarray(cv2.resize(whole, (columns, rows), None, 0, 0, cv2.INTER_AREA), np.float32)
     interpolation = cv2.INTER_AREA if height <= pixels.shape[0] and width <= pixels.shape[1] else cv2.INTER_LINEAR
     grey = cv2.resize(pixels, (width, height), None, 0, 0, interpolation)
-    return np.asarray(cv2.convertScaleAbs(np.nan_to_num(grey, copy=False, nan=0.0), None, 255.0), np.uint8)
+    return np.asarray(cv2.convertScaleAbs(np.nan_to_num(grey, copy=False, nan=hidden), None, 255.0), np.uint8)
 
 
 def _blend(picture: Picture, heat: NDArray[np.float32]) -> Picture:
@@ -123,24 +132,30 @@ def _blend(picture: Picture, heat: NDArray[np.float32]) -> Picture:
     return np.asarray(cv2.blendLinear(colours, picture, opacity, 1 - opacity), np.uint8)
 
 
-def _header(geometry: Geometry, width: int, text: str = "") -> Picture:
+def _letters(geometry: Geometry) -> tuple[str, str]:
+    """The patient's sides at the left and at the right of the picture."""
+    names = ("L", "R") if geometry.flipped_horizontally else ("R", "L")
+    if geometry.transposed:  # the upright image's left and right are the picture's top and bottom
+        names = (f"{names[0]} top", f"{names[1]} bottom")
+    return names
+
+
+def _header(letters: tuple[str, str], width: int, text: str = "") -> Picture:
     """The patient's sides where they lie, and what this is; above the picture, so that no marker of the film is hidden."""
     header = np.zeros((round(_HEADER * width), width, 3), np.uint8)
     baseline, size = round(0.034 * width), max(8, round(0.034 * width))
-    names = ("R", "L")
-    if geometry.flipped_horizontally:
-        names = ("L", "R")
-    if geometry.transposed:  # the upright image's left and right are the picture's top and bottom
-        names = (f"{names[0]} top", f"{names[1]} bottom")
-    _text(header, names[0], (round(0.025 * width), baseline), size, _WHITE, _BOLD)
-    _text(header, names[1], (round(0.975 * width), baseline), size, _WHITE, _BOLD, "right")
+    _text(header, letters[0], (round(0.025 * width), baseline), size, _WHITE, _BOLD)
+    _text(header, letters[1], (round(0.975 * width), baseline), size, _WHITE, _BOLD, "right")
     _text(header, text, (width // 2, round(0.031 * width)), max(6, round(0.026 * width)), _AMBER, _BOLD, "centre")
     return header
 
 
-def _panel(findings: Findings, width: int) -> Picture:
-    """What was found, in words and numbers. Measures are shares of the width, so that every overlay looks alike."""
-    panel = np.zeros((round(_PANEL * width), width, 3), np.uint8)
+def _panel(findings: Findings, width: int, said: str, height: int) -> Picture:
+    """What was found, in words and numbers. Measures are shares of the width, so that every overlay looks alike.
+
+    `said`: of the sides, in a line of its own.
+    """
+    panel = np.zeros((height, width, 3), np.uint8)
 
     def at(x: float, y: float) -> tuple[int, int]:
         return round(x * width), round(y * width)
@@ -149,7 +164,7 @@ def _panel(findings: Findings, width: int) -> Picture:
         return max(6, round(share * width))
 
     cv2.line(panel, (0, 0), (width, 0), _DARK, 1)
-    named = None if findings.indeterminate else findings.label
+    named = findings.answer if findings.answer in LABELS else None
     _text(panel, title(findings), at(0.025, 0.05), size(0.042), _WHITE, _BOLD, room=round(0.467 * width))
     if named:
         _text(panel, f"{findings.probabilities[named]:.0%}", at(0.625, 0.05), size(0.042), _WHITE, _BOLD, "right")
@@ -166,6 +181,8 @@ def _panel(findings: Findings, width: int) -> Picture:
         filled = left + (right - left) * findings.probabilities[label]
         cv2.rectangle(panel, at(left, y - 0.014), at(filled, y), _BAR if label == named else _DIM, cv2.FILLED)
         _text(panel, f"{findings.probabilities[label]:.1%}", at(0.625, y), size(0.021), colour, weight, "right")
+    if said:
+        _text(panel, said, at(0.025, _PANEL + 0.014), size(0.021), _AMBER, _BOLD, room=round(0.95 * width))
     _text(panel, "Heat: what the answer rests on, 0 to 1", at(0.68, 0.105), size(0.0185), _LIGHT, _REGULAR, room=room)
     _colour_bar(panel, at(0.68, 0.116), at(0.975, 0.144))
     for tick, x, side in ((0, 0.68, "left"), (0.5, 0.8275, "centre"), (1, 0.975, "right")):

@@ -1,12 +1,10 @@
 """The presentation state: lung outlines, zones and the result as layers that a reader switches on and off over the
 original image.
 
-The greys are those that the source itself asks for. Patient, study and equipment are `identity`'s to fill in.
+The greys are those of the overlay (`compose.greys`). Patient, study and equipment are `identity`'s to fill in.
 """
 
 from __future__ import annotations
-
-import copy
 
 import numpy as np
 from highdicom.color import CIELabColor
@@ -21,11 +19,13 @@ from highdicom.pr import (
 from highdicom.pr import GraphicTypeValues as PresentationGraphicTypeValues
 from pydicom import Dataset
 
-from cxr_node.compose.identity import NOT_FOR_DIAGNOSIS, Place, bare_reference, value_of
+from cxr_node.compose.greys import add_greys, add_shutter
+from cxr_node.compose.identity import Place, bare_reference
+from cxr_node.compose.sides import note
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.compose.words import headline
 from cxr_node.prepare.geometry import outlines_in_source, points_to_source
-from cxr_node.records import SIDES, ZONES
+from cxr_node.records import NOT_FOR_DIAGNOSIS, SIDES, ZONES
 
 _PIXEL, _DISPLAY = AnnotationUnitsValues.PIXEL, AnnotationUnitsValues.DISPLAY
 _POLYLINE = PresentationGraphicTypeValues.POLYLINE
@@ -59,7 +59,8 @@ def compose_presentation(source: Dataset, maps: SourceMaps, place: Place) -> Dat
     ds.BodyPartExamined = "CHEST"
     area = ds.DisplayedAreaSelectionSequence[0]
     area.PresentationPixelAspectRatio = [max(1, round(1000 * pixel_aspect(source))), 1000]
-    _add_greys(ds, source, inverted=maps.findings.greys_inverted)
+    add_greys(ds, source, maps.greys, inverted=maps.findings.greys_inverted)
+    add_shutter(ds, source, maps.greys)
     return ds
 
 
@@ -105,33 +106,5 @@ def _shares(maps: SourceMaps) -> list[TextObject]:
 
 def _result(maps: SourceMaps) -> TextObject:
     """Class and probability in the upper left of the screen, whatever part of the image it shows."""
-    text = f"{headline(maps.findings)}\r\n{NOT_FOR_DIAGNOSIS}"
+    text = "\r\n".join(line for line in (headline(maps.findings), NOT_FOR_DIAGNOSIS, note(maps.findings.sides)) if line)
     return TextObject(text, _DISPLAY, bounding_box=(0.02, 0.02, 0.6, 0.1))
-
-
-def _add_greys(ds: Dataset, source: Dataset, *, inverted: bool) -> None:
-    """Modality LUT, VOI LUT and polarity as the source has them (PS3.3 C.11.1, C.11.8, C.11.6).
-
-    A presentation state replaces what the image says, and MONOCHROME1 with it: such a source needs the shape INVERSE.
-
-    Args:
-        ds: the presentation state.
-        source: the image's header.
-        inverted: the image is shown with its greys the other way round from what its header says, as it was analysed.
-    """
-    if value_of(source, "ModalityLUTSequence"):
-        ds.ModalityLUTSequence = copy.deepcopy(source.ModalityLUTSequence)
-    elif value_of(source, "RescaleSlope") is not None and value_of(source, "RescaleIntercept") is not None:
-        ds.RescaleSlope, ds.RescaleIntercept = source.RescaleSlope, source.RescaleIntercept
-        ds.RescaleType = value_of(source, "RescaleType") or "US"
-    voi = Dataset()
-    if value_of(source, "VOILUTSequence"):
-        voi.VOILUTSequence = copy.deepcopy(source.VOILUTSequence)
-    elif value_of(source, "WindowCenter") not in (None, "") and value_of(source, "WindowWidth") not in (None, ""):
-        for keyword in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction"):
-            if (value := value_of(source, keyword)) not in (None, ""):
-                setattr(voi, keyword, value)
-    if len(voi):
-        ds.SoftcopyVOILUTSequence = [voi]
-    dark_is_high = value_of(source, "PhotometricInterpretation") == "MONOCHROME1"
-    ds.PresentationLUTShape = "INVERSE" if dark_is_high != inverted else "IDENTITY"

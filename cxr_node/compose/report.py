@@ -1,5 +1,5 @@
-"""The structured report: Comprehensive 3D SR after TID 1500, with a measurement group for the finding and for each lung,
-every one with a region on the source.
+"""The structured report: Comprehensive 3D SR after TID 1500, with a measurement group for the finding, for each lung and for
+each region of heat, every one with a region on the source.
 
 Its codes are data (codes.toml). Patient, study and equipment are `identity`'s to fill in.
 """
@@ -36,11 +36,15 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr_node.compose.codes import code, private_scheme
 from cxr_node.compose.identity import Place, bare_reference, device_uid, program_version, serial_number
+from cxr_node.compose.sides import lung_name, note, site
 from cxr_node.compose.source_pixels import SourceMaps
 from cxr_node.prepare.geometry import outlines_in_source, to_source
 from cxr_node.records import LABELS, MODEL_NAME, SIDES, ZONES, Findings, Geometry, Model
 
-FINDING = "AI chest radiograph finding"
+_HOT, _LEAST_HEAT, _MOST_HEAT_REGIONS = 0.5, 0.0004, 3
+"""Heat regions begin at this value and cover at least such a share of the image; there are no more than so many."""
+
+FINDING = "AI chest radiograph finding: region looked at"
 
 
 def compose_report(
@@ -65,6 +69,7 @@ def compose_report(
     image = bare_reference(source)
     groups = [_finding(image, maps, place, overlay, lungs)]
     groups += [group for side in SIDES if (group := _lung(image, maps, place, side)) is not None]
+    groups += _heat_regions(image, maps, place)
     return document(maps.findings.model, [image, overlay, lungs], groups, place, predecessor)
 
 
@@ -143,7 +148,7 @@ def _finding(
     group = PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(FINDING), identifier=FINDING),
         referenced_region=region(image, lung_rectangle(findings.lungs, maps.geometry)),
-        finding_type=code("finding", "indeterminate" if findings.indeterminate else findings.label),
+        finding_type=code("finding", findings.answer),
         algorithm_id=_algorithm(findings),
         finding_sites=[FindingSite(code("site", "lung"))],
         measurements=measurements,
@@ -169,35 +174,61 @@ def _of_lung(maps: SourceMaps, side: str, lungs: Dataset | None) -> list[Measure
         return []
     findings = maps.findings
     segment = None if lungs is None else (lungs, SIDES.index(side) + 1)
-    laterality = code("site", side)
-    lung = FindingSite(code("site", "lung"), laterality=laterality)
+    lung = site("lung", side, findings.sides, maps.geometry)
     measurements = [
         _percent(code("measurement", "heat_by_lung"), findings.heat_by_lung[side], lung, segment),
         _percent(code("measurement", "lung_area"), float(maps.lung(side).mean()), lung, segment),
     ]
     for zone in ZONES:
-        zone_site = FindingSite(code("site", f"{zone}_zone"), laterality=laterality)
+        zone_site = site(f"{zone}_zone", side, findings.sides, maps.geometry)
         share = findings.heat_by_zone[side, zone]
         measurements.append(_percent(code("measurement", "heat_by_zone"), share, zone_site, segment))
     return measurements
 
 
 def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarROIMeasurementsAndQualitativeEvaluations | None:
-    """TID 1410: the outline of one lung; None where it wasn't found.
+    """TID 1410: the outline of one lung, an anatomical region with its side; None where it wasn't found.
 
-    Without numbers and sites: viewers write them at the outline's right edge, where the finding's numbers stand.
+    It bears the tracking UID of the lung's segment. Its side is in the concept, without numbers and sites: viewers write those at
+    the outline's right edge, where the finding's numbers stand.
     """
     outlines = outlines_in_source(maps.lung(side), maps.geometry)
     if not outlines:
         return None
     model = maps.findings.model
-    name = f"{side.capitalize()} lung"
+    name = lung_name(side, maps.findings.sides, maps.geometry)
     return PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
         referenced_region=region(image, outlines[0]),
-        finding_type=code("segment", "saliency"),
+        finding_type=code("site", f"{side}_lung" if maps.findings.sides.known else "lung"),
         algorithm_id=AlgorithmIdentification(model.name, model.version),
     )
+
+
+def _heat_regions(image: Dataset, maps: SourceMaps, place: Place) -> list[PlanarROIMeasurementsAndQualitativeEvaluations]:
+    """TID 1410: where heat of half the scale and more lies, the largest regions first; without sites, as for a lung."""
+    findings = maps.findings
+    least = _LEAST_HEAT * maps.geometry.rows * maps.geometry.columns
+    outlines = outlines_in_source(findings.heatmap >= _HOT, maps.geometry)
+    large = sorted((outline for outline in outlines if _area(outline) >= least), key=_area, reverse=True)
+    groups = []
+    for number, outline in enumerate(large[:_MOST_HEAT_REGIONS], start=1):
+        name = f"Heat region {number}"
+        groups.append(
+            PlanarROIMeasurementsAndQualitativeEvaluations(
+                TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
+                referenced_region=region(image, outline),
+                finding_type=code("segment", "saliency"),
+                algorithm_id=AlgorithmIdentification(findings.model.name, findings.model.version),
+            )
+        )
+    return groups
+
+
+def _area(outline: NDArray[np.float64]) -> float:
+    """Of a closed polyline, float64 (N, 2)."""
+    x, y = outline[:, 0], outline[:, 1]
+    return float(abs((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2)
 
 
 def region(image: Dataset, outline: NDArray[np.float64]) -> ImageRegion:
@@ -220,14 +251,22 @@ def _observer(model: Model) -> ObserverContext:
 
 
 def _algorithm(findings: Findings) -> AlgorithmIdentification:
-    """TID 4019: the network, and what of it changes the numbers."""
+    """TID 4019: the network, what of it changes the numbers, and how region and sides are to be read.
+
+    Parameters are where the templates have a place for words: PixelMed warns of any other.
+    """
     model = findings.model
     parameters = [
         "probabilities: calibrated, of classes that exclude each other",
+        "region: what was looked at, and not the place of a lesion",
         "decision rule: class of the highest probability",
     ]
     if findings.indeterminate_below:
         parameters[-1] += f", indeterminate below {findings.indeterminate_below:.0%}"
+    if said := note(findings.sides):
+        parameters.append(f"sides: {said}")
+    if findings.sides.mirrored:
+        parameters.append("sides: mirrored before the analysis, as judged from the picture")
     if findings.greys_inverted:
         parameters.append("greys: inverted before the analysis")
     if model.digest:

@@ -5,6 +5,9 @@ Patient, study and equipment are `identity`'s to fill in.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 from highdicom.sc import SCImage
 from numpy.typing import NDArray
@@ -14,14 +17,13 @@ from pydicom.uid import (
     UID,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
     JPEGLSLossless,
     RLELossless,
 )
 
-from cxr_node.compose.identity import Place, bare_reference, value_of
-from cxr_node.compose.source_pixels import patient_orientation
+from cxr_node.compose.identity import Place, bare_reference
+from cxr_node.compose.source_pixels import compression_of
+from cxr_node.prepare.header import text
 from cxr_node.records import MODEL_NAME
 
 OVERLAY = "Resampled; heat map of a neural network and lung outlines drawn in; panel of results added"
@@ -38,6 +40,7 @@ def compose_secondary_capture(
     place: Place,
     transfer_syntax_uid: str = ExplicitVRLittleEndian,
     description: str = OVERLAY,
+    orientation: Sequence[str] | None = None,
 ) -> Dataset:
     """The picture as a Secondary Capture data set, not yet identified.
 
@@ -47,6 +50,7 @@ def compose_secondary_capture(
         place: the object's own UIDs and numbers.
         transfer_syntax_uid: Explicit VR Little Endian, or one of the lossless compressions that `_ENCODERS` names.
         description: Derivation Description.
+        orientation: Patient Orientation; None: unknown.
     """
     ds = SCImage.from_ref_dataset(
         bare_reference(source),
@@ -54,7 +58,7 @@ def compose_secondary_capture(
         "RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("L", "F"),  # highdicom wants one of its own list; the source's own follows
+        patient_orientation=("L", "F"),  # highdicom wants one of its own list; what is known follows
         series_instance_uid=place.series_instance_uid,
         series_number=place.series_number,
         sop_instance_uid=place.sop_instance_uid,
@@ -62,14 +66,17 @@ def compose_secondary_capture(
         manufacturer=MODEL_NAME,
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    ds["PatientOrientation"].value = patient_orientation(source)
-    ds.Modality = value_of(source, "Modality") or "OT"
+    ds["PatientOrientation"].value = None if orientation is None else list(orientation)
+    modality = text(source, "Modality").upper()
+    ds.Modality = modality if re.fullmatch("[A-Z0-9_ ]{1,16}", modality) else "OT"
     ds.BodyPartExamined = "CHEST"  # without it Laterality is required (PS3.3 C.7.3.1)
+    ds.ConversionType = "WSD"  # made on a workstation (PS3.3 C.8.6.1)
     ds.ImageType = ["DERIVED", "SECONDARY"]
     ds.BurnedInAnnotation = "YES"
     ds.DerivationDescription = description
     ds.SourceImageSequence = [_reference(source)]
-    _inherit_compression(source, ds)
+    for keyword, value in compression_of(source).items():  # though it lies here uncompressed
+        setattr(ds, keyword, value)
     if transfer_syntax_uid != ExplicitVRLittleEndian:
         ds.compress(transfer_syntax_uid, encoding_plugin=_ENCODERS[UID(transfer_syntax_uid)], generate_instance_uid=False)
     return ds
@@ -85,17 +92,3 @@ def _reference(source: Dataset) -> Dataset:
     item.PurposeOfReferenceCodeSequence = [purpose]
     item.SpatialLocationsPreserved = "NO"
     return item
-
-
-def _inherit_compression(source: Dataset, ds: Dataset) -> None:
-    """What was once compressed with losses stays so (PS3.3 C.7.6.1.1.5), though it lies here uncompressed."""
-    flag = value_of(source, "LossyImageCompression")
-    file_meta = getattr(source, "file_meta", None)
-    if file_meta is not None and file_meta.get("TransferSyntaxUID") in (JPEGBaseline8Bit, JPEGExtended12Bit):
-        flag = "01"
-    if flag in ("00", "01"):
-        ds.LossyImageCompression = flag
-    if flag == "01":
-        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if value := value_of(source, keyword):
-                setattr(ds, keyword, value)

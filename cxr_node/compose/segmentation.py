@@ -2,6 +2,9 @@
 
 A radiograph has no frame of reference, so each frame has the source's rows and columns and lies on it pixel for pixel
 (PS3.3 A.51). Patient, study and equipment are `identity`'s to fill in.
+
+All are of 8 bits, RLE: segments hold nothing but 0 and the maximum. Of 1 bit, frames begin within a byte where rows times
+columns is no multiple of 8 (PS3.5 8.1.1), and Orthanc answers no request for a frame whose columns aren't one.
 """
 
 from __future__ import annotations
@@ -17,13 +20,17 @@ from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from cxr_node.compose.codes import code
-from cxr_node.compose.identity import Place, bare_reference, value_of
-from cxr_node.compose.source_pixels import SourceMaps, patient_orientation, pixel_aspect, pixel_spacing_mm
+from cxr_node.compose.identity import Place, bare_reference
+from cxr_node.compose.sides import lung_name, picture_side, stated_orientation
+from cxr_node.compose.source_pixels import SourceMaps, compression_of, pixel_aspect, pixel_spacing_mm
 from cxr_node.records import MODEL_NAME, SIDES, Findings
 from cxr_node.uids import derived_uid
+
+_ENCODERS = {RLELossless: "pylibjpeg", JPEGLSLossless: "pyjpegls"}
+"""pydicom's plugins for each compression."""
 
 LEVELS = (0.25, 0.5, 0.75)
 """Lower bounds of the levels of heat; each ends where the next begins, since viewers draw what doesn't overlap."""
@@ -37,19 +44,25 @@ _IN_THE_IMAGE_S_OWN_PLANE = [1, 0, 0, 0, 1, 0]
 
 
 def compose_lungs(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
-    """The right (segment 1) and the left lung (segment 2), binary; not yet identified."""
+    """The right (segment 1) and the left lung (segment 2), 0 or 255; not yet identified.
+
+    Where sides aren't known, the segments are named by the side of the picture that they lie on.
+    """
+    sides, geometry = maps.findings.sides, maps.geometry
     segments = []
     for number, (side, colour) in enumerate(zip(SIDES, _LUNG_COLOURS, strict=True), start=1):
         segment = _segment(
-            number, f"{side.capitalize()} lung", code("segment", "anatomy"), code("site", "lung"), colour, maps.findings, place
+            *(number, lung_name(side, sides, geometry), code("segment", "anatomy"), code("site", "lung"), colour),
+            *(maps.findings, place),
         )
-        segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [code("site", side)]
+        modifier = code("site", side) if sides.known else picture_side(side, sides, geometry)
+        segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
         segments.append(segment)
-    return _compose(source, maps.lungs, SegmentationTypeValues.BINARY, segments, "LUNGS", "Lungs", place)
+    return _compressed(_compose(source, maps, maps.lungs, segments, "LUNGS", "Lungs", place), RLELossless)
 
 
 def compose_heat_levels(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
-    """The heat map as one segment for each of LEVELS, binary, for viewers; not yet identified."""
+    """The heat map as one segment for each of LEVELS, 0 or 255, for viewers; not yet identified."""
     levels = np.zeros(maps.heat.shape, np.uint8)
     for low in LEVELS:
         levels += maps.heat >= round(255 * low)
@@ -58,25 +71,31 @@ def compose_heat_levels(source: Dataset, maps: SourceMaps, place: Place) -> Data
         label = f"Heat {low:.0%} to {LEVELS[number]:.0%}" if number < len(LEVELS) else f"Heat {low:.0%} and above"
         segments.append(_heat_segment(number, label, colour, maps.findings, place))
     description = "Heat map as levels of the network's relevance, 0 to 100 %"
-    return _compose(source, levels, SegmentationTypeValues.BINARY, segments, "HEAT LEVELS", description, place)
+    return _compressed(_compose(source, maps, levels, segments, "HEAT LEVELS", description, place), RLELossless)
 
 
 def compose_heat_values(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
-    """The heat map's values, fractional and JPEG-LS, for machines: most viewers can't draw it; not yet identified."""
+    """The heat map's values, any of 0 to 255 and JPEG-LS, for machines: most viewers can't draw it; not yet identified."""
     heat = maps.heat
     segment = _heat_segment(1, "Heat", _LEVEL_COLOURS[-1], maps.findings, place)
     description = "Heat map: the network's relevance, 0 to 1"
     # highdicom sorts all values to find those beyond 1, which takes a second: it gets where they are, and we put them in
     where = (heat > 0).astype(np.uint8)
-    ds = _compose(source, where, SegmentationTypeValues.FRACTIONAL, [segment], "HEAT VALUES", description, place)
-    ds.compress(JPEGLSLossless, heat, encoding_plugin="pyjpegls", generate_instance_uid=False)
+    ds = _compose(source, maps, where, [segment], "HEAT VALUES", description, place)
+    return _compressed(ds, JPEGLSLossless, heat)
+
+
+def _compressed(ds: Dataset, transfer_syntax_uid: str, frames: NDArray[np.uint8] | None = None) -> Dataset:
+    """The object with its frames, or others in their place, in a lossless compression of `_ENCODERS`."""
+    plugin = _ENCODERS[UID(transfer_syntax_uid)]
+    ds.compress(transfer_syntax_uid, frames, encoding_plugin=plugin, generate_instance_uid=False)
     return ds
 
 
 def _compose(
     source: Dataset,
+    maps: SourceMaps,
     labels: NDArray[np.uint8],
-    kind: SegmentationTypeValues,
     segments: Sequence[SegmentDescription],
     label: str,
     description: str,
@@ -86,8 +105,8 @@ def _compose(
 
     Args:
         source: the image's header.
+        maps: where the findings lie in it.
         labels: uint8 (rows, columns), the number of the segment that a pixel belongs to.
-        kind: binary or fractional.
         segments: what the numbers mean.
         label: Content Label, a code string.
         description: Content Description.
@@ -96,13 +115,12 @@ def _compose(
     image = bare_reference(source)
     image.Rows, image.Columns = labels.shape
     image.Modality = "DX"  # highdicom wants one; nothing of it reaches the object
-    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-        if value := value_of(source, keyword):
-            setattr(image, keyword, value)
+    for keyword, value in compression_of(source).items():
+        setattr(image, keyword, value)
     ds = HighdicomSegmentation(
         [image],
         labels,
-        kind,
+        SegmentationTypeValues.FRACTIONAL,
         segments,
         **place.for_highdicom,
         content_label=label,
@@ -115,7 +133,7 @@ def _compose(
     ds.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
     for index in ds.DimensionIndexSequence:
         index.DimensionOrganizationUID = organization
-    ds.PatientOrientation = patient_orientation(source)
+    ds.PatientOrientation = stated_orientation(source, maps.findings.sides)
     ds.BodyPartExamined = "CHEST"  # without it Laterality is required (PS3.3 C.7.3.1)
     ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence = [_plane_orientation()]
     return ds

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.multival import MultiValue
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit
+from pydicom.valuerep import format_number_as_ds
 
-from cxr_node.compose.identity import value_of
 from cxr_node.prepare.geometry import bytes_to_source, mask_to_source
-from cxr_node.records import SIDES, Findings, Geometry
+from cxr_node.prepare.header import numbers, text, values_of
+from cxr_node.records import SIDES, Findings, Geometry, Greys
 
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
@@ -23,10 +26,11 @@ class SourceMaps:
 
     findings: Findings
     geometry: Geometry
+    greys: Greys = Greys()  # noqa: RUF009 - frozen
 
     @cached_property
     def lungs(self) -> NDArray[np.uint8]:
-        """uint8 (rows, columns): 1 in the right lung, 2 in the left one, 0 elsewhere."""
+        """uint8 (rows, columns): 1 in the right lung, 2 in the left one, 0 elsewhere; as `Findings` has right and left."""
         sides = (self.findings.right_lung, self.findings.lungs & ~self.findings.right_lung)
         labels = np.zeros((self.geometry.rows, self.geometry.columns), np.uint8)
         for number, lung in enumerate(sides, start=1):
@@ -55,18 +59,31 @@ def pixel_aspect(source: Dataset) -> float:
     return pair[0] / pair[1] if pair else 1.0
 
 
-def patient_orientation(source: Dataset) -> list[str] | None:
-    """The two values of PatientOrientation as the source has them; None if they are no pair."""
-    value = value_of(source, "PatientOrientation")
-    return list(value) if isinstance(value, MultiValue | list) and len(value) == 2 else None
+def compression_of(source: Dataset) -> dict[str, Any]:
+    """What says that the source was once compressed with losses, and so that its results are (PS3.3 C.7.6.1.1.5)."""
+    flag = text(source, "LossyImageCompression")
+    file_meta = getattr(source, "file_meta", None)
+    if file_meta is not None and file_meta.get("TransferSyntaxUID") in (JPEGBaseline8Bit, JPEGExtended12Bit):
+        flag = "01"
+    if flag not in ("00", "01"):
+        return {}
+    found: dict[str, Any] = {"LossyImageCompression": flag}
+    if flag == "01":
+        ratios = [format_number_as_ds(value) for value in numbers(source, "LossyImageCompressionRatio") if value and value >= 1]
+        methods = [str(value) for value in values_of(source, "LossyImageCompressionMethod")]
+        if ratios:
+            found["LossyImageCompressionRatio"] = ratios
+        if methods and all(re.fullmatch("[A-Z0-9_ ]{1,16}", method) for method in methods):
+            found["LossyImageCompressionMethod"] = methods
+    return found
 
 
 def _pair(source: Dataset, keywords: tuple[str, ...]) -> tuple[float, float] | None:
     for keyword in keywords:
-        try:
-            vertical, horizontal = (float(value) for value in value_of(source, keyword))
-        except (TypeError, ValueError):
+        found = [value for value in numbers(source, keyword) if value is not None]
+        if len(found) != 2:
             continue
+        vertical, horizontal = found
         if vertical > 0 and horizontal > 0 and 0.2 <= vertical / horizontal <= 5:
             return vertical, horizontal
     return None

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from cxr_node.records import Findings
+from cxr_node.records import INDETERMINATE, Findings
 
 TITLES = {
     "healthy": "No pneumonia",
     "bacterial_pneumonia": "Bacterial pneumonia",
     "viral_pneumonia": "Viral pneumonia",
     "covid19_pneumonia": "COVID-19 pneumonia",
+    INDETERMINATE: "Indeterminate",
 }
 
-INDETERMINATE = "Indeterminate"
 NOT_ANALYSED = "Not analysed"
 
 
 def title(findings: Findings) -> str:
     """What the result is called: the likeliest class, or that none is likely enough."""
-    return INDETERMINATE if findings.indeterminate else TITLES[findings.label]
+    return TITLES[findings.answer]
 
 
 def headline(findings: Findings) -> str:
     """The result in one line: the class and how probable it is."""
-    likeliest = f"{TITLES[findings.label]} {findings.probabilities[findings.label]:.0%}"
-    return f"{INDETERMINATE} (likeliest: {likeliest})" if findings.indeterminate else likeliest
+    likeliest = f"{TITLES[findings.likeliest]} {findings.probabilities[findings.likeliest]:.0%}"
+    return likeliest if findings.answer == findings.likeliest else f"{title(findings)} (likeliest: {likeliest})"

@@ -10,19 +10,10 @@ from ssl import SSLContext
 
 from pydicom import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import (
-    Comprehensive3DSRStorage,
-    ExplicitVRLittleEndian,
-    GrayscaleSoftcopyPresentationStateStorage,
-    ImplicitVRLittleEndian,
-    JPEGLSLossless,
-    KeyObjectSelectionDocumentStorage,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-)
+from pydicom.uid import ImplicitVRLittleEndian
 
 from cxr_node.commitment import PUSH_MODEL
-from cxr_node.records import REPORT_CLASSES, ResultKind
+from cxr_node.records import KINDS_OF_RESULT, REPORT_CLASSES, ResultKind
 from cxr_node.references import Reference
 from cxr_node.settings import DestinationSettings, SenderSettings, Settings
 from cxr_node.tls import calling_context
@@ -34,15 +25,7 @@ _WARNINGS = (0x0001, 0x0107, 0x0116, *range(0xB000, 0xC000))
 Offer = tuple[str, str]
 """SOP class UID and transfer syntax UID of an object to be sent."""
 
-EXPECTED: dict[ResultKind, Offer] = {
-    ResultKind.OVERLAY: (SecondaryCaptureImageStorage, ExplicitVRLittleEndian),
-    ResultKind.LUNGS: (SegmentationStorage, ExplicitVRLittleEndian),
-    ResultKind.HEATMAP: (SegmentationStorage, ExplicitVRLittleEndian),
-    ResultKind.HEATVALUES: (SegmentationStorage, JPEGLSLossless),
-    ResultKind.PRESENTATION: (GrayscaleSoftcopyPresentationStateStorage, ExplicitVRLittleEndian),
-    ResultKind.REPORT: (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
-    ResultKind.WITHDRAWAL: (KeyObjectSelectionDocumentStorage, ExplicitVRLittleEndian),
-}
+EXPECTED: dict[ResultKind, Offer] = {kind: (row.sop_class_uid, row.transfer_syntax_uid) for kind, row in KINDS_OF_RESULT.items()}
 """What the kinds of result are composed as: negotiated before the first of them is due."""
 
 

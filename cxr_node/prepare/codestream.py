@@ -10,7 +10,21 @@ import struct
 from dataclasses import dataclass
 
 from pydicom import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import generate_fragments
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
 
 from cxr_node.errors import Rejected
 
@@ -18,6 +32,10 @@ DAMAGED = "The picture's data are damaged and can't be decoded."
 
 _J2K_START = b"\xff\x4f\xff\x51"
 """SOC followed by SIZ (ISO/IEC 15444-1 A.4 and A.5)."""
+_JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
+_HTJ2K = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
+_BASELINE, _LOSSLESS, _JPEG_LS = 0xC0, 0xC3, 0xF7
+"""Markers of a start of frame: SOF0, SOF3 and SOF55."""
 _JPEG_START = b"\xff\xd8"
 _END = b"\xff\xd9"
 """EOI of JPEG and JPEG-LS, EOC of JPEG 2000."""
@@ -38,19 +56,56 @@ class Codestream:
     complete: bool
 
 
-def check_codestream(ds: Dataset) -> None:
+def only_frame(ds: Dataset) -> bytes:
+    """The one frame of encapsulated PixelData: all fragments, whatever an offset table says, without the boxes of JP2.
+
+    PS3.5 8.2.4 forbids the boxes, and some machines send them.
+
+    Raises:
+        Rejected: there is none, or the encapsulation is broken.
+    """
+    try:
+        content = ds.PixelData
+        fragments = list(generate_fragments(content))
+        frame = b"".join(fragments[1:])  # the first is the Basic Offset Table
+    except Exception as error:  # a broken encapsulation raises in many ways
+        raise Rejected(DAMAGED) from error
+    if not frame:
+        raise Rejected(DAMAGED)
+    return _codestream_of_jp2(frame)
+
+
+def syntax_of(frame: bytes, declared: UID) -> UID:
+    """The transfer syntax that a frame is really in: that of its codestream, where it isn't of the declared one's family."""
+    if frame.startswith(_J2K_START):
+        if _is_high_throughput(frame):
+            return declared if declared in _HTJ2K else HTJ2K
+        return declared if declared in (JPEG2000Lossless, JPEG2000) else JPEG2000
+    if frame.startswith(_JPEG_START):
+        try:
+            place = _start_of_frame(frame)
+        except (struct.error, IndexError):
+            return declared
+        kind, bits = frame[place + 1], frame[place + 4]
+        if kind == _LOSSLESS:
+            return declared if declared in (JPEGLossless, JPEGLosslessSV1) else JPEGLossless
+        if kind == _JPEG_LS:
+            return declared if declared in (JPEGLSLossless, JPEGLSNearLossless) else JPEGLSLossless
+        return JPEGBaseline8Bit if kind == _BASELINE and bits == 8 else JPEGExtended12Bit
+    return declared
+
+
+def check_codestream(ds: Dataset, frame: bytes) -> None:
     """Keep from the decoders what is cut short, or larger than the header says and they have room for.
 
     Args:
-        ds: with encapsulated PixelData of one frame in JPEG, JPEG-LS, JPEG 2000 or HTJ2K.
+        ds: the header.
+        frame: in JPEG, JPEG-LS, JPEG 2000 or HTJ2K.
 
     Raises:
         Rejected: the codestream is damaged or doesn't match the header.
     """
-    try:
-        codestream = read_codestream(get_frame(ds.PixelData, 0, number_of_frames=1))
-    except Exception as error:  # a broken encapsulation raises in many ways
-        raise Rejected(DAMAGED) from error
+    codestream = read_codestream(frame)
     if codestream is None:
         raise Rejected(DAMAGED)
     if not codestream.complete:
@@ -63,7 +118,8 @@ def check_codestream(ds: Dataset) -> None:
 
 def read_codestream(codestream: bytes) -> Codestream | None:
     """Read a JPEG, JPEG-LS, JPEG 2000 or HTJ2K codestream; None if it is none or its header is damaged."""
-    complete = _END in codestream[-64:]  # what follows is padding, with 00 or FF; inside the coded data it can't occur
+    # what follows the end is padding, mostly with 00 or FF; inside the coded data the marker can't occur
+    complete = _END in codestream[-64:] or codestream.rstrip(b"\x00\xff").endswith(_END)
     try:
         if codestream.startswith(_J2K_START):
             right, bottom, left, top = struct.unpack(">4I", codestream[8:24])
@@ -76,6 +132,41 @@ def read_codestream(codestream: bytes) -> Codestream | None:
     except (struct.error, IndexError):
         return None
     return None
+
+
+def _codestream_of_jp2(frame: bytes) -> bytes:
+    """What is in the Contiguous Codestream box of a JP2 file (ISO/IEC 15444-1 annex I); the frame itself if it is none."""
+    if not frame.startswith(_JP2_SIGNATURE):
+        return frame
+    place = 0
+    while place + 8 <= len(frame):
+        (length,) = struct.unpack(">I", frame[place : place + 4])
+        kind, header = frame[place + 4 : place + 8], 8
+        if length == 1 and place + 16 <= len(frame):
+            (length,) = struct.unpack(">Q", frame[place + 8 : place + 16])
+            header = 16
+        end = len(frame) if length == 0 else place + length
+        if kind == b"jp2c":
+            return frame[place + header : end]
+        if end <= place:
+            break
+        place = end
+    raise Rejected(DAMAGED)
+
+
+def _is_high_throughput(frame: bytes) -> bool:
+    """Whether a JPEG 2000 codestream's main header has CAP, which only part 15 (HTJ2K) asks for, with its bit set."""
+    place = 2
+    while place + 4 <= len(frame) and frame[place] == 0xFF:
+        marker = frame[place + 1]
+        if marker in (0x90, 0x93):  # SOT, SOD: the main header is over
+            break
+        (length,) = struct.unpack(">H", frame[place + 2 : place + 4])
+        if marker == 0x50:
+            (capabilities,) = struct.unpack(">I", frame[place + 4 : place + 8].ljust(4, b"\0"))
+            return bool(capabilities & (1 << 17))  # Pcap of part 15, counted from the most significant bit
+        place += 2 + length
+    return False
 
 
 def _start_of_frame(codestream: bytes) -> int:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
@@ -38,7 +39,8 @@ from pydicom.uid import (
 
 from cxr_node.errors import Rejected
 from cxr_node.part10 import read_meta, source_of
-from cxr_node.prepare.codestream import DAMAGED, check_codestream
+from cxr_node.prepare.codestream import DAMAGED, check_codestream, only_frame, syntax_of
+from cxr_node.prepare.header import first_of, text
 
 MAX_PIXELS = 100_000_000
 """Rows × columns; the largest radiographs have about 20 million. More is a decompression bomb or a mistake."""
@@ -51,7 +53,19 @@ _MAX_COLOURED_SHARE = 0.001
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "TIFF")
 
+_ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
+
+_PIXEL_HEADER = (
+    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated", "BitsStored"),
+    *("HighBit", "PixelRepresentation", "NumberOfFrames", "SOPClassUID"),
+)
+"""What decoding a frame takes of a header."""
+
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+
+_NEEDED = (
+    *("Rows", "Columns", "PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation"),
+)
 
 _PLUGINS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_NATIVE, ("",)),
@@ -125,12 +139,10 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
         Rejected: no pixels, several frames, colour, too large, or damaged.
     """
     check_pixel_header(ds)
-    syntax = UID(ds.file_meta.TransferSyntaxUID)
+    ds, syntax = _with_one_fragment(ds)
     plugins = _PLUGINS.get(syntax)
     if plugins is None:
         raise Rejected(f"The picture is compressed in a way that can't be decoded ({syntax.name}).")
-    if syntax.is_encapsulated and syntax != RLELossless:
-        check_codestream(ds)
     coloured = ds.SamplesPerPixel == 3
     shift = _unused_low_bits(ds) if syntax in _NATIVE else 0
     options: dict[str, Any] = {"raw": not coloured, "index": 0, "allow_excess_frames": False}
@@ -150,6 +162,41 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
     return _grey(pixels, ds.BitsStored) if coloured else pixels
 
 
+def _with_one_fragment(ds: Dataset) -> tuple[Dataset, UID]:
+    """The image with its encapsulated frame in one fragment, and the transfer syntax that the frame is really in.
+
+    Raises:
+        Rejected: the codestream is damaged or doesn't match the header.
+    """
+    syntax = UID(ds.file_meta.TransferSyntaxUID)
+    if not syntax.is_transfer_syntax or not syntax.is_encapsulated:
+        return ds, syntax
+    unknown = Rejected(f"The picture is compressed in a way that can't be decoded ({syntax.name}).")
+    known = syntax in _PLUGINS or syntax == _ENCAPSULATED_UNCOMPRESSED
+    try:
+        frame = only_frame(ds)
+    except Rejected as error:
+        raise error if known else unknown from error
+    alone = Dataset()
+    for keyword in _PIXEL_HEADER:
+        if keyword in ds:
+            alone[keyword] = ds[keyword]
+    alone.file_meta = FileMetaDataset()
+    if syntax == _ENCAPSULATED_UNCOMPRESSED:
+        syntax, alone.PixelData = ExplicitVRLittleEndian, frame
+    else:
+        if syntax != RLELossless:
+            syntax = syntax_of(frame, syntax)
+            if syntax not in _PLUGINS:
+                raise unknown
+            check_codestream(ds, frame)
+        alone.PixelData = encapsulate([frame])
+    alone["PixelData"].VR = "OB" if syntax.is_encapsulated or ds.BitsAllocated == 8 else "OW"
+    alone.file_meta.TransferSyntaxUID = syntax
+    alone.set_original_encoding(False, True, "iso8859")
+    return alone, syntax
+
+
 def check_pixel_header(ds: Dataset) -> None:
     """What the Image Pixel module must say before its pixels are touched.
 
@@ -158,22 +205,46 @@ def check_pixel_header(ds: Dataset) -> None:
     """
     if "PixelData" not in ds:
         raise Rejected("The object holds no picture.")
-    rows, columns = ds.get("Rows") or 0, ds.get("Columns") or 0
+    _settle_pixel_header(ds)
+    missing = [keyword for keyword in _NEEDED if first_of(ds, keyword) in (None, "")]
+    if missing:
+        size = [keyword for keyword in missing if keyword in ("Rows", "Columns")]
+        told = [f"The header does not say how large the picture is: it lacks {' and '.join(size)}."] if size else []
+        others = [keyword for keyword in missing if keyword not in size]
+        told += [f"The header lacks {', '.join(others)}, without which the picture can't be read."] if others else []
+        raise Rejected(*told)
+    rows, columns = ds.Rows, ds.Columns
     reasons = []
     if rows < 1 or columns < 1:
-        reasons.append("The header does not say how large the picture is.")
+        reasons.append("The header does not say how large the picture is: Rows or Columns is 0.")
     elif rows * columns > MAX_PIXELS:
         reasons.append(f"The picture has {rows} x {columns} pixels, more than can be analysed.")
     if _frames(ds) != 1:
         reasons.append("The object holds several frames; single radiographs are analysed.")
-    photometric = ds.get("PhotometricInterpretation") or ""
-    samples = ds.get("SamplesPerPixel", 1)
+    photometric, samples = ds.PhotometricInterpretation, ds.SamplesPerPixel
     if samples not in (1, 3) or photometric == "PALETTE COLOR" or (samples == 1) != photometric.startswith("MONOCHROME"):
         reasons.append("The picture is in colour; radiographs are grey.")
-    if ds.get("BitsAllocated") not in (8, 16, 32) or not 1 <= (ds.get("BitsStored") or 0) <= ds.BitsAllocated:
+    if ds.BitsAllocated not in (8, 16, 32) or not 1 <= ds.BitsStored <= ds.BitsAllocated or ds.PixelRepresentation not in (0, 1):
         reasons.append("The picture is stored in a way that no radiograph is (number of bits).")
     if reasons:
         raise Rejected(*reasons)
+
+
+def _settle_pixel_header(ds: Dataset) -> None:
+    """Bring the Image Pixel module to single values, in place: of several the first counts."""
+    for keyword in (*_NEEDED, "HighBit", "PlanarConfiguration"):
+        value = first_of(ds, keyword)
+        if keyword != "PhotometricInterpretation" and value is not None:
+            try:
+                value = int(value)
+            except (TypeError, ValueError, OverflowError):
+                value = None
+        elif keyword == "PhotometricInterpretation":
+            value = text(ds, keyword).upper() or None
+        if value is None and keyword in ds:
+            del ds[keyword]
+        elif value is not None and ds.get(keyword) != value:
+            setattr(ds, keyword, value)
 
 
 def read_image_file(path: Path) -> NDArray[Any]:
@@ -247,7 +318,7 @@ def _first_that_works(decode: Callable[[str], NDArray[Any]], plugins: tuple[str,
 
 def _frames(ds: Dataset) -> int:
     try:
-        return int(ds.get("NumberOfFrames") or 1)
+        return int(first_of(ds, "NumberOfFrames") or 1)
     except (TypeError, ValueError):
         return 0
 

@@ -2,7 +2,8 @@
 
 The network image is a plain stretch of the whole upright image to a square. So pixels that aren't square need nothing
 of their own here: a pixel's place is a share of the width and of the height, whatever its size in millimetres, and the way
-back is the same stretch undone. Only who draws for human eyes has to heed PixelAspectRatio.
+back is the same stretch undone. Only who draws for human eyes has to heed PixelAspectRatio. Of a letterboxed
+capture, the picture between the bars takes the place of the whole image.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 
+from cxr_node.prepare.header import values_of
 from cxr_node.records import Geometry
 
 _SMOOTHING_PX = 1.2
@@ -35,8 +36,8 @@ def orientation(ds: Dataset) -> tuple[str, str] | None:
     Returns:
         the leading letter of both values of PatientOrientation, each of L, R, A, P, H, F; None if they don't say.
     """
-    value = ds.get("PatientOrientation")
-    if not isinstance(value, (MultiValue, list, tuple)) or len(value) != 2:
+    value = values_of(ds, "PatientOrientation")
+    if len(value) != 2:
         return None
     row, column = (str(part).strip().upper()[:1] for part in value)
     return (row, column) if row and column and set(row + column) <= set("LRAPHF") else None
@@ -45,7 +46,7 @@ def orientation(ds: Dataset) -> tuple[str, str] | None:
 def geometry_of(ds: Dataset, rows: int, columns: int) -> Geometry:
     r"""How to turn an image upright (patient's right on the image's left, head up), by PatientOrientation alone.
 
-    An image whose PatientOrientation is absent or is that of no frontal view is taken as it lies.
+    An image whose PatientOrientation is absent, empty or that of no frontal view is taken as it lies, its sides unsaid.
 
     FieldOfViewRotation and FieldOfViewHorizontalFlip say what was done to the stored pixels relative to the
     detector before they were stored (PS3.3 C.8.11.4, DX Detector module). PatientOrientation describes the
@@ -54,13 +55,13 @@ def geometry_of(ds: Dataset, rows: int, columns: int) -> Geometry:
     """
     ends = orientation(ds)
     if ends is None:
-        return Geometry(rows, columns)
+        return Geometry(rows, columns, sides_said=False)
     row, column = ends
     if row in _ROW_ENDS and column in _COLUMN_ENDS:
         return Geometry(rows, columns, flipped_vertically=column == "H", flipped_horizontally=row == "R")
     if row in _COLUMN_ENDS and column in _ROW_ENDS:  # lies on its side: a transposition swaps the two
         return Geometry(rows, columns, True, flipped_vertically=row == "H", flipped_horizontally=column == "R")
-    return Geometry(rows, columns)
+    return Geometry(rows, columns, sides_said=False)
 
 
 def to_upright(array: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
@@ -94,13 +95,13 @@ def to_source(upright: NDArray[Any], geometry: Geometry, shape: tuple[int, int] 
         float32 `shape`, in the source's orientation, interpolated linearly; averaged where it shrinks.
     """
     values = _turned_back(np.asarray(upright, np.float32), geometry)
-    return np.asarray(_stretched(values, shape or (geometry.rows, geometry.columns)), np.float32)
+    return np.asarray(_placed(values, geometry, shape or (geometry.rows, geometry.columns)), np.float32)
 
 
 def bytes_to_source(upright: NDArray[np.float32], geometry: Geometry) -> NDArray[np.uint8]:
     """As `to_source`, for values 0..1 to 0..255, several times as fast: what a large object is made of."""
     values = np.rint(np.clip(upright, 0, 1) * np.float32(255)).astype(np.uint8)
-    return np.asarray(_stretched(_turned_back(values, geometry), (geometry.rows, geometry.columns)), np.uint8)
+    return np.asarray(_placed(_turned_back(values, geometry), geometry, (geometry.rows, geometry.columns)), np.uint8)
 
 
 def mask_to_source(mask: NDArray[np.bool_], geometry: Geometry, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
@@ -115,7 +116,7 @@ def mask_to_source(mask: NDArray[np.bool_], geometry: Geometry, shape: tuple[int
         bool `shape`, in the source's orientation.
     """
     smooth = np.asarray(cv2.GaussianBlur(mask.astype(np.uint8) * np.uint8(255), (0, 0), _SMOOTHING_PX), np.uint8)
-    return _stretched(_turned_back(smooth, geometry), shape or (geometry.rows, geometry.columns)) >= 128
+    return _placed(_turned_back(smooth, geometry), geometry, shape or (geometry.rows, geometry.columns)) >= 128
 
 
 def outlines_in_source(mask: NDArray[np.bool_], geometry: Geometry) -> list[NDArray[np.float64]]:
@@ -158,7 +159,8 @@ def points_to_source(points: NDArray[np.float64], geometry: Geometry) -> NDArray
         y = 1 - y
     if geometry.transposed:
         x, y = y, x
-    return np.stack((x * geometry.columns, y * geometry.rows), axis=1)
+    top, bottom, left, right = geometry.box or (0, geometry.rows, 0, geometry.columns)
+    return np.stack((left + x * (right - left), top + y * (bottom - top)), axis=1)
 
 
 def _turned_back(upright: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
@@ -168,6 +170,19 @@ def _turned_back(upright: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
     if geometry.flipped_vertically:
         upright = upright[::-1]
     return np.ascontiguousarray(upright.T if geometry.transposed else upright)
+
+
+def _placed(values: NDArray[Any], geometry: Geometry, shape: tuple[int, int]) -> NDArray[Any]:
+    """A map of the analysed part of the source, stretched over that part of an array of this shape; 0 elsewhere."""
+    if geometry.box is None:
+        return _stretched(values, shape)
+    down, across = shape[0] / geometry.rows, shape[1] / geometry.columns
+    top, bottom, left, right = (
+        round(edge * scale) for edge, scale in zip(geometry.box, (down, down, across, across), strict=True)
+    )
+    placed = np.zeros(shape, values.dtype)
+    placed[top:bottom, left:right] = _stretched(values, (bottom - top, right - left))
+    return placed
 
 
 def _stretched(values: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+
+_MOST_BITS = 16
+_FULL = 0.9
+"""Entries that reach so much of what a depth allows were written for that depth."""
 
 
 @dataclass(frozen=True)
@@ -16,12 +21,12 @@ class LookupTable:
 
     entries: float64 (N,).
     first_mapped: the input that gets the first entry.
-    maximum: the largest entry that the table's bit depth allows.
+    bits: of an entry, as far as descriptor and entries agree.
     """
 
     entries: NDArray[np.float64]
     first_mapped: int
-    maximum: float
+    bits: int
 
     @classmethod
     def read(cls, item: Dataset, ds: Dataset, *, signed_input: bool = False) -> LookupTable | None:
@@ -29,17 +34,16 @@ class LookupTable:
 
         `signed_input`: the values looked up may be negative; then a first mapped value that was written unsigned is not.
         """
-        descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
-        if not descriptor or len(descriptor) != 3 or data is None:
+        try:
+            count, first_mapped, bits = (int(value) for value in item.get("LUTDescriptor") or ())
+            entries = _entries(item.get("LUTData"), count or 2**16, ds)
+        except (TypeError, ValueError, OverflowError):
             return None
-        count, first_mapped, bits = int(descriptor[0]) or 2**16, int(descriptor[1]), int(descriptor[2])
         if (signed_input or ds.get("PixelRepresentation") == 1) and first_mapped >= 2**15:
             first_mapped -= 2**16
-        entries = _entries(data, count, ds)
-        if entries.size == 0 or bits < 1:
+        if entries.size == 0 or bits < 1 or not 0 <= entries.min() <= entries.max() < 2**_MOST_BITS:
             return None
-        # Some writers say 16 bits and mean fewer, others the reverse: the entries are believed where they are larger.
-        return cls(entries, first_mapped, max(2.0**bits - 1, float(entries.max())))
+        return cls(entries, first_mapped, _bits(bits, int(entries.max())))
 
     def raw(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Entries as they stand, for the Modality LUT."""
@@ -48,18 +52,34 @@ class LookupTable:
 
     def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Entries as shares of the largest possible one, 0..1, for the VOI LUT."""
-        return self.raw(values) / self.maximum
+        return self.raw(values) / float(2**self.bits - 1)
 
 
-def first_item(ds: Dataset, keyword: str) -> Dataset | None:
-    """The first item of a sequence, None if it is absent or empty."""
+def items_of(ds: Dataset, keyword: str) -> Iterator[Dataset]:
+    """The items of a sequence; none where it is absent, empty, or something else."""
     sequence = ds.get(keyword)
-    return sequence[0] if sequence else None
+    if isinstance(sequence, (list, tuple)) or hasattr(sequence, "__iter__"):
+        yield from (item for item in sequence if isinstance(item, Dataset))
+
+
+def _bits(said: int, largest: int) -> int:
+    """Bits of an entry.
+
+    Some writers say 16 and mean fewer, as Agfa CRs do, others the reverse: the entries are believed where they are larger, where
+    they fill a narrower depth, and where a descriptor leaves more than two bits unused.
+    """
+    held = max(1, largest.bit_length())
+    if held >= said or said > _MOST_BITS:
+        return held
+    return held if said - held >= 2 or largest >= _FULL * (2**held - 1) else said
 
 
 def _entries(data: Any, count: int, ds: Dataset) -> NDArray[np.float64]:
+    if data is None:
+        return np.zeros(0)
     if not isinstance(data, (bytes, bytearray)):
-        return np.atleast_1d(np.asarray(data, np.float64)).ravel()[:count]
+        values = np.atleast_1d(np.asarray(data, np.float64)).ravel()[:count]
+        return np.where(values < 0, values + 2**16, values)  # read as signed
     if count <= len(data) < 2 * count:  # entries of 8 bits, two to a word (PS3.3 C.11.1.1.1)
         return np.frombuffer(data, np.uint8)[:count].astype(np.float64)
     little_endian = ds.original_encoding[1] is not False

@@ -16,6 +16,8 @@ from pydicom import Dataset
 from cxr_node.errors import Rejected
 from cxr_node.prepare.decode import check_pixel_header
 from cxr_node.prepare.geometry import orientation
+from cxr_node.prepare.header import as_list
+from cxr_node.prepare.words import names_another_part
 
 MIN_SIDE_PX = 128
 
@@ -27,6 +29,7 @@ _MODALITIES = frozenset({"", "CR", "DX", "RG", "DR", "XR", "OT", "SC"})
 """Projection radiography (PS3.3 C.7.3.1.1.1), names that are written for it, and what scanners of films write."""
 
 _UNSAID = frozenset({"", "OTHER", "UNKNOWN", "UNDEFINED", "UNSPECIFIED", "NONE", "NA", "BODY"})
+_SNOMED = frozenset({"SCT", "SRT", "SNM3", "99SDM"})
 _CHEST = re.compile(r"^(?!.*(?:SPINE|LUMBAR|VERTEBRA)).*(?:CHEST|THORA[XC]|TORAX|LUNG|PULMO|\bTHX\b|\bRIBS?\b|\bCXR\b)")
 _CHEST_CODES = frozenset(
     {
@@ -38,8 +41,10 @@ _CHEST_CODES = frozenset(
 
 _FRONTAL = re.compile(r"\b(?:P\.?A|A\.?P)\b|FRONTAL|POSTERO.?ANTERIOR|ANTERO.?POSTERIOR|\bLORDOTIC\b")
 _NOT_FRONTAL = re.compile(
-    r"\b(?:LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|OBL)\b|\bLAT(?:ERAL)?\b|LATERAL|OBLIQUE|AXIAL|DECUB|SAGITTAL|TANGENTIAL"
+    r"\b(?:LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|OBL)\b|\b[LR]{0,2}LAT\b|LAT.?RAL|OBLIQ|OBLIC|SCHR.?G|AXIAL|DECUB|SAGIT|TANGEN"
+    r"|PROFIL|PERFIL|SEITL|SEITE|\bSEIT\b|ZIJDEL|BOCZN|\bBO.N[IÍ]\b|\bSIDO|\bSIDEBILD|БОКОВ|側面|侧位"
 )
+"""Abbreviations, and the word of several languages; "." stands for a letter whose accent was lost."""
 _LATERAL_CODES = frozenset(
     {
         *("399067008", "399173006", "399198007", "399352003", "399260004", "30730003"),  # lateral, sagittal
@@ -52,7 +57,19 @@ _LATERAL_CODES = frozenset(
 
 _HUMAN = re.compile(r"HOMO|HUMAN|\bMAN\b|PERSON")
 _HUMAN_CODES = frozenset({"337915000", "L-85003", "L-85B00"})
-_ANIMAL = re.compile(r"\b(?:CANINE|FELINE|EQUINE|BOVINE|OVINE|PORCINE|VETERINAR\w*|DOG|CAT|HORSE|RABBIT|FERRET)\b")
+_ANIMAL = re.compile(
+    r"\b(?:CANINE|FELINE|EQUINE|BOVINE|OVINE|PORCINE|VETERINAR\w*|DOG|HORSE|RABBIT|FERRET)\b"
+    r"|^CATS?$|\bCATS? (?:THORAX|ABDOMEN|PELVIS|SKULL|LIMB|VD|DV)\b"
+)
+"""CAT alone is a category, or a scanner."""
+
+_PROCESSED = re.compile(
+    r"(?:BONE|RIB)S?.{0,3}SUPPRES|SUPPRES\w*.{0,4}(?:BONE|RIB)|SOFT.?TISSUE.{0,3}(?:IMAGE|VIEW|ONLY|SELECT)|SOFT.?TISSUE$|^SOFT.?TISSUE"
+    r"|BONE.?(?:IMAGE|VIEW|ONLY|SELECT|ENHANC)|ENERGY.{0,3}SUBTRACT|DUAL.?ENERGY.*(?:BONE|SOFT)|(?:BONE|SOFT).*DUAL.?ENERGY"
+    r"|CLEARREAD|WEICHTEILBILD|KNOCHENBILD|^BONES?$"
+)
+_PROCESSED_TYPE = re.compile(r"BONE|SOFT|SUPPRES|SUBTRACT|\bRIB")
+"""Of a value of ImageType after the second (PS3.3 C.8.11.1.1.1)."""
 
 
 def check_header(ds: Dataset) -> None:
@@ -73,6 +90,7 @@ def check_header(ds: Dataset) -> None:
     reasons += _not_a_person(ds)
     reasons += _not_a_chest(ds)
     reasons += _not_frontal(ds)
+    reasons += _not_plain(ds)
     if reasons:
         raise Rejected(*reasons)
 
@@ -111,7 +129,7 @@ def _not_a_person(ds: Dataset) -> Iterator[str]:
     codes, meanings = _codes(ds, "PatientSpeciesCodeSequence")
     coded_human = bool(codes & _HUMAN_CODES) or any(_HUMAN.search(meaning) for meaning in meanings)
     said_animal = (species and not _HUMAN.search(species)) or ((codes or meanings) and not coded_human)
-    breed = _text(ds, "PatientBreedDescription") or ds.get("PatientBreedCodeSequence") or _text(ds, "PatientSexNeutered")
+    breed = _text(ds, "PatientBreedDescription") or as_list(ds.get("PatientBreedCodeSequence")) or _text(ds, "PatientSexNeutered")
     if said_animal or breed or any(_ANIMAL.search(text) for text in _technique(ds)):
         yield "The patient is an animal; the networks know people only."
 
@@ -121,8 +139,10 @@ def _not_a_chest(ds: Dataset) -> Iterator[str]:
     codes, meanings = _codes(ds, "AnatomicRegionSequence")
     if _CHEST.search(part) or codes & _CHEST_CODES or any(_CHEST.search(meaning) for meaning in meanings):
         return
-    named = [name for name in (part, *meanings) if re.sub(r"\W", "", name) not in _UNSAID]
-    if named or codes:
+    # What is no defined term says nothing: it may be a chest in another language, or with its accents lost.
+    named = [name for name in (part, *meanings) if names_another_part(name)]
+    schemes = {_text(item, "CodingSchemeDesignator") for item in as_list(ds.get("AnatomicRegionSequence"))}
+    if named or (codes and schemes & _SNOMED):
         yield f"The body part is {_shown(named[0] if named else 'another one')}, not the chest."
 
 
@@ -147,6 +167,19 @@ def _not_frontal(ds: Dataset) -> Iterator[str]:
             yield "The examination's name says that the view is lateral or oblique, not frontal (PA or AP)."
 
 
+def _not_plain(ds: Dataset) -> Iterator[str]:
+    """Bones or soft tissue taken out of the picture, by software or by a second exposure."""
+    types = [str(value).strip().upper() for value in as_list(ds.get("ImageType"))[2:]]
+    told = [
+        _text(ds, keyword) for keyword in ("SeriesDescription", "DerivationDescription", "AcquisitionDeviceProcessingDescription")
+    ]
+    if any(_PROCESSED_TYPE.search(value) for value in types) or any(_PROCESSED.search(text) for text in told):
+        yield (
+            "The image is bone-suppressed, or the bone or soft-tissue image of a dual-energy exposure: "
+            "the networks know plain radiographs only; send the original."
+        )
+
+
 def _technique(ds: Dataset) -> list[str]:
     """What the machine was set to for this image, in capitals. Never shown: free text may hold names."""
     texts = [_text(ds, keyword) for keyword in ("AcquisitionDeviceProcessingDescription", "ProtocolName", "SeriesDescription")]
@@ -155,13 +188,13 @@ def _technique(ds: Dataset) -> list[str]:
 
 def _codes(ds: Dataset, keyword: str) -> tuple[frozenset[str], list[str]]:
     """Code values and meanings, in capitals, of a code sequence."""
-    items = list(ds.get(keyword) or [])
+    items = [item for item in as_list(ds.get(keyword)) if isinstance(item, Dataset)]
     values = frozenset(text for item in items if (text := _text(item, "CodeValue")))
     return values, [text for item in items if (text := _text(item, "CodeMeaning"))]
 
 
 def _text(ds: Dataset, keyword: str) -> str:
-    return re.sub(r"[_\s]+", " ", str(ds.get(keyword) or "")).strip().upper()
+    return re.sub(r"[_\s]+", " ", str(next(iter(as_list(ds.get(keyword))), ""))).strip().upper()
 
 
 def _shown(value: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
 
 from cxr_node import faults
-from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind
+from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind, answer_of
 from cxr_node.store import audit, leases, sending_again
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.blobs import Blobs
@@ -281,7 +281,7 @@ def _end_with(
 def _ending(job: Job, state: JobState, values: dict[str, Any]) -> AuditEvent:
     if state == JobState.REJECTED:
         return _event("job-rejected", job, "rejected", "; ".join(json.loads(values["reasons"])))
-    return _event("job-done", job, detail=str(json.loads(values["findings"]).get("label", "")))
+    return _event("job-done", job, detail=answer_of(json.loads(values["findings"]))["answer"])
 
 
 def _add_results(

@@ -5,11 +5,13 @@ A health check asks twice a minute: this module needs no SQLAlchemy (see `Ask`).
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from cxr_node.records import REPORT_CLASS_NAMES, DeliveryState, JobState, ResultKind
+from cxr_node.records import REPORT_CLASS_NAMES, DeliveryState, JobState, ResultKind, answer_of
 
 # ruff: noqa: S608 - what is put into SQL here are names of states and events
 
@@ -94,6 +96,18 @@ def report_classes_sent(ask: Ask) -> dict[str, dict[str, int]]:
     for destination, uid, count in ask(sql):
         found.setdefault(destination, {})[REPORT_CLASS_NAMES.get(uid, str(uid))] = count
     return found
+
+
+def last_day(ask: Ask) -> dict[str, Any]:
+    """Of the jobs done in the last 24 hours: `answers`, how often each was given, and `warnings` with their `count`."""
+    sql = f"SELECT findings FROM jobs WHERE state = '{JobState.DONE}' AND finished_at >= :since"
+    found = [json.loads(text) for (text,) in ask(sql, since=time.time() - 86400.0)]
+    answers = Counter(answer_of(findings)["answer"] for findings in found)
+    warnings = Counter(warning for findings in found for warning in findings.get("warnings", []))
+    return {
+        "answers": dict(answers.most_common()),
+        "warnings": [{"count": count, "warning": warning} for warning, count in warnings.most_common()],
+    }
 
 
 def going_nowhere(ask: Ask) -> list[dict[str, Any]]:

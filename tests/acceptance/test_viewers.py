@@ -22,7 +22,7 @@ from cxr_node.compose import compose_results
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.phantom import chest_phantom
 from cxr_node.prepare.radiograph import prepare_dataset
-from cxr_node.records import LABELS, Findings, ResultKind
+from cxr_node.records import LABELS, ComposedObject, Findings, ResultKind
 from tests.composing import NOW, findings
 from tests.conftest import REPOSITORY, find_peer
 from tests.orthanc import Orthanc, wait_until
@@ -37,6 +37,8 @@ pytestmark = [
 CHROMIUM = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-gpu")
 """WebGL without a graphics card."""
 PATIENCE_S, NUDGE_S = 180.0, 15.0
+ODD_WIDTHS = (1003, 1001, 1094)
+"""Columns that are no multiple of 8, odd and even."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,25 @@ class Study:
         return str(self.results[kind].SeriesDescription)
 
 
+def taken_and_analysed(columns: int, found: Findings) -> tuple[Dataset, bytes, list[ComposedObject]]:
+    """A radiograph of so many columns, its file, and its results."""
+    pixels = chest_phantom(seed=1, finding="right")[:, :columns]
+    source = radiograph_from_image(np.ascontiguousarray(pixels), uid_seed=f"viewers {columns}")
+    composed = compose_results(source, prepare_dataset(source), found, kinds=tuple(ResultKind), now=NOW)
+    content = BytesIO()
+    source.save_as(content, enforce_file_format=True)
+    return source, content.getvalue(), composed
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     ohif = Path(find_peer("OHIF")).parent
     plugins = [find_peer("libOrthancDicomWeb.so"), find_peer("libOrthancWebViewer.so")]
-    source = radiograph_from_image(chest_phantom(seed=1, finding="right"), uid_seed="viewers")
     found = findings()
-    composed = compose_results(source, prepare_dataset(source), found, kinds=tuple(ResultKind), now=NOW)
-    content = BytesIO()
-    source.save_as(content, enforce_file_format=True)
+    source, content, composed = taken_and_analysed(ODD_WIDTHS[0], found)
     folder = tmp_path_factory.mktemp("viewers")
     with Orthanc(find_peer("Orthanc"), folder, plugins=plugins) as orthanc, ViewerServer(ohif, orthanc.http_port) as viewer:
-        orthanc.store(content.getvalue())
+        orthanc.store(content)
         for item in composed:
             orthanc.store(item.content)
         results = {item.kind: pydicom.dcmread(BytesIO(item.content)) for item in composed}
@@ -153,15 +162,32 @@ def test_ohif_draws_the_regions_of_the_report_with_their_values(reader, study):
 
 @pytest.mark.parametrize("kind", [kind for kind in ResultKind if kind in ("lungs", "heatmap")])
 def test_ohif_lays_the_segments_over_the_radiograph(kind, reader, study):
-    reader.show(study.description(kind))
-    seg = study.results[kind]
+    see_segments(reader, study.results[kind], f"ohif-{kind}")
+
+
+@pytest.mark.parametrize("columns", ODD_WIDTHS[1:])
+def test_ohif_lays_the_segments_over_a_radiograph_of_any_width(columns, study, at_the_screen):
+    source, content, composed = taken_and_analysed(columns, study.findings)
+    stored = [study.orthanc.store(content), *(study.orthanc.store(item.content) for item in composed)]
+    try:
+        at_the_screen.open(source.StudyInstanceUID)
+        (lungs,) = [pydicom.dcmread(BytesIO(item.content)) for item in composed if item.kind == ResultKind.LUNGS]
+        see_segments(at_the_screen, lungs, f"ohif-lungs-{columns}")
+    finally:
+        for instance in stored:
+            study.orthanc.delete(instance)
+
+
+def see_segments(reader: Reader, seg: Dataset, name: str) -> None:
+    """Show a segmentation, and see that it lies where its pixels are."""
+    reader.show(str(seg.SeriesDescription))
     expected = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns).any(axis=0)
 
     def is_laid_over(picture: np.ndarray) -> bool:
         shown, wanted = coloured(picture), as_shown(expected, picture.shape[:2])
         return not is_blank(picture) and (shown & wanted).sum() > 0.9 * (shown | wanted).sum()
 
-    seen(reader, f"ohif-{kind}", is_laid_over)
+    seen(reader, name, is_laid_over)
     for segment in seg.SegmentSequence:
         assert reader.lists_segment(segment.SegmentLabel)
     assert reader.pop_ups() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 
 import cv2
@@ -12,6 +13,7 @@ from pydicom import Dataset
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
 from cxr_node.compose import compose_results
+from cxr_node.prepare.render import render
 from cxr_node.records import ResultKind
 from tests.composing import NOW, findings, lungs, radiograph, source
 from tests.images import lut_item
@@ -21,8 +23,15 @@ WAYS = [{}, {"across": True}, {"down": True}, {"transposed": True}, {"transposed
 
 def composed(ds=None, way=None, **changes):
     ds = source() if ds is None else ds
-    (item,) = compose_results(ds, radiograph(**(way or {})), findings(**changes), kinds=[ResultKind.PRESENTATION], now=NOW)
+    shown = replace(radiograph(**(way or {})), greys=greys_of(ds))
+    (item,) = compose_results(ds, shown, findings(**changes), kinds=[ResultKind.PRESENTATION], now=NOW)
     return pydicom.dcmread(BytesIO(item.content))
+
+
+def greys_of(ds):
+    """What `render` makes of 12-bit values under this header."""
+    stored = (np.arange(256 * 256).reshape(256, 256) % 4096).astype(np.uint16)
+    return render(ds, stored)[1]
 
 
 def layer(ds, name):
@@ -124,24 +133,87 @@ def test_takes_the_window_and_the_rescaling_of_the_source():
     )
     ds = composed(given)
     (voi,) = ds.SoftcopyVOILUTSequence
-    assert (voi.WindowCenter, voi.WindowWidth, voi.VOILUTFunction) == ([2000, 1800], [3000, 900], "SIGMOID")
+    assert (voi.WindowCenter, voi.WindowWidth, voi.VOILUTFunction) == (2000, 3000, "SIGMOID")
     assert (ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType) == (2, -5, "US")
 
 
 def test_takes_the_tables_of_the_source():
     given = source()
-    given.VOILUTSequence = [lut_item(0, 8, [0, 100, 200, 255])]
-    given.ModalityLUTSequence = [lut_item(0, 8, [0, 1, 2, 3])]
+    entries = [entry // 16 for entry in range(4096)]
+    given.VOILUTSequence = [lut_item(0, 8, entries), lut_item(0, 8, entries[::-1])]
+    given.ModalityLUTSequence = [lut_item(0, 16, list(range(4096)))]
     given.ModalityLUTSequence[0].ModalityLUTType = "US"
     ds = composed(given)
-    assert list(ds.SoftcopyVOILUTSequence[0].VOILUTSequence[0].LUTData) == [0, 100, 200, 255]
-    assert list(ds.ModalityLUTSequence[0].LUTData) == [0, 1, 2, 3]
+    (item,) = ds.SoftcopyVOILUTSequence[0].VOILUTSequence
+    assert list(item.LUTData) == entries
+    assert "WindowCenter" not in ds.SoftcopyVOILUTSequence[0]
+    assert list(ds.ModalityLUTSequence[0].LUTData) == list(range(4096))
 
 
-def test_a_source_without_greys_of_its_own_has_none_here():
-    ds = composed(source(WindowCenter="", WindowWidth=""))
-    assert "SoftcopyVOILUTSequence" not in ds
-    assert "RescaleSlope" not in ds
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"WindowCenter": "", "WindowWidth": ""},
+        {"WindowCenter": "2048", "WindowWidth": "0"},
+        {"WindowCenter": "40000", "WindowWidth": "100"},
+        {"WindowCenter": "128", "WindowWidth": "256"},
+        {"WindowCenter": "2048", "WindowWidth": "1"},
+    ],
+    ids=str,
+)
+def test_a_window_that_is_not_believed_gives_way_to_the_one_that_the_overlay_has(attributes):
+    (voi,) = composed(source(**attributes)).SoftcopyVOILUTSequence
+    # 0.5 and 99.5 percentile of 0..4095 become black and white (PS3.3 C.11.2.1.2.1)
+    low, high = (voi.WindowCenter - 0.5 - sign * (voi.WindowWidth - 1) / 2 for sign in (1, -1))
+    assert low == pytest.approx(20.5, abs=1)
+    assert high == pytest.approx(4074.5, abs=1)
+    assert "VOILUTFunction" not in voi
+
+
+def test_a_good_window_after_a_bad_one_is_taken():
+    (voi,) = composed(source(WindowCenter=[128, 2048], WindowWidth=[256, 4096])).SoftcopyVOILUTSequence
+    assert (voi.WindowCenter, voi.WindowWidth) == (2048, 4096)
+
+
+def test_a_slope_of_nothing_is_not_repeated():
+    ds = composed(source(RescaleSlope="0", RescaleIntercept="0"))
+    assert (ds.RescaleSlope, ds.RescaleIntercept) == (1, 0)
+
+
+def test_a_table_that_claims_more_bits_than_it_has_is_written_with_those_it_has():
+    given = source()
+    given.VOILUTSequence = [lut_item(0, 16, list(range(4096)))]
+    (item,) = composed(given).SoftcopyVOILUTSequence[0].VOILUTSequence
+    assert list(item.LUTDescriptor) == [4096, 0, 12]
+
+
+@pytest.mark.parametrize(
+    "shutter",
+    [
+        {
+            **{"ShutterShape": "RECTANGULAR", "ShutterLeftVerticalEdge": 21, "ShutterRightVerticalEdge": 200},
+            **{"ShutterUpperHorizontalEdge": 11, "ShutterLowerHorizontalEdge": 240},
+        },
+        {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [128, 128], "RadiusOfCircularShutter": 100},
+        {"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [10, 10, 10, 240, 240, 240, 240, 10]},
+    ],
+    ids=lambda shutter: shutter["ShutterShape"],
+)
+def test_keeps_the_shutter_of_the_source(shutter):
+    ds = composed(source(**shutter))
+    for keyword, value in shutter.items():
+        assert ds[keyword].value == value
+    assert ds.ShutterPresentationValue == 0
+
+
+def test_a_source_without_a_shutter_has_none():
+    assert "ShutterShape" not in composed()
+
+
+def test_a_shutter_that_hides_everything_is_not_believed():
+    closed = {"ShutterShape": "RECTANGULAR", "ShutterLeftVerticalEdge": 5, "ShutterRightVerticalEdge": 5}
+    ds = composed(source(**closed, ShutterUpperHorizontalEdge=5, ShutterLowerHorizontalEdge=5))
+    assert "ShutterShape" not in ds
 
 
 def test_the_layers_can_be_switched_one_by_one():

@@ -19,7 +19,7 @@ from pydicom.uid import UID
 from cxr_node.compose import compose_results
 from cxr_node.compose.report import lung_rectangle
 from cxr_node.records import LABELS, Geometry, ResultKind
-from tests.composing import MODEL, NOW, PROBABILITIES, SIDE, SMALL, findings, radiograph, source
+from tests.composing import MARK, MODEL, NOW, PROBABILITIES, SIDE, SMALL, findings, heat_at, radiograph, source
 
 CODES = tomllib.loads((files("cxr_node.compose") / "codes.toml").read_text("utf-8"))
 BOTH = (ResultKind.OVERLAY, ResultKind.REPORT)
@@ -125,7 +125,6 @@ def test_the_observer_is_this_device():
 @pytest.mark.parametrize(
     ("label", "code"),
     [
-        ("healthy", "17621005"),
         ("bacterial_pneumonia", "53084003"),
         ("viral_pneumonia", "75570004"),
         ("covid19_pneumonia", "882784691000119100"),
@@ -134,6 +133,33 @@ def test_the_observer_is_this_device():
 def test_the_finding_is_the_class_in_snomed_ct(label, code):
     finding = group(label=label).finding_type
     assert (finding.value, finding.scheme_designator) == (code, "SCT")
+
+
+def test_no_pneumonia_is_not_called_a_normal_chest():
+    finding = group(label="healthy").finding_type
+    assert (finding.value, finding.scheme_designator) == ("NO-PNEUMONIA", "99CXRNODE")
+    assert "absent" in finding.meaning
+    assert not any(concept.get("CodeValue") == "17621005" for concept in concepts(composed(label="healthy")[ResultKind.REPORT]))
+
+
+def test_the_finding_s_region_is_marked_as_what_was_looked_at():
+    assert "region looked at" in group().tracking_identifier
+    parameters = [item.TextValue for item in items(composed()[ResultKind.REPORT]) if is_parameter(item)]
+    assert "region: what was looked at, and not the place of a lesion" in parameters
+
+
+def test_each_region_of_heat_is_a_group_of_its_own():
+    spots = np.maximum(heat_at(MARK), 0.8 * heat_at((90, 150), spread=8))
+    hot = groups(heatmap=spots)[3:]
+    assert [one.tracking_identifier for one in hot] == ["Heat region 1", "Heat region 2"]
+    assert [one.finding_type.value for one in hot] == ["130404", "130404"]
+    scale = radiograph().pixels.shape[1] / SIDE
+    assert np.allclose(hot[0].roi.value[:, 0].mean() / scale, MARK[1], atol=3)
+    assert np.allclose(hot[1].roi.value[:, 0].mean() / scale, 150, atol=3)
+
+
+def test_without_heat_there_is_no_region_of_it():
+    assert len(groups(heatmap=np.zeros((SIDE, SIDE), np.float32))) == 3
 
 
 def test_a_code_of_more_than_16_characters_is_a_long_code_value():
@@ -183,11 +209,11 @@ def test_the_share_of_heat_is_given_for_each_lung():
 
 
 def test_only_the_finding_has_numbers_and_a_site_since_viewers_would_write_others_over_them():
-    finding, *lungs = groups()
+    finding, *others = groups()
     assert len(finding.get_measurements()) == 17
-    for lung in lungs:
-        assert lung.get_measurements() == []
-        assert lung.finding_sites == []
+    for other in others:
+        assert other.get_measurements() == []
+        assert other.finding_sites == []
 
 
 def test_the_share_of_heat_is_given_for_six_zones():
@@ -199,8 +225,9 @@ def test_the_share_of_heat_is_given_for_six_zones():
 
 
 def test_each_lung_is_a_group_with_its_outline():
-    _, right, left = groups()
+    _, right, left, _ = groups()
     assert (right.tracking_identifier, left.tracking_identifier) == ("Right lung", "Left lung")
+    assert [lung.finding_type.value for lung in (right, left)] == ["3341006", "44029006"]
     for side in (right, left):
         outline = side.roi.value
         assert len(outline) > 20
@@ -211,7 +238,7 @@ def test_each_lung_is_a_group_with_its_outline():
 
 def test_a_lung_that_was_not_found_has_no_group():
     without_left = findings().right_lung
-    assert len(groups(lungs=without_left, right_lung=without_left)) == 2
+    assert len(groups(lungs=without_left, right_lung=without_left)) == 3  # the finding, the right lung, the heat in it
 
 
 def test_what_was_measured_in_a_lung_refers_to_its_segment():
@@ -232,7 +259,7 @@ def test_what_was_measured_in_a_lung_refers_to_its_segment():
 def test_a_lung_is_tracked_as_the_same_thing_by_report_and_segmentation():
     made = composed(kinds=WITH_LUNGS)
     tracked = [segment.TrackingUID for segment in made[ResultKind.LUNGS].SegmentSequence]
-    assert tracked == [lung.tracking_uid for lung in groups(kinds=WITH_LUNGS)[1:]]
+    assert tracked == [lung.tracking_uid for lung in groups(kinds=WITH_LUNGS)[1:3]]
 
 
 def test_names_the_report_that_it_replaces():
@@ -256,7 +283,7 @@ def test_every_group_names_the_algorithm():
         for item in items(composed()[ResultKind.REPORT])
         if item.ValueType == "TEXT" and item.ConceptNameCodeSequence[0].CodeValue in ("111001", "111003", "111002")
     ]
-    assert texts.count(("111001", MODEL.name)) == texts.count(("111003", MODEL.version)) == 3
+    assert texts.count(("111001", MODEL.name)) == texts.count(("111003", MODEL.version)) == 4
     assert texts.count(("111002", f"weights: sha256 {MODEL.digest}")) == 1
 
 
@@ -271,7 +298,7 @@ def test_every_group_has_a_region_on_the_source():
     """Viewers show nothing at all where a group has none."""
     ds = composed()[ResultKind.REPORT]
     containers = [item for item in items(ds) if item.ConceptNameCodeSequence[0].CodeValue == "125007"]
-    assert len(containers) == 3
+    assert len(containers) == 4
     for item in containers:
         (region,) = (child for child in items(item) if child.ValueType == "SCOORD")
         assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source().SOPInstanceUID

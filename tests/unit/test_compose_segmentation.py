@@ -84,7 +84,8 @@ def test_the_heat_lies_on_the_mark_of_the_source_s_own_pixels(orientation):
 def test_levels_and_lungs_do_not_overlap():
     for kind in (LUNGS, LEVELS_KIND):
         ds = composed(kind)
-        assert frames(ds).sum(axis=0).max() == 1
+        assert set(np.unique(frames(ds))) == {0, 255}
+        assert (frames(ds) > 0).sum(axis=0).max() == 1
         assert ds.SegmentsOverlap == "NO"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from importlib.resources import files
 from io import BytesIO
 
@@ -16,7 +17,7 @@ from cxr_node.commitment import PUSH_MODEL
 from cxr_node.compose import compose_results, identity
 from cxr_node.deliver.request import COMMITMENT, EXPECTED, Outcome
 from cxr_node.receive import admission
-from cxr_node.records import ANALYSIS_KINDS, ResultKind
+from cxr_node.records import ANALYSIS_KINDS, Greys, ResultKind
 from cxr_node.settings import OverlaySettings
 from tests.composing import NOW, findings, radiograph, source
 from tests.conftest import REPOSITORY
@@ -100,7 +101,8 @@ def composed(ds: Dataset) -> dict[str, Dataset]:
     for name, uid in (("Study", ds.StudyInstanceUID), ("Series", "1.2.3.4"), ("SOP", "1.2.3.5")):
         setattr(predecessor, f"{name}InstanceUID", uid)
     predecessor.SOPClassUID = EXPECTED[ResultKind.REPORT][0]
-    items = compose_results(ds, radiograph(), findings(), kinds=tuple(ResultKind), predecessor=predecessor, now=NOW)
+    shown = replace(radiograph(), greys=Greys(window=(100.0, 200.0)))
+    items = compose_results(ds, shown, findings(), kinds=tuple(ResultKind), predecessor=predecessor, now=NOW)
     return {str(item.kind): pydicom.dcmread(BytesIO(item.content)) for item in items}
 
 

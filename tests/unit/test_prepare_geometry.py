@@ -50,7 +50,7 @@ def test_an_orientation_of_no_frontal_view_is_taken_as_it_lies(value):
     ds = grey_image(ramp())
     if value is not None:
         ds.PatientOrientation = value
-    assert geometry_of(ds, 160, 200) == Geometry(160, 200)
+    assert geometry_of(ds, 160, 200) == Geometry(160, 200, sides_said=False)
 
 
 def test_an_oblique_orientation_counts_by_its_leading_letter():

@@ -24,8 +24,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cxr_node.errors import Rejected
+from cxr_node.prepare import render as rendering
 from cxr_node.prepare.decode import decode_pixels, read_dataset
-from cxr_node.prepare.render import render
+from cxr_node.prepare.radiograph import prepare_dataset
 from tests.images import grey_image, lut_item, save
 
 SYNTAXES = {
@@ -117,6 +119,11 @@ def pixels_of(values, dtype):
     return np.resize(np.array(list(values)), (40, 60)).astype(dtype)
 
 
+def render(ds, stored):
+    """The pixels alone."""
+    return rendering.render(ds, stored)[0]
+
+
 @pytest.mark.parametrize("syntax", SYNTAXES.values(), ids=SYNTAXES)
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize(("dtype", "bits"), DEPTHS.values(), ids=DEPTHS)
@@ -168,7 +175,7 @@ def test_a_lut_of_packed_bytes_is_read_byte_by_byte():
 @settings(max_examples=60, deadline=None)
 @given(
     centre=st.integers(500, 3500),
-    width=st.integers(400, 6000),
+    width=st.integers(2000, 6000),
     slope=st.sampled_from(["1", "0.5", "2.25", "-1"]),
     intercept=st.integers(-1000, 1000),
     function=st.sampled_from(["LINEAR", "LINEAR_EXACT", "SIGMOID"]),
@@ -317,3 +324,105 @@ def test_agrees_with_dcmtk(lut, dtype, bits, photometric, peer, tmp_path):
     assert (kind, columns, rows) == ("P2", "60", "40")
     theirs = np.array(values, float).reshape(40, 60) / float(maximum)
     np.testing.assert_allclose(render(read_dataset(path), stored), theirs, atol=0.0045)  # dcmtk divides entries of 8 bits by 256
+
+
+def body():
+    """(200, 240) of 12-bit values as a radiograph has them: 400 to 3600, every level, in a mixed order."""
+    levels = np.linspace(400, 3600, 200 * 240).astype(np.uint16)
+    return np.random.default_rng(3).permutation(levels).reshape(200, 240)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"WindowCenter": "128", "WindowWidth": "256"},
+        {"WindowCenter": "2048", "WindowWidth": "1"},
+        {"WindowCenter": "40", "WindowWidth": "10"},
+        {"WindowCenter": "2000", "WindowWidth": "60"},
+        {"WindowCenter": ["128", "40"], "WindowWidth": ["256", "10"]},
+    ],
+    ids=str,
+)
+def test_windows_that_clip_nearly_everything_give_way_to_percentiles(window):
+    stored = body()
+    seen, greys = rendering.render(grey_image(stored, 12, **window), stored)
+    assert np.array_equal(seen, render(grey_image(stored, 12), stored))
+    assert len(greys.disbelieved) == (2 if isinstance(window["WindowCenter"], list) else 1)
+
+
+def test_a_good_window_after_bad_ones_is_taken():
+    stored = body()
+    windows = {"WindowCenter": ["128", "2048"], "WindowWidth": ["256", "4096"]}
+    seen, greys = rendering.render(grey_image(stored, 12, **windows), stored)
+    assert np.array_equal(seen, render(grey_image(stored, 12, WindowCenter="2048", WindowWidth="4096"), stored))
+    assert greys.window == (2048, 4096)
+
+
+def test_windows_without_a_partner_are_passed_over():
+    stored = body()
+    uneven = grey_image(stored, 12, WindowCenter=["2048", "1000"], WindowWidth="4096")
+    assert rendering.render(uneven, stored)[1].window == (2048, 4096)
+
+
+@pytest.mark.parametrize(("said", "held"), [(16, 12), (14, 10), (16, 8), (12, 12), (8, 12)])
+def test_a_voi_lut_is_as_bright_as_its_entries_whatever_its_descriptor_claims(said, held):
+    stored = body()
+    entries = [round(entry * (2**held - 1) / 4095) for entry in range(4096)]
+    seen = render(grey_image(stored, 12, VOILUTSequence=[lut_item(0, said, entries)]), stored)
+    np.testing.assert_allclose(seen, stored / 4095, atol=1 / (2**held - 1))
+
+
+def test_a_dark_voi_lut_of_its_full_depth_stays_dark():
+    stored = body()
+    entries = [round(entry * 0.7 * 65535 / 4095) for entry in range(4096)]
+    seen = render(grey_image(stored, 12, VOILUTSequence=[lut_item(0, 16, entries)]), stored)
+    np.testing.assert_allclose(seen, 0.7 * stored / 4095, atol=1e-4)
+
+
+SHUTTERS = {
+    "rectangular": {
+        **{"ShutterShape": "RECTANGULAR", "ShutterLeftVerticalEdge": 21, "ShutterRightVerticalEdge": 220},
+        **{"ShutterUpperHorizontalEdge": 11, "ShutterLowerHorizontalEdge": 190},
+    },
+    "circular": {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [100, 120], "RadiusOfCircularShutter": 80},
+    "polygonal": {"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [11, 21, 11, 220, 190, 220, 190, 21]},
+}
+
+
+@pytest.mark.parametrize("shape", SHUTTERS)
+def test_what_lies_outside_the_shutter_is_hidden(shape):
+    stored = body()
+    stored[:10] = 4095
+    seen, greys = rendering.render(grey_image(stored, 12, **SHUTTERS[shape]), stored)
+    hidden = np.isnan(seen)
+    assert greys.shutter
+    assert hidden[0].all()
+    assert not hidden[100, 60:180].any()
+    if shape == "circular":
+        assert hidden.mean() == pytest.approx(1 - np.pi * 80**2 / stored.size, abs=0.01)
+    else:
+        assert np.array_equal(np.flatnonzero(~hidden.all(axis=1)), np.arange(10, 190))
+        assert np.array_equal(np.flatnonzero(~hidden.all(axis=0)), np.arange(20, 220))
+
+
+@pytest.mark.parametrize("attributes", [{"ShutterShape": "RECTANGULAR"}, {"ShutterShape": "BITMAP"}, {"ShutterShape": "ROUND"}])
+def test_a_shutter_without_measures_hides_nothing(attributes):
+    stored = body()
+    seen, greys = rendering.render(grey_image(stored, 12, **attributes), stored)
+    assert not np.isnan(seen).any()
+    assert not greys.shutter
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 4095), (400, 2000), (2500, 65535)])
+def test_padding_that_would_make_holes_in_the_patient_is_not_believed(first, last):
+    stored = body()
+    seen = render(grey_image(stored, 12, PixelPaddingValue=first, PixelPaddingRangeLimit=last), stored)
+    assert not np.isnan(seen).any()
+
+
+def test_the_reason_names_the_window_where_nothing_helps():
+    stored = np.full((200, 240), 700, np.uint16)
+    stored[:, ::2] = 701
+    with pytest.raises(Rejected) as caught:
+        prepare_dataset(grey_image(stored, 12, WindowCenter="128", WindowWidth="256"))
+    assert any("window of centre 128 and width 256" in reason for reason in caught.value.reasons)

@@ -1,0 +1,59 @@
+"""Values of a header in the form that a program can use, whatever was written: real headers break every rule of the standard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from pydicom import Dataset
+
+
+def value_of(ds: Dataset, keyword: str) -> Any:
+    """The value of an attribute; None where it is absent or can't be read at all."""
+    try:
+        return ds.get(keyword)
+    except (ValueError, TypeError, OverflowError, NotImplementedError, AttributeError, KeyError, IndexError):
+        return None
+
+
+def values_of(ds: Dataset, keyword: str) -> list[Any]:
+    """The values of an attribute, of whatever multiplicity; none where it is absent, empty or can't be read."""
+    return as_list(value_of(ds, keyword))
+
+
+def as_list(value: Any) -> list[Any]:
+    """The values of an element's value, of whatever multiplicity; none where it is empty."""
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, (str, bytes, Dataset)) or not isinstance(value, Iterable) else list(value)
+
+
+def first_of(ds: Dataset, keyword: str) -> Any:
+    """The first value of an attribute, of whatever multiplicity; None where there is none."""
+    return next(iter(values_of(ds, keyword)), None)
+
+
+def text(ds: Dataset, keyword: str) -> str:
+    """The first value of an attribute as text without outer spaces; empty where there is none."""
+    value = first_of(ds, keyword)
+    return "" if value is None else str(value).strip()
+
+
+def numbers(ds: Dataset, keyword: str) -> list[float | None]:
+    """The values of a number in the header, None for each that is no finite number."""
+    return [_number(value) for value in values_of(ds, keyword)]
+
+
+def number(ds: Dataset, keyword: str, default: float | None = None) -> Any:
+    """The first value of a number in the header; the default where it is absent, empty or no finite number."""
+    found = _number(first_of(ds, keyword))
+    return default if found is None else found
+
+
+def _number(value: Any) -> float | None:
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None

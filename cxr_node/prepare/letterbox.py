@@ -1,0 +1,57 @@
+"""Captures of a screen: a picture between two bars of one grey, which are no part of the radiograph."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_node.prepare.quality import MIN_SIDE_PX
+from cxr_node.records import Geometry
+
+_FLAT = 0.02
+"""A row or column that varies no more than this (of 0..1) may be of a bar."""
+_LEAST_BARS = 0.2
+"""Bars that take less of the side than this together may be a collimator's shadow, and are left."""
+_UNEVEN = 0.2
+"""Two bars that differ by more than this share of the wider one are no letterbox."""
+_MOST_SLENDER = 2.0
+"""A radiograph is no longer than so many times its width, nor wider."""
+
+
+def picture_box(pixels: NDArray[np.float32]) -> tuple[int, int, int, int] | None:
+    """Top, bottom, left and right of the picture between two bars; None where there are none.
+
+    Args:
+        pixels: float32 (rows, columns) in 0..1; NaN, where padded, counts as a bar.
+    """
+    top, bottom = _between_bars(_is_flat(pixels, axis=1))
+    left, right = _between_bars(_is_flat(pixels, axis=0))
+    rows, columns = bottom - top, right - left
+    whole = (rows, columns) == pixels.shape
+    slender = max(rows, columns) > _MOST_SLENDER * min(rows, columns)
+    return None if whole or slender or min(rows, columns) < MIN_SIDE_PX else (top, bottom, left, right)
+
+
+def cut(pixels: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
+    """The part of an image, (rows, columns), that is analysed."""
+    if geometry.box is None:
+        return pixels
+    top, bottom, left, right = geometry.box
+    return pixels[top:bottom, left:right]
+
+
+def _is_flat(pixels: NDArray[np.float32], axis: int) -> NDArray[np.bool_]:
+    """Which rows (axis 1) or columns (axis 0) are of one grey, bool (N,)."""
+    spread = np.fmax.reduce(pixels, axis=axis) - np.fmin.reduce(pixels, axis=axis)
+    return np.asarray(~(spread > _FLAT))
+
+
+def _between_bars(flat: NDArray[np.bool_]) -> tuple[int, int]:
+    """Bounds of what lies between two bars of nearly one width; all where there are none."""
+    varied = np.flatnonzero(~flat)
+    if varied.size == 0:
+        return 0, flat.size
+    before, after = int(varied[0]), int(flat.size - varied[-1] - 1)
+    if before + after < _LEAST_BARS * flat.size or abs(before - after) > _UNEVEN * max(before, after):
+        return 0, flat.size
+    return before, flat.size - after

@@ -1,0 +1,122 @@
+"""Whatever an attribute of the source holds, results are made, and lose nothing but what came from that attribute."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from io import BytesIO
+from typing import Any
+
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom import DataElement, Dataset
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
+
+from cxr_node.compose import compose_not_analysed, compose_results
+from cxr_node.records import Greys, ResultKind
+from tests.composing import MODEL, NOW, SMALL, findings, radiograph, source, upright_chest
+
+IDENTITY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID")
+"""Without a single valid value of each, nothing is received."""
+ODD_VALUES: tuple[str, ...] = (
+    *("", "1\\2", "1\\2\\3", "L\\F\\X", "A\\\\B", "nonsense", "-1", "1e400", "99999999999", "+9999", "01\\01"),
+    "Ünïcode^=^",
+)
+"""As text in a file; a backslash separates values."""
+
+
+class Watched(Dataset):
+    """Notes which of its attributes are read."""
+
+    read: set[str]
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self._note(key)
+        return super().get(key, default)
+
+    def __getattr__(self, name: str) -> Any:
+        self._note(name)
+        return super().__getattr__(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        self._note(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: Any) -> bool:
+        self._note(key)
+        return super().__contains__(key)
+
+    def _note(self, key: Any) -> None:
+        tag = tag_for_keyword(key) if isinstance(key, str) else key
+        keyword = pydicom.datadict.keyword_for_tag(tag) if tag is not None and not isinstance(tag, slice) else ""
+        if keyword:
+            self.__dict__.setdefault("read", set()).add(keyword)
+
+
+def all_results(ds: Dataset) -> dict[str, Dataset]:
+    """Every kind of result and both notices, read back from their bytes."""
+    shown = radiograph(upright_chest(160, 128))
+    greys = Greys(shutter=True, rescale=(2.0, 1.0), window=(100.0, 200.0))
+    shown = type(shown)(shown.pixels, shown.network_image, shown.geometry, greys)
+    made = compose_results(ds, shown, findings(), kinds=tuple(ResultKind), overlay=SMALL, now=NOW)
+    notices = compose_not_analysed(ds, ["too dark"], MODEL, kinds=(ResultKind.OVERLAY, ResultKind.REPORT), now=NOW)
+    named = [*((str(item.kind), item) for item in made), *((f"no {item.kind}", item) for item in notices)]
+    return {name: pydicom.dcmread(BytesIO(item.content)) for name, item in named}
+
+
+@functools.cache
+def keywords_read() -> tuple[str, ...]:
+    """Every attribute of the source that composing reads, but those that reception vouches for."""
+    watched = Watched(source())
+    watched.file_meta = source().file_meta
+    all_results(watched)
+    return tuple(sorted(watched.__dict__["read"] - set(IDENTITY)))
+
+
+def with_odd(keyword: str, text: str) -> Dataset:
+    """The source with an attribute that holds a text as a file may have it, whatever its VR allows."""
+    ds = source()
+    tag = Tag(tag_for_keyword(keyword))
+    vr = dictionary_VR(tag).split(" or ")[0]
+    if vr == "SQ":
+        item = Dataset()
+        item.add(DataElement("CodeValue", "SH", text.split("\\"), validation_mode=0))
+        ds[tag] = DataElement(tag, "SQ", [item, Dataset()][: 1 + text.count("\\")] if text else [])
+        return ds
+    raw = {"US": b"\x01\x00\x02\x00\x03\x00", "UL": b"\1\0\0\0\2\0\0\0"}.get(vr, text.encode("latin-1"))
+    ds._dict[tag] = RawDataElement(tag, vr, len(raw), raw + b" " * (len(raw) % 2), 0, False, True)
+    return ds
+
+
+def test_what_composing_reads_is_seen():
+    assert {"PatientName", "InstanceNumber", "PixelSpacing", "PatientOrientation", "RequestAttributesSequence"} <= set(
+        keywords_read()
+    )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_an_odd_attribute_costs_nothing_but_itself(data):
+    keyword = data.draw(st.sampled_from(keywords_read()))
+    text = data.draw(st.sampled_from(ODD_VALUES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of the value
+        made = all_results(with_odd(keyword, text))
+    assert len(made) == len(ResultKind) + 2
+    for ds in made.values():
+        kept = {"PatientID": "T-1", "AccessionNumber": "A-77", "StudyID": "7", "PatientSex": "F", "PatientBirthDate": "19600229"}
+        for name, value in kept.items():
+            if name != keyword:
+                assert ds.get(name) == value
+
+
+@pytest.mark.parametrize("keyword", ["InstanceNumber", "PixelSpacing"])
+@pytest.mark.parametrize("text", ODD_VALUES, ids=repr)
+def test_numbers_and_names_of_any_multiplicity_are_survived(keyword, text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert all_results(with_odd(keyword, text))["report"].PatientID == "T-1"

@@ -1,0 +1,108 @@
+"""What decoders can read is read: boxes, fragments, offset tables, syntaxes wrongly named; what is missing is named."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLossless, JPEGLSLossless, RLELossless
+
+from cxr_node.errors import Rejected
+from cxr_node.prepare.decode import decode_pixels
+from tests.images import grey_image
+
+STORED = (np.add.outer(np.arange(200) * 7, np.arange(256) * 3) % 4096).astype(np.uint16)
+COMPRESSIONS = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
+
+
+def frame_of(syntax):
+    return get_frame(grey_image(STORED, 12, syntax).PixelData, 0, number_of_frames=1)
+
+
+def box(kind, content):
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def item(content):
+    content += b"\0" * (len(content) % 2)
+    return b"\xfe\xff\x00\xe0" + struct.pack("<I", len(content)) + content
+
+
+@pytest.mark.parametrize("table", [b"", struct.pack("<I", 0), struct.pack("<2I", 0, 5000), struct.pack("<I", 77777)], ids=len)
+@pytest.mark.parametrize("syntax", COMPRESSIONS, ids=lambda uid: uid.keyword)
+def test_a_frame_in_many_fragments_is_read_with_any_offset_table(syntax, table):
+    ds = grey_image(STORED, 12, syntax)
+    frame = frame_of(syntax)
+    ds.PixelData = item(table) + b"".join(item(frame[start : start + 1000]) for start in range(0, len(frame), 1000))
+    assert np.array_equal(decode_pixels(ds), STORED)
+
+
+def test_an_extended_offset_table_makes_no_difference():
+    ds = grey_image(STORED, 12, JPEGLSLossless)
+    ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = struct.pack("<Q", 99), struct.pack("<Q", 10)
+    assert np.array_equal(decode_pixels(ds), STORED)
+
+
+@pytest.mark.parametrize("long_length", [False, True])
+def test_jpeg_2000_in_the_boxes_of_jp2_is_read(long_length):
+    ds = grey_image(STORED, 12, JPEG2000Lossless)
+    code = frame_of(JPEG2000Lossless)
+    last = struct.pack(">I4sQ", 1, b"jp2c", 16 + len(code)) + code if long_length else box(b"jp2c", code)
+    head = box(b"ihdr", struct.pack(">IIHBBBB", *STORED.shape, 1, 11, 7, 0, 0))
+    ds.PixelData = encapsulate([box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 \0\0\0\0jp2 ") + box(b"jp2h", head) + last])
+    assert np.array_equal(decode_pixels(ds), STORED)
+
+
+def test_boxes_without_a_codestream_are_damaged():
+    ds = grey_image(STORED, 12, JPEG2000Lossless)
+    ds.PixelData = encapsulate([box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 \0\0\0\0jp2 ")])
+    with pytest.raises(Rejected, match="damaged"):
+        decode_pixels(ds)
+
+
+@pytest.mark.parametrize("declared", [JPEGBaseline8Bit, JPEGLossless])
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.keyword)
+def test_a_codestream_under_another_syntax_s_name_is_read(syntax, declared):
+    ds = grey_image(STORED, 12, syntax)
+    ds.file_meta.TransferSyntaxUID = declared
+    assert np.array_equal(decode_pixels(ds), STORED)
+
+
+def test_a_progressive_jpeg_of_a_retired_syntax_is_read():
+    eight = (STORED // 16).astype(np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(eight).save(written, "JPEG", progressive=True, quality=95)
+    ds = grey_image(eight, 8)
+    ds.PixelData = encapsulate([written.getvalue()])
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.55"
+    assert np.abs(decode_pixels(ds).astype(int) - eight).max() <= 4
+
+
+def test_an_uncompressed_frame_that_is_encapsulated_is_read():
+    ds = grey_image(STORED, 12)
+    ds.PixelData = encapsulate([STORED.tobytes()])
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.98"
+    assert np.array_equal(decode_pixels(ds), STORED)
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    ["Rows", "Columns", "PixelRepresentation", "BitsStored", "BitsAllocated", "PhotometricInterpretation", "SamplesPerPixel"],
+)
+def test_what_is_missing_is_named(keyword):
+    ds = grey_image(STORED, 12)
+    del ds[keyword]
+    with pytest.raises(Rejected, match=keyword):
+        decode_pixels(ds)
+
+
+@pytest.mark.parametrize("keyword", ["Rows", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel"])
+def test_of_several_values_the_first_counts(keyword):
+    ds = grey_image(STORED, 12)
+    value = ds[keyword].value
+    setattr(ds, keyword, [value, 7])
+    assert np.array_equal(decode_pixels(ds), STORED)
