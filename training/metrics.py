@@ -138,3 +138,13 @@ def indeterminate(targets: Targets, probabilities: Probabilities, below: float) 
         "coverage": float(answered.mean()),
         "accuracy": float(right[answered].mean()) if answered.any() else None,
     }
+
+
+def given(targets: Targets, answers: list[str]) -> dict[str, float | int | None]:
+    """The same for what was answered, whatever kept the rest from an answer; "" is none."""
+    right = [answer == LABELS[target] for target, answer in zip(targets, answers, strict=True) if answer]
+    return {
+        "count": len(answers) - len(right),
+        "coverage": len(right) / len(answers),
+        "accuracy": float(np.mean(right)) if right else None,
+    }

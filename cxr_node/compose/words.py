@@ -23,4 +23,5 @@ def title(findings: Findings) -> str:
 def headline(findings: Findings) -> str:
     """The result in one line: the class and how probable it is."""
     likeliest = f"{TITLES[findings.label]} {findings.probabilities[findings.label]:.0%}"
-    return f"{INDETERMINATE} (likeliest: {likeliest})" if findings.indeterminate else likeliest
+    because = f"{INDETERMINATE}: {findings.indeterminate_reason} (likeliest: {likeliest})"
+    return because if findings.indeterminate else likeliest
