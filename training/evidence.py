@@ -70,7 +70,7 @@ class RestingBatchNorm(nn.BatchNorm2d):
 
 
 def prepare_to_train(network: CXRNet, at_rest: list[str]) -> None:
-    """Training mode, but for what is `at_rest`, and the encoder's batch normalisation, which both passes share: it stays as it is."""
+    """Training mode, but for what is `at_rest` and for the encoder's batch normalisation, which both passes share."""
     network.train()
     for module in network.encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -217,7 +217,7 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
     step, gone, log, kept = state["step"], state["seconds"], Log(out), time.monotonic()
     figures: list[list[float]] = []
-    drawn = batches(groups, recipe, step)
+    drawn = batches(groups, recipe, step, place.rank)
     while gone < recipe["seconds"]:
         began = time.monotonic()
         batch = next(drawn)
@@ -230,29 +230,35 @@ def train(
         loss = parts[0] + 0.7 * parts[1] + 0.3 * parts[2]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        for parameter in learning:  # a batch may have nothing that a head learns from
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        took = place.agree([parameter.grad for parameter in learning if parameter.grad is not None], time.monotonic() - began)
+        nn.utils.clip_grad_norm_(learning, 5.0)
         optimiser.step()
         average.update_parameters(network)
         step += 1
-        gone += time.monotonic() - began
-        figures.append([float(part) for part in parts])
+        gone += took
+        figures.append([float(part.detach()) for part in parts])
         if step % 25 == 0:
             means = dict(zip(("evidence", "which", "other"), map(float, np.mean(figures, axis=0)), strict=True))
             figures.clear()
-            log.write(step, {**means, "seconds": gone})
+            if place.first:
+                log.write(step, {**means, "seconds": gone})
             print(step, round(gone), {key: round(value, 3) for key, value in means.items()}, flush=True)
-        if time.monotonic() - kept > recipe["checkpoint_seconds"]:
+        if place.first and time.monotonic() - kept > recipe["checkpoint_seconds"]:
             kept = time.monotonic()
             states = {"network": network.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
             save_checkpoint(out / "checkpoint.pt", {**states, "step": step, "seconds": gone})
-    save_checkpoint(
-        out / "last.pt",
-        {
-            "network": average.module.state_dict(),
-            "recipe": recipe,
-            "data": manifest_digest(data),
-            "without": without,
-            "begun_with": weights.model_of(begin_with).digest if begin_with else "",
-            "steps": step,
-        },
-    )
+    if place.first:
+        save_checkpoint(
+            out / "last.pt",
+            {
+                "network": average.module.state_dict(),
+                "recipe": recipe,
+                "data": manifest_digest(data),
+                "without": without,
+                "begun_with": weights.model_of(begin_with).digest if begin_with else "",
+                "steps": step,
+            },
+        )

@@ -162,11 +162,11 @@ def _framed(image: Image, lungs: Mask, mark: Mask, joined: Image, rng: np.random
     return image, (joined & 1) > 0, (joined & 2) > 0
 
 
-def batches(groups: Groups, recipe: dict[str, Any], first_step: int) -> Iterator[Batch]:
-    """Batches without end, each drawn from a seed of its own, the next one made while one is used."""
+def batches(groups: Groups, recipe: dict[str, Any], first_step: int, rank: int = 0) -> Iterator[Batch]:
+    """Batches without end, each of a step and of a process's rank drawn from a seed of its own, made ahead."""
 
     def make(step: int) -> Batch:
-        rng = np.random.default_rng((recipe["seed"], step))
+        rng = np.random.default_rng((recipe["seed"], step, rank))
         drawn = [example(groups, recipe, rng) for _ in range(recipe["batch_size"])]
         image, lungs, marks, cold = (np.stack([one[place] for one in drawn]) for place in range(4))
         tensors = (torch.from_numpy(mask) for mask in (lungs, marks, cold))

@@ -43,6 +43,18 @@ class Place:
             return tensor.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         return tensor.to(self.device, non_blocking=True)
 
+    def agree(self, gradients: list[Tensor], seconds: float) -> float:
+        """Have every process hold the mean of all processes' gradients, and say how long the slowest took."""
+        if self.world == 1:
+            return seconds
+        longest = torch.tensor(seconds, device=self.device)
+        distributed.all_reduce(longest, distributed.ReduceOp.MAX)
+        flat = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.world)
+        distributed.all_reduce(flat)
+        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        return float(longest)
+
     def share(self, module: nn.Module) -> nn.Module:
         """The module, its gradients averaged over all processes."""
         return DistributedDataParallel(module) if self.world > 1 else module
