@@ -30,6 +30,9 @@ from training.split import load_unet
 
 PNEUMONIAS = LABELS[1:]
 
+_MOST_HIDDEN = 0.3
+"""Of the lungs: where more was taken away, the image need not show its disease any more."""
+
 
 def first_network(recipe: dict[str, Any], begin_with: Path | None, imagenet: Path | None = None) -> CXRNet:
     """What training begins with: other weights and what they lack for answers from evidence, or an encoder from ImageNet's.
@@ -97,7 +100,7 @@ def place_loss(item: Item, evidence: Tensor, score: Tensor, lung: Tensor, mark: 
         if item.label in ("healthy", OTHER):  # cold everywhere
             return loss + F.softplus(evidence).mean() + (1.0 if item.label == "healthy" else 0.5) * F.softplus(score)
         surely = 0.5 if item.label == UNSPECIFIED else 0.8  # reports by text mining are wrong for one in three
-        found = surely * F.softplus(-score) if hidden < 0.3 else loss * 0
+        found = surely * F.softplus(-score) if hidden <= _MOST_HIDDEN else loss * 0
         return loss + found + 0.3 * F.softplus(evidence[~lung]).mean()
     inside = mark & lung
     if item.kind == "box":  # somewhere in the box: its stronger half
@@ -115,22 +118,27 @@ def place_loss(item: Item, evidence: Tensor, score: Tensor, lung: Tensor, mark: 
             loss = loss + 0.5 * F.softplus(others - some).mean()
     if (~mark & ~lung).any():
         loss = loss + 0.3 * F.softplus(evidence[~mark & ~lung]).mean()
-    if hidden < 0.3 and mark.sum() > 50:
+    if hidden <= _MOST_HIDDEN and mark.sum() > 50:
         loss = loss + 0.2 * F.softplus(-score)
     return loss
 
 
 def which_loss(items: list[Item], logits: Tensor, hidden: Tensor) -> Tensor:
     """Cross-entropy of the pneumonia's kind; where no germ is named it is bacterial or viral, by their sum."""
-    losses = []
-    for item, one, gone in zip(items, F.log_softmax(logits, dim=1), hidden, strict=True):
-        if gone > 0.3:
-            continue
+    counted = [k for k, gone in enumerate(hidden.tolist()) if gone <= _MOST_HIDDEN]
+    losses = which_losses([items[k] for k in counted], logits[counted]) if counted else logits[:0, 0]
+    return losses.mean() if len(losses) else logits.sum() * 0
+
+
+def which_losses(items: list[Item], logits: Tensor) -> Tensor:
+    """The same of each image with pneumonia, float (N,); 0 of others."""
+    allowed = torch.zeros_like(logits, dtype=torch.bool)
+    for row, item in enumerate(items):
         if item.label in PNEUMONIAS:
-            losses.append(-one[PNEUMONIAS.index(item.label)])
-        elif item.label == UNSPECIFIED:
-            losses.append(-torch.logsumexp(one[:2], 0))
-    return torch.stack(losses).mean() if losses else logits.sum() * 0
+            allowed[row, PNEUMONIAS.index(item.label)] = True
+        else:  # no germ is named: bacterial or viral; without pneumonia: any
+            allowed[row, : 2 if item.label == UNSPECIFIED else 3] = True
+    return -torch.logsumexp(F.log_softmax(logits, dim=1).masked_fill(~allowed, -torch.inf), dim=1)
 
 
 def other_loss(items: list[Item], logits: Tensor) -> Tensor:
@@ -245,7 +253,7 @@ def train(
             figures.clear()
             if place.first:
                 log.write(step, {**means, "seconds": gone})
-            print(step, round(gone), {key: round(value, 3) for key, value in means.items()}, flush=True)
+                print(step, round(gone), {key: round(value, 3) for key, value in means.items()}, flush=True)
         if place.first and time.monotonic() - kept > recipe["checkpoint_seconds"]:
             kept = time.monotonic()
             states = {"network": network.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
