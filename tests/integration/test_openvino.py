@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from cxr_node.errors import Rejected, SettingsError, WeightsError
 from cxr_node.nets.weights import shipped_folder
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
+from tests.small_training import blotches, write_evidence_weights
 from training.dataset import load_images, read_manifest
 
 pytestmark = pytest.mark.data
@@ -103,3 +105,15 @@ def test_it_reports_to_nobody_that_it_is_used():
     )
     said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=120).stdout
     assert said.strip().endswith("telemetry_stub")
+
+
+def test_answers_from_evidence_are_the_same_in_openvino(tmp_path):
+    folder = write_evidence_weights(tmp_path, 64)
+    both = [networks(folder, precision="fp32", engine=engine) for engine in ("torch", "openvino")]
+    crops = [cv2.resize(blotches(seed), (64, 64)) for seed in range(3)]
+    lungs = [np.arange(64 * 64).reshape(64, 64) % 3 > 0] * 3
+    one, other = (each.examine(crops, lungs) for each in both)
+    assert other.probabilities == pytest.approx(one.probabilities, abs=1e-3)
+    assert other.relevance == pytest.approx(one.relevance, abs=1e-3)
+    assert other.doubts == one.doubts
+    assert np.ptp(one.probabilities[:, 0]) > 0
