@@ -228,6 +228,8 @@ def _algorithm(findings: Findings) -> AlgorithmIdentification:
     ]
     if findings.indeterminate_below:
         parameters[-1] += f", indeterminate below {findings.indeterminate_below:.0%}"
+    if findings.indeterminate:
+        parameters.append(f"indeterminate because: {findings.indeterminate_reason}")
     if findings.greys_inverted:
         parameters.append("greys: inverted before the analysis")
     if model.digest:
