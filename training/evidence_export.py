@@ -22,13 +22,16 @@ from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import LABELS
 from training.evidence import other_loss, which_losses
 from training.evidence_set import OTHER, UNSPECIFIED, Examples, Item, load_examples
-from training.metrics import fit_temperature, indeterminate_threshold
+from training.metrics import fit_temperature, indeterminate_threshold, threshold_of_coverage
 from training.place import take_place
 
 PNEUMONIAS = LABELS[1:]
 
 SUSPECTED_WRONGLY = 0.02
 """Share of `val` without other disease that may be suspected of it."""
+
+COVERAGE = 0.8
+"""Share of `val` that at least is answered, even where fewer of the answers than wanted are right then."""
 
 FARTHEST = 0.995
 """Share of `val` that is no farther from the training images than what is answered."""
@@ -101,7 +104,9 @@ def export_evidence(state: dict[str, Any], unet: UNet, cache: Path, data: Path, 
             },
             "calibration": {"temperature": rule.temperature},
             "answer": {key: round(getattr(rule, key), 5) for key in rule.__annotations__},
-            "indeterminate_below": indeterminate_threshold(targets, chances[known]),
+            "indeterminate_below": min(
+                indeterminate_threshold(targets, chances[known]), threshold_of_coverage(chances[known], COVERAGE)
+            ),
             "training": {
                 "manifest_sha256": state["data"],
                 "without": without,
