@@ -224,11 +224,17 @@ def heat(
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
     limit: Annotated[int, typer.Option(help="Deletion and insertion on at most so many images of each disease.", min=0)] = 10,
     healthy: Annotated[int, typer.Option(help="At most so many healthy images.", min=0)] = 200,
+    pictures: Annotated[str, typer.Option(help="Only draw marked radiographs of this source, at random: OUT/heat.png.")] = "",
 ) -> None:
     """Measure whether the heat lies where radiologists see disease, beside other maps: heat.json."""
     from training.heat import heat as measure
+    from training.heat_pictures import draw_heat
 
     try:
+        if pictures:
+            out.mkdir(parents=True, exist_ok=True)
+            draw_heat(data, split, weights, out / "heat.png", pictures)
+            return
         figures = measure(data, split, weights, out, limit, healthy)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
