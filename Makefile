@@ -1,7 +1,7 @@
 # cxr_node from a fresh clone. `make` alone lists what there is.
 #
 # Variables: PYTHON (the interpreter to start from), PIP_OPTIONS (words for pip), WORKERS (of pytest),
-# PYTEST_OPTIONS (such as "-k receive"), MINUTES (of soak).
+# PYTEST_OPTIONS (such as "-k receive"), MINUTES (of soak), DATA (of gpu: the folder of manifest.csv).
 
 SHELL := /bin/bash
 .NOTPARALLEL:
@@ -11,6 +11,7 @@ export PYTHON PIP_OPTIONS
 WORKERS ?= 2
 PYTEST_OPTIONS ?=
 MINUTES ?= 10
+DATA ?= ../shared/data
 installation := setup.cfg pyproject.toml constraints.txt scripts/install
 
 .PHONY: help
@@ -85,6 +86,10 @@ sbom: .tools/.installed  ## the software bill of materials of what requirements.
 .PHONY: fuzz
 fuzz: .venv/.installed-dev  ## break a million inputs for the parsers, pictures for the decoders, 100,000 PDUs for the listener
 	.venv/bin/python -m tests.fuzz
+
+.PHONY: gpu
+gpu: .venv/.installed-dev  ## train on a GPU and measure, in 30 minutes, with the radiographs in DATA; weights and figures in runs/gpu/home
+	scripts/train-on-gpu $(DATA)
 
 .PHONY: clean
 clean:  ## remove .venv, build results and caches; data and training runs stay

@@ -352,6 +352,7 @@ class Findings:
     zone_rows: for each lung, the rows of `lungs` at which its middle and its lower zone begin.
     lung_area_fraction: lungs' share of the image, 0..1.
     indeterminate_below: a likeliest class that is less probable than this says nothing; 0: never.
+    doubt: why nothing is answered, however probable a class is; empty: no reason.
     greys_inverted: the image shows white lungs as its header has it, and was analysed with its greys inverted.
     sides: how it is known which lung is which.
     seconds: wall-clock time by stage, for this image's share of its batch: segment, classify.
@@ -369,6 +370,7 @@ class Findings:
     lung_area_fraction: float
     model: Model
     indeterminate_below: float = 0.0
+    doubt: str = ""
     greys_inverted: bool = False
     sides: Sides = Sides()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -385,8 +387,15 @@ class Findings:
 
     @property
     def indeterminate(self) -> bool:
-        """Whether even the likeliest class is too improbable to be named as the finding."""
-        return self.probabilities[self.label] < self.indeterminate_below
+        """Whether no class is named as the finding."""
+        return bool(self.indeterminate_reason)
+
+    @property
+    def indeterminate_reason(self) -> str:
+        """Why no class is named: `doubt`, or that even the likeliest is too improbable; empty where one is named."""
+        if self.doubt:
+            return self.doubt
+        return "two classes are close" if self.probabilities[self.label] < self.indeterminate_below else ""
 
 
 def answer_of(findings: dict[str, Any]) -> dict[str, str]:

@@ -379,6 +379,7 @@ def as_json(findings: Findings, seconds: dict[str, float], geometry: Geometry) -
         "likeliest": findings.likeliest,
         "label": findings.label,
         "indeterminate": findings.indeterminate,
+        "indeterminate_reason": findings.indeterminate_reason,
         "probabilities": {label: round(value, 6) for label, value in findings.probabilities.items()},
         "heat_in_lungs": round(findings.heat_in_lungs, 4),
         "heat_by_lung": {names[side]: round(value, 4) for side, value in findings.heat_by_lung.items()},

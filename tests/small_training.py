@@ -70,3 +70,26 @@ def write_weights(folder: Path, size_px: int, **preprocessing: bool) -> Path:
         },
     )
     return folder
+
+
+def write_evidence_weights(folder: Path, size_px: int) -> Path:
+    """Weight files of small networks that answer from evidence."""
+    write_weights(folder, size_px)
+    torch.manual_seed(4)
+    network = CXRNet("resnet34", decoder_channels=DECODER, answer="evidence")
+    architecture = {"encoder": "resnet34", "representation": "mask", "decoder_channels": list(DECODER), "answer": "evidence"}
+    weights.save(
+        folder,
+        "cxrnet",
+        network,
+        {
+            "name": "CXRNet",
+            "version": "t",
+            "architecture": architecture,
+            "classes": list(LABELS),
+            "preprocessing": {"input_size_px": size_px, "segmented": False},
+            "calibration": {"temperature": 1.0},
+            "answer": {"slope": 1.0, "intercept": 0.0, "temperature": 1.0, "other_above": 50.0, "unlike_above": 1e6},
+        },
+    )
+    return folder

@@ -90,6 +90,31 @@ def classify(
 
 
 @app.command()
+def evidence(
+    data: DataFolder,
+    out: OutFolder = Path("runs/evidence"),
+    recipe: Recipe = Path("conf/evidence.toml"),
+    segment: LungUNet = Path("cxr_node/nets/weights"),
+    begin_with: Annotated[Path, typer.Option(help="Weights to go on from.")] = Path("cxr_node/nets/weights"),
+    imagenet: Annotated[Path | None, typer.Option(help="ImageNet weights (safetensors) to begin with instead.")] = None,
+    without: Annotated[str, typer.Option(help="A source to leave out, so as to be measured on it.")] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value in the recipe, such as seconds=900."),
+    ] = None,
+) -> None:
+    """Train CXRNet to draw opacity where radiologists marked it, and to answer from that."""
+    from training.evidence import train
+    from training.recipe import keep_recipe
+
+    try:
+        kept = keep_recipe(recipe, settings or (), out)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    train(kept, data, segment, None if imagenet else begin_with, out, without, imagenet)
+
+
+@app.command()
 def gate(
     data: DataFolder,
     out: OutFolder = Path("runs/gate"),
@@ -164,11 +189,13 @@ def evaluate(
     source: Annotated[str, typer.Option(help="Only radiographs of this source of the manifest.")] = "",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
     engine: Annotated[str, typer.Option(help="torch, or openvino: in int8 where the weights allow it.")] = "torch",
+    hidden: Annotated[bool, typer.Option(help="Also without the lungs, which takes as long again.")] = True,
 ) -> None:
     """Measure weights on one split: metrics.json, confusion matrix, ROC curves."""
     from training.evaluate import evaluate as measure
 
-    figures = measure(data, split, weights, out, source, engine)
+    figures = measure(data, split, weights, out, source, engine, hidden)
+    print(figures["answers"]["adults"])
     print({key: figures[key] for key in ("accuracy", "adult_covid_vs_healthy", "segmentation", "calibration", "gate")})
 
 
@@ -199,6 +226,58 @@ def explain(
 
     figures = measure(data, split, weights, out, limit)
     print({key: figures[key] for key in ("aoppc", "heat_in_lungs")})
+
+
+@app.command()
+def heat(
+    data: DataFolder,
+    out: OutFolder,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
+    limit: Annotated[int, typer.Option(help="Deletion and insertion on at most so many images of each disease.", min=0)] = 10,
+    healthy: Annotated[int, typer.Option(help="At most so many healthy images.", min=0)] = 200,
+    pictures: Annotated[str, typer.Option(help="Only draw marked radiographs of this source, at random: OUT/heat.png.")] = "",
+) -> None:
+    """Measure whether the heat lies where radiologists see disease, beside other maps: heat.json."""
+    from training.heat import heat as measure
+    from training.heat_pictures import draw_heat
+
+    try:
+        if pictures:
+            out.mkdir(parents=True, exist_ok=True)
+            draw_heat(data, split, weights, out / "heat.png", pictures)
+            return
+        figures = measure(data, split, weights, out, limit, healthy)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    for name in ("marks", "zones", "healthy", "curves"):
+        print(name, figures[name])
+
+
+@app.command()
+def unseen(
+    data: DataFolder,
+    recipe: Recipe = Path("conf/evidence.toml"),
+    runs: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/unseen"),
+    segment: LungUNet = Path("cxr_node/nets/weights"),
+    imagenet: Annotated[
+        Path | None, typer.Option(help="ImageNet weights of ResNet-50; default: weights/resnet50_imagenet.safetensors in DATA.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A source to leave out; default: each in turn.")] = None,
+    seconds: Annotated[int, typer.Option(help="Training time of each; 0: the recipe's.", min=0)] = 0,
+    most: Annotated[int, typer.Option(help="Measure at most so many radiographs of each label; 0: all.", min=0)] = 0,
+) -> None:
+    """Leave each source out in turn and measure on it: unseen.json; what was interrupted goes on."""
+    from training.unseen import unseen as measure
+
+    imagenet = imagenet or data / "weights" / "resnet50_imagenet.safetensors"
+    settings = [f"seconds={seconds}"] if seconds else []
+    try:
+        figures = measure(data, recipe, runs, segment, imagenet, only or (), settings, most)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    for source, found in figures.items():
+        print(source, found if source == "mean" else found["headline"])
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,23 @@ from tqdm import tqdm
 from cxr_node.analyse.gate import frontal_score
 from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
 from cxr_node.analyse.pipeline import classifier_inputs, classify_batch, segment_batch
-from cxr_node.records import LABELS
+from cxr_node.records import LABELS, Findings
 from cxr_node.settings import InferenceSettings
 from training import metrics
 from training.dataset import Radiograph, load_images, load_masks, read_manifest
+from training.evidence_set import read_items
 from training.gate import read_not_frontal
+from training.outcomes import by_group, by_source, headline, outcome, outcomes_of, written
 from training.probabilities import probabilities as probabilities_of
 from training.segment import intersection_over_union
 
 _BATCH = 16
+_NO_HEAT = np.zeros((0, 0), np.float32)
 
 
-def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: str = "", engine: str = "torch") -> dict[str, Any]:
+def evaluate(
+    data: Path, split: str, weights: Path | None, out: Path, source: str = "", engine: str = "torch", hidden: bool = True
+) -> dict[str, Any]:
     """Evaluate and write OUT/metrics.json, OUT/probabilities.csv, OUT/confusion.png and OUT/roc.png.
 
     Every radiograph of the split counts, also one that the gate would turn away: the gate has figures of its own.
@@ -36,6 +42,7 @@ def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: st
         out: folder, made if missing.
         source: only radiographs of this source; empty: of all.
         engine: `inference.engine`.
+        hidden: measure what is answered without the lungs, too, which takes as long again.
 
     Raises:
         ValueError: there are no such radiographs.
@@ -47,7 +54,9 @@ def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: st
         of_source = f" and the source {source!r}" if source else ""
         raise ValueError(f"{data / 'manifest.csv'} has no rows of the split {split!r}{of_source}")
     images = load_images(data, rows)
-    probabilities, lungs, scores, heat_in_lungs = _run(networks, images)
+    findings, scores = _run(networks, images)
+    probabilities = np.array([[one.probabilities[label] for label in LABELS] for one in findings])
+    lungs = np.stack([one.lungs for one in findings])
     targets = np.array([row.class_index for row in rows])
     adults = np.array([row.population == "adult" for row in rows])
     figures: dict[str, Any] = {
@@ -63,12 +72,21 @@ def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: st
             "ece": metrics.expected_calibration_error(targets, probabilities),
             "temperature": networks.temperature,
         },
-        "indeterminate": metrics.indeterminate(targets, probabilities, networks.indeterminate_below),
+        "indeterminate": {
+            **metrics.indeterminate(targets, probabilities, networks.indeterminate_below),
+            **metrics.given(targets, [one.label if not one.indeterminate else "" for one in findings]),
+        },
         "gate": _gate(data, networks, scores),
-        "heat_in_lungs": float(heat_in_lungs.mean()),
-        "lungs_hidden": _lungs_hidden(networks, images, lungs, targets, adults),
+        "heat_in_lungs": float(np.mean([one.heat_in_lungs for one in findings])),
+        **({"lungs_hidden": _lungs_hidden(networks, images, lungs, targets, adults)} if hidden else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
+    splits = ("train", "val", "test") if split == "all" else (split,)
+    items = {item.image: item for name in splits for item in read_items(data, name) if source in ("", item.source)}
+    outcomes = [outcome(items.pop(row.image), one) for row, one in zip(rows, findings, strict=True)]
+    outcomes += outcomes_of(data, list(items.values()), networks)  # those with labels beyond LABELS
+    figures["answers"] = {"adults": headline(outcomes), "groups": by_group(outcomes), "sources": by_source(outcomes)}
+    (out / "answers.csv").write_text(written(outcomes))
     (out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     lines = [
         f"{row.image},{row.label},{','.join(f'{p:.6f}' for p in chances)}"
@@ -79,21 +97,17 @@ def evaluate(data: Path, split: str, weights: Path | None, out: Path, source: st
     return figures
 
 
-def _run(
-    networks: Networks, images: NDArray[np.uint8]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
-    """Probabilities (N, 4), lungs bool (N, H, W), gate scores (N,), share of heat in the lungs (N,)."""
-    probabilities, lungs, scores, heat = [], [], [], []
+def _run(networks: Networks, images: NDArray[np.uint8]) -> tuple[list[Findings], NDArray[np.float64]]:
+    """Findings of each image, without their heat, and gate scores (N,)."""
+    found: list[Findings] = []
+    scores: list[float] = []
     for start in tqdm(range(0, len(images), _BATCH), mininterval=5):
         batch = list(images[start : start + _BATCH])
         masks, bottlenecks = segment_batch(batch, networks)
-        findings = classify_batch(batch, masks, networks)
-        lungs += masks
-        probabilities += [[found.probabilities[label] for label in LABELS] for found in findings]
-        heat += [found.heat_in_lungs for found in findings]
+        found += [replace(one, heatmap=_NO_HEAT) for one in classify_batch(batch, masks, networks)]
         if networks.gate is not None:
             scores += [frontal_score(b, m, networks.gate) for b, m in zip(bottlenecks, masks, strict=True)]
-    return np.array(probabilities), np.stack(lungs), np.array(scores), np.array(heat)
+    return found, np.array(scores)
 
 
 def _lungs_hidden(
@@ -108,7 +122,8 @@ def _lungs_hidden(
     for start in tqdm(range(0, len(images), _BATCH), desc="lungs hidden", mininterval=5):
         part = slice(start, start + _BATCH)
         crops = classifier_inputs(list(images[part]), list(lungs[part]), networks)
-        chances.append(probabilities_of(networks, [np.where(crop.mask, 0, crop.image).astype(np.uint8) for crop in crops]))
+        hidden = [np.where(crop.mask, 0, crop.image).astype(np.uint8) for crop in crops]
+        chances.append(probabilities_of(networks, hidden, np.stack([crop.mask for crop in crops])))
     found = np.concatenate(chances)
     healthy = found.argmax(axis=1) == LABELS.index("healthy")
     shares = {label: healthy[targets == place] for place, label in enumerate(LABELS)}
@@ -144,7 +159,7 @@ def _gate(data: Path, networks: Networks, scores: NDArray[np.float64]) -> dict[s
         **{f"training_{name}": value for name, value in networks.gate.get("figures", {}).items()},
     }
     if (data / "not_frontal.csv").exists():
-        _, _, other, _ = _run(networks, read_not_frontal(data)[0])
+        other = _run(networks, read_not_frontal(data)[0])[1]
         figures["not_frontal_rejected"] = float((other < networks.gate["threshold"]).mean())
     return figures
 

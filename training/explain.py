@@ -81,7 +81,8 @@ def _heats(
     images = list(load_images(data, rows))
     masks, _ = segment_batch(images, networks)
     crops = classifier_inputs(images, masks, networks)
-    heats = explanations(networks, [crop.image for crop in crops], [row.class_index for row in rows])
+    shown, lungs = [crop.image for crop in crops], [crop.mask for crop in crops]
+    heats = explanations(networks, shown, [row.class_index for row in rows], lungs)
     for index, (row, crop) in enumerate(zip(rows, crops, strict=True)):
         yield row, images[index], crop, {method: heats[method][index] for method in METHODS}
 
@@ -149,7 +150,7 @@ def _explained(
         changed += [perturbed(crop.image, importance, x) for x in STEPS]
         changed += [deleted(crop.image, ranks, x) for x in STEPS]
         changed += [inserted(crop.image, ranks, x) for x in (0.0, *STEPS[:-1])]
-    chances = probabilities(networks, changed)[:, row.class_index]
+    chances = probabilities(networks, changed, crop.mask)[:, row.class_index]
     untouched, following = chances[:1].tolist(), chances[1:].reshape(len(METHODS), len(CURVES), len(STEPS)).tolist()
     curves = {
         method: {

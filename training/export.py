@@ -25,7 +25,7 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
 
     Args:
         segment: best.pt of `segment`, or a folder of weights.
-        classify: last.pt of `classify`.
+        classify: last.pt of `classify` or of `evidence`.
         gate: gate.json of `gate`; None: the gate of that folder, or none.
         data: the manifest's folder, for calibration.
         version: of the model.
@@ -39,6 +39,11 @@ def export(segment: Path, classify: Path, gate: Path | None, data: Path, version
 
     state = torch.load(classify, map_location="cpu", weights_only=True)
     recipe = state["recipe"]
+    if recipe.get("answer") == "evidence":
+        from training.evidence_export import export_evidence
+
+        export_evidence(state, unet, classify.parent.parent / "cache", data, version, out, _LICENCE)
+        return
     network = CXRNet(recipe["encoder"], representation=recipe["representation"])
     network.load_state_dict(state["network"])
     network.eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -16,7 +15,7 @@ from cxr_node.analyse.enhance import LungCrop, classifier_input
 from cxr_node.records import LABELS
 from training import augment
 from training.dataset import Radiograph
-from training.place import Place
+from training.place import Place, made_ahead
 from training.split import Split
 from training.stages import HEALTHY
 
@@ -166,9 +165,5 @@ def batches(
         image = torch.from_numpy(np.stack(images)).float().div(255).unsqueeze(1)
         return image, torch.from_numpy(np.stack(lungs)).float().unsqueeze(1), torch.tensor(targets)
 
-    with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(make, steps.start)
-        for step in steps:
-            image, lungs, target = following.result()
-            following = ahead.submit(make, step + 1)
-            yield place.put(image), place.put(lungs), place.put(target)
+    for image, lungs, target in made_ahead(make, steps, recipe.get("loaders", 1)):
+        yield place.put(image), place.put(lungs), place.put(target)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cxr_node.analyse.networks import has_bf16
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,18 @@ class Place:
             return tensor.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         return tensor.to(self.device, non_blocking=True)
 
+    def agree(self, gradients: list[Tensor], seconds: float) -> float:
+        """Have every process hold the mean of all processes' gradients, and say how long the slowest took."""
+        if self.world == 1:
+            return seconds
+        longest = torch.tensor(seconds, device=self.device)
+        distributed.all_reduce(longest, distributed.ReduceOp.MAX)
+        flat = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.world)
+        distributed.all_reduce(flat)
+        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        return float(longest)
+
     def share(self, module: nn.Module) -> nn.Module:
         """The module, its gradients averaged over all processes."""
         return DistributedDataParallel(module) if self.world > 1 else module
@@ -53,3 +72,18 @@ def take_place(threads: int | None = None) -> Place:
     if world > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if gpu else "gloo")
     return Place(torch.device("cuda", local) if gpu else torch.device("cpu"), rank, world)
+
+
+def made_ahead(make: Callable[[int], Made], steps: Iterable[int], loaders: int = 1) -> Iterator[Made]:
+    """What `make` makes of each step, in order, made by `loaders` threads while what came before is used."""
+    with ThreadPoolExecutor(loaders) as pool:
+        remaining = iter(steps)
+        waiting = deque(pool.submit(make, step) for step in islice(remaining, loaders + 1))
+        try:
+            while waiting:
+                made = waiting.popleft().result()
+                waiting.extend(pool.submit(make, step) for step in islice(remaining, 1))
+                yield made
+        finally:
+            for one in waiting:
+                one.cancel()

@@ -14,6 +14,7 @@ from training import paper
 from training.explain_pictures import CURVE_PICTURES, draw_curves
 from training.report_beyond import beyond
 from training.report_commands import all_commands, commands_of, missing_runs, reported
+from training.report_evidence import answers_and_heat
 from training.report_pictures import SHORT, draw_accuracies, draw_confusions, draw_losses
 from training.report_text import DASH, budget, figure_or_note, missing, number, table
 from training.stored_runs import (
@@ -88,6 +89,7 @@ def write_report(runs: Path, out: Path) -> Path:
         _depth(originals, segmented, figures),
         _explanations(shipped, figures),
         beyond(shipped, stored[IMAGE_FORM], unseen),
+        answers_and_heat(shipped),
         missing_runs(everything),
         all_commands(which, everything),
     ]

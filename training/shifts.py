@@ -115,7 +115,8 @@ def _probabilities(
     for start in tqdm(range(0, len(images), _BATCH), desc=name, mininterval=5):
         batch = [look(image) for image in images[start : start + _BATCH]]
         lungs, _ = segment_batch(batch, networks)
-        found.append(networks.classify([crop.image for crop in classifier_inputs(batch, lungs, networks)])[0])
+        crops = classifier_inputs(batch, lungs, networks)
+        found.append(networks.classify([crop.image for crop in crops], [crop.mask for crop in crops])[0])
     return np.concatenate(found)
 
 

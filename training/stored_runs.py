@@ -104,7 +104,7 @@ def keep_run(run: Run, kept: Path) -> None:
     if run.folder == target or not run.folder.exists():
         return
     shutil.rmtree(target, ignore_errors=True)
-    for pattern in ("log.csv", "*_stage/log.csv", "weights/cxrnet.json", "*/metrics.json", "*/curves.csv"):
+    for pattern in ("log.csv", "*_stage/log.csv", "weights/cxrnet.json", "*/metrics.json", "*/heat.json", "*/curves.csv"):
         for path in run.folder.glob(pattern):
             copy = target / path.relative_to(run.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)

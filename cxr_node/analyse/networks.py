@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cxr_node.analyse.answer import AnswerRule, doubt, pooled, probabilities
 from cxr_node.analyse.openvino_engine import OpenVINOEngine
 from cxr_node.errors import SettingsError
 from cxr_node.nets.cxrnet import CXRNet
@@ -22,6 +23,19 @@ from cxr_node.nets.weights import indeterminate_below, load_cxrnet, load_unet, m
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import Model
 from cxr_node.settings import InferenceSettings
+
+
+class Examined(NamedTuple):
+    """What CXRNet says of a batch.
+
+    probabilities: float64 (N, C), calibrated.
+    relevance: float32 (N, S, S) in 0..1.
+    doubts: for each image why it gets no class, however probable one is; empty: no reason.
+    """
+
+    probabilities: NDArray[np.float64]
+    relevance: NDArray[np.float32]
+    doubts: list[str]
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,8 @@ class Networks:
     temperature: logits are divided by it, so that probabilities mean what they say (Guo et al. 2017).
     indeterminate_below: a likeliest class less probable than this is called indeterminate; 0: never.
     gate: weights of the frontal gate over the U-Net's bottleneck: mean, scale, coefficients (vectors), intercept, threshold.
-    openvino: computes `segment` and `classify` instead of torch, if it is there.
+    openvino: computes `segment` and `examine` instead of torch, if it is there.
+    answer: how answers follow from evidence; None: CXRNet's first pass answers, which knows no doubts.
     """
 
     unet: UNet
@@ -49,6 +64,7 @@ class Networks:
     stream: torch.cuda.Stream | None = None
     indeterminate_below: float = 0.0
     openvino: OpenVINOEngine | None = None
+    answer: AnswerRule | None = None
 
     def segment(self, images: list[NDArray[np.uint8]]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Where the U-Net sees lung, bool (N, H, W), and its bottlenecks, float32 (N, K), of images uint8 (H, W)."""
@@ -59,17 +75,35 @@ class Networks:
             logits, seen = self.unet(self.to_device(images))
             return (logits > 0).squeeze(1).cpu().numpy(), seen.float().cpu().numpy()
 
-    def classify(self, crops: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Calibrated probabilities, float64 (N, C), and relevance, float32 (N, S, S) in 0..1, of crops uint8 (S, S)."""
+    def classify(
+        self, crops: list[NDArray[np.uint8]], lungs: Sequence[NDArray[np.bool_]] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Calibrated probabilities, float64 (N, C), and relevance, float32 (N, S, S) in 0..1; see `examine`."""
+        examined = self.examine(crops, lungs)
+        return examined.probabilities, examined.relevance
+
+    def examine(self, crops: list[NDArray[np.uint8]], lungs: Sequence[NDArray[np.bool_]] | None = None) -> Examined:
+        """What CXRNet says of crops uint8 (S, S).
+
+        Args:
+            crops: what `classifier_input` makes.
+            lungs: bool (S, S) each, where evidence counts; None: anywhere.
+        """
         if self.openvino is not None:
-            found, heat = self.openvino.classify(crops)
-            return self._calibrated(torch.from_numpy(found)), heat[:, 0]
-        with self.running():
-            image = self.to_device(crops)
-            features = self.cxrnet.encode(image)
-            logits = self.cxrnet.classify(features[-1])
-            _, relevance = self.cxrnet.decode(features, image)
-            return self._calibrated(logits), relevance.squeeze(1).float().cpu().numpy()
+            found = self.openvino.classify(crops)
+        else:
+            with self.running():
+                found = [part.float().cpu().numpy() for part in self.cxrnet.serve(self.to_device(crops))]
+        if self.answer is None:
+            logits, relevance = found
+            return Examined(self._calibrated(torch.from_numpy(logits)), relevance[:, 0], [""] * len(crops))
+        evidence, which, other, distance = found
+        inside = np.ones((len(crops), *evidence.shape[2:]), np.bool_) if lungs is None else np.stack(list(lungs))
+        return Examined(
+            probabilities(pooled(evidence[:, 0], inside), which, self.answer),
+            (1 / (1 + np.exp(-evidence[:, 0]))).astype(np.float32),
+            [doubt(float(one), float(far), self.answer) for one, far in zip(other, distance, strict=True)],
+        )
 
     def _calibrated(self, logits: Tensor) -> NDArray[np.float64]:
         probabilities: NDArray[np.float64] = torch.softmax(logits.double() / self.temperature, dim=1).cpu().numpy()
@@ -172,6 +206,7 @@ def load_networks(settings: InferenceSettings) -> Networks:
         gate=unet.description.get("gate"),
         indeterminate_below=indeterminate_below(cxrnet.description),
         openvino=engine,
+        answer=AnswerRule.of(cxrnet.description) if cxrnet.network.answer == "evidence" else None,
         stream=torch.cuda.Stream(device) if device.type == "cuda" else None,  # type: ignore[no-untyped-call]
     )
 

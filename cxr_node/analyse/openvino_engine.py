@@ -52,7 +52,7 @@ class OpenVINOEngine:
         precision: str,
         activations: list[dict[str, Any]] | None = None,
     ) -> None:
-        classifier = convert(_ClassAndHeat(cxrnet), input_size_px)
+        classifier = convert(_Served(cxrnet), input_size_px)
         if precision == "int8":
             quantise(classifier, activations or [])
         self._segment = compiled(convert(unet, network_size_px), precision)
@@ -63,10 +63,9 @@ class OpenVINOEngine:
         logits, bottlenecks = self._segment([_batch(images)]).values()
         return logits, bottlenecks
 
-    def classify(self, crops: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits, float32 (N, C), and relevance, float32 (N, 1, S, S) in 0..1, of crops uint8 (S, S)."""
-        logits, relevance = self._classify([_batch(crops)]).values()
-        return logits, relevance
+    def classify(self, crops: Iterable[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        """What `CXRNet.serve` gives, float32 each, of crops uint8 (S, S)."""
+        return list(self._classify([_batch(crops)]).values())
 
 
 def convert(network: nn.Module, size_px: int) -> Model:
@@ -100,7 +99,7 @@ def activation_ranges(cxrnet: CXRNet, size_px: int, crops: Iterable[NDArray[np.u
     """How far what each convolution gets reaches, on the mean over crops uint8 (S, S): `shape` of its weights, `low`, `high`."""
     openvino = _openvino()
     opset = openvino.opset13
-    model = convert(_ClassAndHeat(cxrnet), size_px)
+    model = convert(_Served(cxrnet), size_px)
     multiplied = _multiplied(model)
     extremes = []
     for node in multiplied:
@@ -160,17 +159,15 @@ def _openvino() -> Any:
     return openvino
 
 
-class _ClassAndHeat(nn.Module):
-    """What of CXRNet serving asks for: one pass of the encoder, and the decoder."""
+class _Served(nn.Module):
+    """What of CXRNet serving asks for."""
 
     def __init__(self, cxrnet: CXRNet) -> None:
         super().__init__()
         self.cxrnet = cxrnet
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.cxrnet.encode(image)
-        _, relevance = self.cxrnet.decode(features, image)
-        return self.cxrnet.classify(features[-1]), relevance
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return self.cxrnet.serve(image)
 
 
 def _batch(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:

@@ -111,10 +111,13 @@ def classify_batch(
         return []
     started = time.perf_counter()
     crops = classifier_inputs(network_images, lungs, networks)
-    probabilities, relevances = networks.classify([crop.image for crop in crops])
+    examined = networks.examine([crop.image for crop in crops], [crop.mask for crop in crops])
     seconds = {"classify": (time.perf_counter() - started) / len(crops)}
     return [
-        _findings(mask, crop, probabilities[row], relevances[row], networks, seconds)
+        replace(
+            _findings(mask, crop, examined.probabilities[row], examined.relevance[row], networks, seconds),
+            doubt=examined.doubts[row],
+        )
         for row, (mask, crop) in enumerate(zip(lungs, crops, strict=True))
     ]
 

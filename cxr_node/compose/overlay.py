@@ -168,6 +168,8 @@ def _panel(findings: Findings, width: int, said: str, height: int) -> Picture:
     _text(panel, title(findings), at(0.025, 0.05), size(0.042), _WHITE, _BOLD, room=round(0.467 * width))
     if named:
         _text(panel, f"{findings.probabilities[named]:.0%}", at(0.625, 0.05), size(0.042), _WHITE, _BOLD, "right")
+    else:
+        _text(panel, findings.indeterminate_reason, at(0.025, 0.0665), size(0.0145), _LIGHT, _REGULAR)
     model = f"{findings.model.name} {findings.model.version}"
     room = round(0.295 * width)
     _text(panel, model, at(0.975, 0.035), size(0.021), _LIGHT, _REGULAR, "right", room)

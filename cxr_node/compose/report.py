@@ -267,6 +267,8 @@ def _algorithm(findings: Findings) -> AlgorithmIdentification:
         parameters.append(f"sides: {said}")
     if findings.sides.mirrored:
         parameters.append("sides: mirrored before the analysis, as judged from the picture")
+    if findings.indeterminate:
+        parameters.append(f"indeterminate because: {findings.indeterminate_reason}")
     if findings.greys_inverted:
         parameters.append("greys: inverted before the analysis")
     if model.digest:

@@ -23,4 +23,5 @@ def title(findings: Findings) -> str:
 def headline(findings: Findings) -> str:
     """The result in one line: the class and how probable it is."""
     likeliest = f"{TITLES[findings.likeliest]} {findings.probabilities[findings.likeliest]:.0%}"
-    return likeliest if findings.answer == findings.likeliest else f"{title(findings)} (likeliest: {likeliest})"
+    because = f": {findings.indeterminate_reason}" if findings.indeterminate_reason else ""
+    return likeliest if findings.answer == findings.likeliest else f"{title(findings)}{because} (likeliest: {likeliest})"

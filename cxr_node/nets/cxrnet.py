@@ -17,8 +17,14 @@ from cxr_node.nets.encoders import ENCODERS
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 DECODER_CHANNELS = (128, 64, 48, 32, 16)
+USUAL_AXES = 48
+"""Directions in which the training images' features differ most."""
+
+STRONGEST_SHARE = 0.15
+"""Of the lungs: the part whose mean is the evidence of an image."""
 
 Representation = Literal["mask", "image"]
+Answer = Literal["image", "evidence"]
 
 
 class CXRNetOutput(NamedTuple):
@@ -79,12 +85,47 @@ class DecoderBlock(nn.Module):
         return self.convolutions(functional.relu(torch.cat([x, skip], dim=1)))  # type: ignore[no-any-return]
 
 
+class EvidenceOutput(NamedTuple):
+    """What a network says that answers from evidence.
+
+    evidence: float (N, 1, H, W), log-odds of opacity at each pixel; its sigmoid is the heat.
+    which_logits: float (N, 3), given that there is pneumonia: LABELS without healthy.
+    other_logit: float (N,), log-odds of a disease that isn't opacity.
+    distance: float (N,), how far the first pass's deepest features lie from those of the training images, whose mean is 1.
+    """
+
+    evidence: Tensor
+    which_logits: Tensor
+    other_logit: Tensor
+    distance: Tensor
+
+
+def pooled_evidence(evidence: Tensor, lungs: Tensor, share: float = STRONGEST_SHARE) -> Tensor:
+    """The mean of the strongest `share` of the lungs, float (N,); of the whole image where there are next to none.
+
+    Args:
+        evidence: float (N, 1, H, W).
+        lungs: bool (N, 1, H, W).
+        share: 0..1.
+    """
+    values = []
+    for one, lung in zip(evidence[:, 0], lungs[:, 0], strict=True):
+        inside = one[lung]
+        inside = inside if inside.numel() >= 50 else one.flatten()
+        values.append(inside.topk(max(20, int(share * inside.numel()))).values.mean())
+    return torch.stack(values)
+
+
 class CXRNet(nn.Module):
     """Encoder-decoder-encoder with shared encoder weights.
 
     representation "image" is the paper's form: the decoder draws the image itself. "mask" Differs: the decoder draws
     a mask in 0..1 and the representation image is input × mask, so that a decoder with skips cannot copy the image
     and brightness alone is not relevance; training asks for as little mask as the second encoder can do with.
+
+    answer "image" takes the class from the first pass. answer "evidence" Differs: the decoder is taught by people's marks
+    and draws the log-odds of opacity; whether there is pneumonia is their strongest part, and which one it is the second
+    pass says, over input × evidence at half size.
     """
 
     def __init__(
@@ -93,8 +134,10 @@ class CXRNet(nn.Module):
         num_classes: int = 4,
         representation: Representation = "mask",
         decoder_channels: tuple[int, ...] = DECODER_CHANNELS,
+        answer: Answer = "image",
     ) -> None:
         super().__init__()
+        self.answer: Answer = answer
         self.encoder = ENCODERS[encoder]()
         channels = self.encoder.channels
         skips = (*reversed(channels[:-1]), 1)  # the last block's skip is the input image
@@ -106,6 +149,12 @@ class CXRNet(nn.Module):
         self.decoder = nn.ModuleList(blocks)
         self.draw = nn.Conv2d(current, 1, 1)
         self.fc = nn.Linear(channels[-1], num_classes)
+        if answer == "evidence":
+            self.which = nn.Linear(channels[-1], num_classes - 1)
+            self.other = nn.Linear(channels[-1], 1)
+            self.register_buffer("usual_mean", torch.zeros(channels[-1]))
+            self.register_buffer("usual_axes", torch.zeros(USUAL_AXES, channels[-1]))
+            self.register_buffer("usual_spread", torch.ones(USUAL_AXES + 1))
         self.representation: Representation = representation
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
@@ -121,11 +170,64 @@ class CXRNet(nn.Module):
 
     def decode(self, features: list[Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
         """Features of `image` to the representation image and the relevance, both float (N, 1, H, W) in 0..1."""
+        drawn = torch.sigmoid(self.draw_logits(features, image))
+        return (image * drawn if self.representation == "mask" else drawn), drawn
+
+    def draw_logits(self, features: list[Tensor], image: Tensor) -> Tensor:
+        """What `decode` draws before it is brought to 0..1, float (N, 1, H, W): the evidence, where a network answers from it."""
         x = features[-1]
         for block, skip in zip(self.decoder, (*reversed(features[:-1]), image), strict=True):
             x = block(x, skip)
-        drawn = torch.sigmoid(self.draw(x))
-        return (image * drawn if self.representation == "mask" else drawn), drawn
+        return self.draw(x)  # type: ignore[no-any-return]
+
+    def second_look(self, image: Tensor, evidence: Tensor) -> Tensor:
+        """Deepest features, float (N, K), of the second pass: over input × evidence, its strongest part undimmed, at half size.
+
+        The strongest part is shown as it is however faint the evidence, so that faint disease isn't judged in the dark.
+        """
+        relevance = torch.sigmoid(evidence)
+        strongest = functional.avg_pool2d(relevance, 8).flatten(1).amax(1).clamp_min(1e-4).view(-1, 1, 1, 1)
+        shown = image * (relevance / strongest).clamp(0, 1)
+        small = functional.avg_pool2d(shown, 2)
+        return self.encode(small)[-1].mean((2, 3))
+
+    def which_pneumonia(self, features: Tensor, second: Tensor) -> Tensor:
+        """Logits, float (N, 3), of LABELS without healthy.
+
+        COVID-19 against the rest is the second pass's alone. Bacterial against viral may also go by the first one's features,
+        float (N, K), as the head for images sees them: nearly all of both are of one hospital, which tells nothing there.
+        """
+        logits: Tensor = self.which(second)
+        by_image = self.fc(features)
+        contrast = (by_image[:, 1] - by_image[:, 2]) / 2
+        return logits + torch.stack([contrast, -contrast, torch.zeros_like(contrast)], dim=1)
+
+    def examine(self, image: Tensor) -> EvidenceOutput:
+        """Evidence, and what it is evidence of, of radiographs float (N, 1, H, W) in 0..1; with `answer` "evidence"."""
+        features = self.encode(image)
+        evidence = self.draw_logits(features, image)
+        pooled = features[-1].mean((2, 3))
+        which = self.which_pneumonia(pooled, self.second_look(image, evidence))
+        return EvidenceOutput(evidence, which, self.other(pooled)[:, 0], self.distance(pooled))
+
+    def serve(self, image: Tensor) -> tuple[Tensor, ...]:
+        """What an answer is made of: EvidenceOutput's parts, or logits (N, C) and relevance (N, 1, H, W), by `answer`."""
+        if self.answer == "evidence":
+            return tuple(self.examine(image))
+        features = self.encode(image)
+        return self.classify(features[-1]), self.decode(features, image)[1]
+
+    def distance(self, pooled: Tensor) -> Tensor:
+        """How far features float (N, K) lie from those of the training images, float (N,).
+
+        Half of it is the squared distance along the axes in which those differ, each in its own spread; half what is left
+        beside these axes (cf. Lee et al. 2018). The mean over the training images is 1.
+        """
+        axes, spread = self.get_buffer("usual_axes"), self.get_buffer("usual_spread")
+        away = pooled.to(axes.dtype) - self.get_buffer("usual_mean")
+        along = away @ axes.T
+        beside = away.square().sum(1) - along.square().sum(1)
+        return (along / spread[:-1]).square().mean(1) / 2 + beside / spread[-1].square() / 2
 
     def forward(self, image: Tensor) -> CXRNetOutput:
         """Classify and explain radiographs, or lungs cut out of them, enhanced, float (N, 1, H, W) in 0..1."""

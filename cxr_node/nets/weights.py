@@ -1,7 +1,8 @@
 """Weight files: safetensors beside a JSON that says what they are, checked before anything is believed.
 
 `NAME.json` holds: name, version, architecture (arguments of the network), classes, preprocessing, calibration,
-indeterminate_below (optional, see `indeterminate_below`), training (what data, which recipe), metrics, licence, and files
+indeterminate_below (optional, see `indeterminate_below`), answer (of networks that answer from evidence, see
+`analyse.answer`), training (what data, which recipe), metrics, licence, and files
 ({name, sha256, size_bytes} each). A large network lies in several files, each under 50 MB.
 """
 
@@ -91,6 +92,7 @@ def load_cxrnet(folder: Path) -> LoadedNetwork:
         len(LABELS),
         architecture["representation"],
         tuple(architecture["decoder_channels"]),
+        architecture.get("answer", "image"),
     )
     _fill(network, folder, description)
     return LoadedNetwork(network, description)

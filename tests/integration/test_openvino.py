@@ -7,15 +7,17 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
 from cxr_node.analyse.networks import load_networks
 from cxr_node.analyse.pipeline import analyse, classifier_inputs, heat_of, segment_batch
 from cxr_node.errors import Rejected, SettingsError, WeightsError
-from cxr_node.nets.weights import shipped_folder
+from cxr_node.nets.weights import describe, shipped_folder
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
+from tests.small_training import blotches, write_evidence_weights
 from training.dataset import load_images, read_manifest
 
 pytestmark = pytest.mark.data
@@ -58,6 +60,13 @@ def test_in_fp32_it_says_what_torch_says(images, crops, plain):
     assert (chances.dtype, relevance.dtype, relevance.shape) == (probabilities.dtype, heat.dtype, heat.shape)
 
 
+@pytest.fixture
+def with_int8():
+    if "int8" not in describe(shipped_folder(), "cxrnet"):
+        pytest.skip("the shipped weights know nothing of int8")
+
+
+@pytest.mark.usefixtures("with_int8")
 def test_in_int8_it_says_nearly_the_same(plain, crops):
     rounded = networks(engine="openvino")  # auto is int8 where the weights allow it
     probabilities, heat = plain.classify(crops)
@@ -73,12 +82,13 @@ def test_in_int8_it_says_nearly_the_same(plain, crops):
 def test_an_analysis_runs_on_it(images):
     found = [one for one in analyse(images, networks(engine="openvino")) if not isinstance(one, Rejected)]
     assert len(found) >= len(images) - 1
+    assert sum(findings.heatmap.max() > 0 for findings in found) > len(found) / 2, "of healthy lungs there may be none"
     for findings in found:
-        assert findings.heatmap.max() > 0
         assert not findings.heatmap[~findings.lungs].any()
         assert sum(findings.probabilities.values()) == pytest.approx(1)
 
 
+@pytest.mark.usefixtures("with_int8")
 def test_ranges_of_another_network_are_refused(tmp_path):
     shutil.copytree(shipped_folder(), tmp_path, dirs_exist_ok=True)
     description = json.loads((tmp_path / "cxrnet.json").read_text())
@@ -103,3 +113,15 @@ def test_it_reports_to_nobody_that_it_is_used():
     )
     said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=120).stdout
     assert said.strip().endswith("telemetry_stub")
+
+
+def test_answers_from_evidence_are_the_same_in_openvino(tmp_path):
+    folder = write_evidence_weights(tmp_path, 64)
+    both = [networks(folder, precision="fp32", engine=engine) for engine in ("torch", "openvino")]
+    crops = [cv2.resize(blotches(seed), (64, 64)) for seed in range(3)]
+    lungs = [np.arange(64 * 64).reshape(64, 64) % 3 > 0] * 3
+    one, other = (each.examine(crops, lungs) for each in both)
+    assert other.probabilities == pytest.approx(one.probabilities, abs=1e-3)
+    assert other.relevance == pytest.approx(one.relevance, abs=1e-3)
+    assert other.doubts == one.doubts
+    assert np.ptp(one.probabilities[:, 0]) > 0

@@ -109,6 +109,14 @@ def test_says_that_the_probabilities_are_calibrated_and_how_the_class_is_chosen(
     assert "decision rule: class of the highest probability, indeterminate below 60%" in parameters
 
 
+@pytest.mark.parametrize("reason", ["unlike the training images", "other abnormality suspected"])
+def test_says_why_a_result_is_indeterminate(reason):
+    parameters = [item.TextValue for item in items(composed(doubt=reason)[ResultKind.REPORT]) if is_parameter(item)]
+    assert f"indeterminate because: {reason}" in parameters
+    parameters = [item.TextValue for item in items(composed()[ResultKind.REPORT]) if is_parameter(item)]
+    assert not any(text.startswith("indeterminate because") for text in parameters)
+
+
 def is_parameter(item):
     return item.ValueType == "TEXT" and item.ConceptNameCodeSequence[0].CodeValue == "111002"
 

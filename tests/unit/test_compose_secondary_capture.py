@@ -350,6 +350,15 @@ def test_an_indeterminate_result_names_no_class():
     assert (bars.max(axis=2) == bars.min(axis=2)).all()  # none of them is the coloured one of the class that is named
 
 
+def test_an_indeterminate_result_says_why():
+    drawn = [draw_overlay(radiograph(), findings(doubt=reason), 800) for reason in ("other abnormality suspected", "unlike")]
+    width = drawn[0].shape[1]
+    top = drawn[0].shape[0] - round(0.205 * width)
+    line = slice(top + round(0.054 * width), top + round(0.07 * width)), slice(0, round(0.26 * width))
+    assert not np.array_equal(drawn[0][line], drawn[1][line])
+    assert drawn[0][line].any()
+
+
 def test_side_by_side_shows_the_radiograph_untouched_beside_the_overlay():
     drawn = draw_overlay(radiograph(), findings(), 1000, side_by_side=True)
     assert max(drawn.shape[:2]) <= 1000

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from cxr_node.analyse.networks import Examined
 from cxr_node.analyse.pipeline import classify_batch, heat_of
 from cxr_node.records import Findings, Model
 
@@ -21,7 +22,9 @@ def findings(relevance: np.ndarray) -> Findings:
         segmented=False,
         model=Model("CXRNet", "t", ""),
         indeterminate_below=0.0,
-        classify=lambda crops: (np.tile([0.1, 0.2, 0.3, 0.4], (len(crops), 1)), relevance[None].astype(np.float32)),
+        examine=lambda crops, lungs: Examined(
+            np.tile([0.1, 0.2, 0.3, 0.4], (len(crops), 1)), relevance[None].astype(np.float32), [""] * len(crops)
+        ),
     )
     (found,) = classify_batch([np.full((224, 224), 128, np.uint8)], [LUNGS], networks)
     return found

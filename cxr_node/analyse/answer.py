@@ -1,0 +1,91 @@
+"""From what a network sees to what it answers, and when it had better not: plain arithmetic on arrays.
+
+For networks that answer from evidence (`CXRNet.examine`). Whether there is pneumonia is said by the strongest evidence in
+the lungs, which one it is by the second pass; the numbers by which both become probabilities come with the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_node.errors import WeightsError
+from cxr_node.nets.cxrnet import STRONGEST_SHARE
+
+UNLIKE = "unlike the training images"
+OTHER = "other abnormality suspected"
+
+_FEW_PX = 50
+"""Lungs smaller than this say nothing of where to look."""
+
+
+@dataclass(frozen=True)
+class AnswerRule:
+    """How the answer follows, chosen on `val`: `answer` in the weights' JSON.
+
+    slope, intercept: the log-odds of pneumonia are slope x pooled evidence + intercept.
+    temperature: logits of the kind of pneumonia are divided by it.
+    other_above: log-odds of a disease that isn't opacity, above which it is suspected.
+    unlike_above: distance from the training images' features, above which nothing is answered.
+    """
+
+    slope: float
+    intercept: float
+    temperature: float
+    other_above: float
+    unlike_above: float
+
+    @classmethod
+    def of(cls, description: dict[str, Any]) -> AnswerRule:
+        """The rule in the JSON of weights.
+
+        Raises:
+            WeightsError: it is missing there, or lacks a number.
+        """
+        try:
+            return cls(**{key: float(description["answer"][key]) for key in cls.__annotations__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(
+                f"{description['name']}'s JSON lacks a number for its answers ({error}): install the weights again."
+            ) from error
+
+
+def pooled(evidence: NDArray[np.float32], lungs: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The mean of the strongest part of the lungs' evidence, float64 (N,), as `nets.cxrnet.pooled_evidence` in training.
+
+    Args:
+        evidence: float32 (N, H, W), log-odds.
+        lungs: bool (N, H, W); where there are next to none, all of the image counts.
+    """
+    scores = np.empty(len(evidence))
+    for index, (one, lung) in enumerate(zip(evidence, lungs, strict=True)):
+        inside = one[lung]
+        inside = inside if inside.size >= _FEW_PX else one.ravel()
+        count = max(20, int(STRONGEST_SHARE * inside.size))
+        scores[index] = np.partition(inside, inside.size - count)[-count:].mean(dtype=np.float64)
+    return scores
+
+
+def probabilities(scores: NDArray[np.float64], which_logits: NDArray[np.float32], rule: AnswerRule) -> NDArray[np.float64]:
+    """Probabilities of LABELS, float64 (N, 4).
+
+    Args:
+        scores: float64 (N,), from `pooled`.
+        which_logits: float32 (N, 3), of LABELS without healthy.
+        rule: see above.
+    """
+    ill = 1 / (1 + np.exp(-np.clip(rule.slope * scores + rule.intercept, -30, 30)))
+    logits = which_logits.astype(np.float64) / rule.temperature
+    kinds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    kinds /= kinds.sum(axis=1, keepdims=True)
+    return np.concatenate([1 - ill[:, None], ill[:, None] * kinds], axis=1)
+
+
+def doubt(other_logit: float, distance: float, rule: AnswerRule) -> str:
+    """Why an image gets no class however sure the network is of one; empty: no reason."""
+    if distance > rule.unlike_above:
+        return UNLIKE
+    return OTHER if other_logit > rule.other_above else ""

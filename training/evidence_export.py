@@ -1,0 +1,232 @@
+"""Turn a checkpoint of the evidence stage into weight files.
+
+What is usual of images is measured on `train`; how the network answers is chosen on `val`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from cxr_node.analyse.answer import AnswerRule, pooled, probabilities
+from cxr_node.analyse.enhance import classifier_input
+from cxr_node.nets import weights
+from cxr_node.nets.cxrnet import DECODER_CHANNELS, USUAL_AXES, CXRNet
+from cxr_node.nets.unet import UNet
+from cxr_node.prepare.network_image import NETWORK_SIZE_PX
+from cxr_node.records import LABELS
+from training.evidence import other_loss, which_losses
+from training.evidence_set import OTHER, UNSPECIFIED, Examples, Item, load_examples
+from training.metrics import fit_temperature, indeterminate_threshold, threshold_of_coverage
+from training.place import take_place
+
+PNEUMONIAS = LABELS[1:]
+
+SUSPECTED_WRONGLY = 0.02
+"""Share of `val` without other disease that may be suspected of it."""
+
+COVERAGE = 0.8
+"""Share of `val` that at least is answered, even where fewer of the answers than wanted are right then."""
+
+FARTHEST = 0.995
+"""Share of `val` that is no farther from the training images than what is answered."""
+
+_OF_A_GROUP = 60
+"""So many images of each label of each source of `train` say what is usual, and fit the heads."""
+
+_STAY = 0.01
+"""Cost of the squared distance between the heads and those that training found."""
+
+_BATCH = 16
+
+
+class Seen(NamedTuple):
+    """What the network sees of examples: pooled evidence (N,), and both passes' deepest features (N, K)."""
+
+    scores: NDArray[np.float64]
+    features: NDArray[np.float32]
+    second: NDArray[np.float32]
+
+
+def export_evidence(state: dict[str, Any], unet: UNet, cache: Path, data: Path, version: str, out: Path, licence: str) -> None:
+    """Write cxrnet to OUT.
+
+    Args:
+        state: last.pt of `evidence`.
+        unet: finds the lungs.
+        cache: folder of prepared examples.
+        data: folder of the manifests.
+        version: of the model.
+        out: folder.
+        licence: what the JSON says of it.
+    """
+    recipe, without = state["recipe"], state.get("without", "")
+    network = CXRNet(recipe["encoder"], representation=recipe["representation"], answer="evidence")
+    network.load_state_dict(state["network"])
+    network.eval()
+    train, val = (load_examples(data, split, unet, cache, without) for split in ("train", "val"))
+    chosen = of_each_group(train.items)
+    of_train = look(network, train, recipe["input_size_px"], chosen)
+    set_usual(network, of_train.features)
+    fit_heads(network, [train.items[k] for k in chosen], of_train)
+    seen = look(network, val, recipe["input_size_px"], np.arange(len(val.items)))
+    with torch.inference_mode():
+        first, second = torch.from_numpy(seen.features), torch.from_numpy(seen.second)
+        which = network.which_pneumonia(first, second).numpy()
+        other, distances = network.other(first)[:, 0].numpy(), network.distance(first).numpy()
+    rule = choose_rule(val.items, seen.scores, which, other, distances)
+    chances = probabilities(seen.scores, which, rule)
+    known = np.array([item.label in LABELS for item in val.items])
+    targets = np.array([LABELS.index(item.label) for item in val.items if item.label in LABELS])
+    weights.save(
+        out,
+        "cxrnet",
+        network,
+        {
+            "name": "CXRNet",
+            "version": version,
+            "architecture": {
+                "encoder": recipe["encoder"],
+                "representation": recipe["representation"],
+                "decoder_channels": list(DECODER_CHANNELS),
+                "answer": "evidence",
+            },
+            "classes": list(LABELS),
+            "preprocessing": {
+                "network_size_px": NETWORK_SIZE_PX,
+                "input_size_px": recipe["input_size_px"],
+                "segmented": recipe["segmented"],
+            },
+            "calibration": {"temperature": rule.temperature},
+            "answer": {key: round(getattr(rule, key), 5) for key in rule.__annotations__},
+            "indeterminate_below": min(
+                indeterminate_threshold(targets, chances[known]), threshold_of_coverage(chances[known], COVERAGE)
+            ),
+            "training": {
+                "manifest_sha256": state["data"],
+                "without": without,
+                "begun_with": state.get("begun_with", ""),
+                "steps": state.get("steps", 0),
+                "recipe": recipe,
+            },
+            "metrics": {"val_accuracy": float((chances[known].argmax(1) == targets).mean())},
+            "licence": licence,
+        },
+    )
+
+
+def look(network: CXRNet, examples: Examples, size_px: int, chosen: NDArray[np.int64]) -> Seen:
+    """What the network sees of chosen examples, prepared as serving does."""
+    place = take_place()
+    network.to(place.device)
+    scores, parts = [], []
+    with torch.inference_mode():
+        for start in range(0, len(chosen), _BATCH):
+            crops = [
+                classifier_input(examples.images[k], examples.lungs[k], size_px, segmented=False)
+                for k in chosen[start : start + _BATCH]
+            ]
+            image = place.put(torch.from_numpy(np.stack([crop.image for crop in crops])).float().div(255).unsqueeze(1))
+            with place.autocast():
+                features = network.encode(image)
+                evidence = network.draw_logits(features, image)
+                second = network.second_look(image, evidence)
+            scores.append(pooled(evidence[:, 0].float().cpu().numpy(), np.stack([crop.mask for crop in crops])))
+            parts.append([part.float().cpu().numpy() for part in (features[-1].mean((2, 3)), second)])
+    network.to("cpu")
+    return Seen(np.concatenate(scores), *(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def of_each_group(items: list[Item]) -> NDArray[np.int64]:
+    """Indices of a few items of each label and source, drawn at random."""
+    groups: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(f"{item.label} {item.source}", []).append(index)
+    rng = np.random.default_rng(0)
+    drawn = [rng.permutation(group)[: _OF_A_GROUP * (3 if "kermany" in name else 1)] for name, group in sorted(groups.items())]
+    return np.sort(np.concatenate(drawn))
+
+
+def fit_heads(network: CXRNet, items: list[Item], seen: Seen) -> None:
+    """Fit what names the pneumonia and what suspects other disease, on features as serving sees them.
+
+    As in training, each source's share of a label weighs the same, and what is far from the heads that training found
+    costs. Labels that name no germ are bacterial or viral.
+    """
+    first, second = torch.from_numpy(seen.features), torch.from_numpy(seen.second)
+    heads = [network.which, network.other, network.fc]
+    begun = [parameter.detach().clone() for head in heads for parameter in head.parameters()]
+    parameters = [parameter.requires_grad_(True) for head in heads for parameter in head.parameters()]
+    names = [f"{item.label} {item.source}" for item in items]
+    weight = torch.tensor([names.count(name) ** -0.5 for name in names])
+    ill = torch.tensor([item.label in PNEUMONIAS or item.label == UNSPECIFIED for item in items])
+    ill_items = [item for item, one in zip(items, ill.tolist(), strict=True) if one]
+    optimiser = torch.optim.LBFGS(parameters, max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        kinds = which_losses(ill_items, network.which_pneumonia(first[ill], second[ill]))
+        loss = (kinds * weight[ill]).sum() / weight[ill].sum() + other_loss(items, network.other(first)[:, 0])
+        for parameter, before in zip(parameters, begun, strict=True):
+            loss = loss + _STAY * (parameter - before).square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def set_usual(network: CXRNet, features: NDArray[np.float32]) -> None:
+    """Have the network know what features, float32 (N, K), the training images have; see `CXRNet.distance`."""
+    mean = features.mean(axis=0)
+    _, spread, axes = np.linalg.svd(features - mean, full_matrices=False)
+    axes = axes[:USUAL_AXES].astype(np.float16).astype(np.float32)  # as they will be stored
+    away = features - mean
+    along = away @ axes.T
+    beside = (away**2).sum(axis=1) - (along**2).sum(axis=1)
+    network.usual_mean.copy_(torch.from_numpy(mean))
+    network.usual_axes.zero_()
+    network.usual_axes[: len(axes)].copy_(torch.from_numpy(axes))
+    spreads = np.ones(USUAL_AXES + 1, np.float32)
+    spreads[: len(axes)] = np.maximum(spread[: len(axes)] / np.sqrt(len(features)), 1e-6)
+    spreads[-1] = np.sqrt(max(float(beside.mean()), 1e-12))
+    network.usual_spread.copy_(torch.from_numpy(spreads))
+
+
+def choose_rule(
+    items: list[Item],
+    scores: NDArray[np.float64],
+    which: NDArray[np.float32],
+    other: NDArray[np.float32],
+    distances: NDArray[np.float32],
+) -> AnswerRule:
+    """How answers follow from what the network sees, from `val`.
+
+    Whether there is pneumonia is fitted with the same weight for every label of every source, so that no large source
+    sets the limit for all.
+    """
+    labels = np.array([item.label for item in items])
+    ill = np.isin(labels, [*PNEUMONIAS, UNSPECIFIED])
+    told = ill | (labels == "healthy")
+    groups = [f"{item.label} {item.source}" for item in items]
+    sizes = {group: groups.count(group) for group in groups}
+    balanced = np.array([sizes[group] ** -0.5 for group in groups])
+    balanced[ill] /= balanced[ill].sum()
+    balanced[labels == "healthy"] /= balanced[labels == "healthy"].sum()
+    fit = LogisticRegression(C=1e4).fit(scores[told, None], ill[told], sample_weight=balanced[told] * told.sum() / 2)
+    named = np.isin(labels, PNEUMONIAS)
+    kinds = np.array([PNEUMONIAS.index(label) for label in labels[named]])
+    return AnswerRule(
+        slope=float(fit.coef_[0, 0]),
+        intercept=float(fit.intercept_[0]),
+        temperature=fit_temperature(kinds, which[named]),
+        other_above=float(np.quantile(other[labels != OTHER], 1 - SUSPECTED_WRONGLY)),
+        unlike_above=float(np.quantile(distances, FARTHEST)),
+    )
