@@ -134,15 +134,15 @@ class Node:
             engine.dispose()
 
     def wait_for_rest(self, count: int, timeout_s: float = 240.0) -> list[dict[str, Any]]:
-        """Jobs once there are `count`, none is waiting or running, and every delivery is sent."""
+        """Jobs once there are `count`, none is waiting or running, and every delivery is sent, or superseded by a correction."""
 
         def at_rest() -> list[dict[str, Any]] | None:
             jobs = self.jobs()
             ended = [
                 job
                 for job in jobs
-                if job["state"] in ("done", "rejected", "held")
-                and all(delivery["state"] == "sent" for delivery in job["deliveries"])
+                if job["state"] in ("done", "rejected", "held", "cancelled")
+                and all(delivery["state"] in ("sent", "cancelled") for delivery in job["deliveries"])
             ]
             return jobs if len(jobs) >= count and len(ended) == len(jobs) else None
 

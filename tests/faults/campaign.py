@@ -7,9 +7,11 @@ small SCP that misbehaves on command. What was acknowledged has to be accounted 
 from __future__ import annotations
 
 import random
+import shutil
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +19,16 @@ from typing import Any
 
 from pydicom import Dataset, dcmread
 from pydicom.filebase import DicomBytesIO
-from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import Comprehensive3DSRStorage, ImplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from pynetdicom import AE, evt
+from sqlalchemy import Engine, select
 
-from cxr_node.deliver.send import send_files
+from cxr_node.deliver.request import Peer
+from cxr_node.deliver.send import ask_to_commit, send_files
 from cxr_node.errors import CxrNodeError
-from cxr_node.store import audit, backup, differences
+from cxr_node.store import audit, backup, differences, schema
 from cxr_node.store.database import open_database
+from cxr_node.store.digests import digest_of
 from tests.faults.strike import Strikes
 from tests.node import Node
 from tests.orthanc import Orthanc, free_port, wait_until
@@ -102,12 +107,23 @@ class BadPACS:
 
 @dataclass
 class Sender:
-    """A modality: sends each of its images until it is acknowledged, as modalities do."""
+    """A modality: sends each of its images until it is acknowledged, as modalities do.
+
+    Then a router sends the same image again in another encoding, every fourth image is sent again with its patient corrected,
+    and the node is asked to commit each.
+
+    Attributes:
+        acknowledged: study by SOP instance UID.
+        corrected: the SOP instance UIDs whose patient was corrected.
+        promised: what the node has committed, as (SOP instance UID, patient ID) of what was sent last.
+    """
 
     ae_title: str
     files: list[Path]
     port: int
     acknowledged: dict[str, str] = field(default_factory=dict)
+    corrected: set[str] = field(default_factory=set)
+    promised: set[tuple[str, str]] = field(default_factory=set)
     thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -117,16 +133,40 @@ class Sender:
 
     def send_all(self) -> None:
         """Send each file until it is acknowledged."""
-        for path in self.files:
-            ds = dcmread(path, stop_before_pixels=True)
-            wait_until(lambda path=path: self._send(path), 900, f"{path.name} acknowledged")
+        for number, path in enumerate(self.files):
+            ds = dcmread(path)
+            self._send_until_stored(path, self.ae_title)
             self.acknowledged[str(ds.SOPInstanceUID)] = str(ds.StudyInstanceUID)
+            again = path.with_suffix(".again")
+            ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+            ds.save_as(again, enforce_file_format=True)
+            self._send_until_stored(again, "ROUTER")
+            if number % 4 == 0:
+                ds.PatientID = "CORRECTED"
+                ds.save_as(again, enforce_file_format=True)
+                self._send_until_stored(again, self.ae_title)
+                self.corrected.add(str(ds.SOPInstanceUID))
+            again.unlink()
+            self._ask_to_commit(ds)
 
-    def _send(self, path: Path) -> bool:
+    def _send_until_stored(self, path: Path, ae_title: str) -> None:
+        wait_until(lambda: self._send(path, ae_title), 900, f"{path.name} acknowledged")
+
+    def _send(self, path: Path, ae_title: str) -> bool:
         try:
-            return send_files([path], "127.0.0.1", self.port, "CXRNODE", self.ae_title, timeout_s=30)[0].stored
+            return send_files([path], "127.0.0.1", self.port, "CXRNODE", ae_title, timeout_s=30)[0].stored
         except CxrNodeError:
             return False
+
+    def _ask_to_commit(self, ds: Dataset) -> None:
+        """Once: a request or a report that is lost with its process is the modality's to repeat."""
+        reference = (str(ds.SOPClassUID), str(ds.SOPInstanceUID))
+        try:
+            peer = Peer("127.0.0.1", self.port, "CXRNODE", self.ae_title, 30.0)
+            if not ask_to_commit([reference], peer, 30.0):
+                self.promised.add((reference[1], str(ds.PatientID)))
+        except CxrNodeError:
+            pass
 
 
 @contextmanager
@@ -138,7 +178,7 @@ def theatre(folder: Path, orthanc_program: str, extra: str = "") -> Iterator[tup
         with Orthanc(orthanc_program, folder / "orthanc", {"node": ("CXRNODE", port)}) as orthanc:
             destinations = [("orthanc", orthanc.ae_title, orthanc.dicom_port), ("bad", "BAD", bad.port)]
             node = Node(folder / "node", destinations, SETTINGS + extra, port)
-            config = node.config.read_text()
+            config = node.config.read_text().replace("min_free_mb = 0", f"min_free_mb = {_room_to_be_made()}")
             for destination_port, keys in ((bad.port, "timeout_s = 5"), (orthanc.dicom_port, COMMITMENT)):
                 config = config.replace(f"port = {destination_port}\n", f"port = {destination_port}\n{keys}\n")
             node.config.write_text(config)
@@ -150,6 +190,11 @@ def theatre(folder: Path, orthanc_program: str, extra: str = "") -> Iterator[tup
                     node.stop()
     finally:
         bad.close()
+
+
+def _room_to_be_made() -> int:
+    """So much that there is room for images, and housekeeping makes room all the same, all the time."""
+    return int(shutil.disk_usage(tempfile.gettempdir()).free / 2**20 / 1.15)
 
 
 def strike_everywhere(node: Node, bad: BadPACS, strikes: Strikes, points: tuple[str, ...], rng: random.Random) -> None:
@@ -195,28 +240,54 @@ def _referenced(ds: Dataset) -> Iterator[str]:
             yield str(element.value)
 
 
-def account(node: Node, orthanc: Orthanc, bad: BadPACS, acknowledged: dict[str, str]) -> Counter[str]:
-    """Assert that everything acknowledged is accounted for, in the queue, on the disk and in both PACSs; jobs by state."""
-    jobs = {job["sop_instance_uid"]: job for job in node.jobs()}
+def account(node: Node, orthanc: Orthanc, bad: BadPACS, senders: Sequence[Sender]) -> Counter[str]:
+    """Assert that everything acknowledged is accounted for, in the queue, on the disk and in both PACSs; newest jobs by state."""
+    acknowledged = {uid: study for sender in senders for uid, study in sender.acknowledged.items()}
+    corrected = {uid for sender in senders for uid in sender.corrected}
+    jobs: dict[str, list[dict[str, Any]]] = {}
+    for job in sorted(node.jobs(), key=lambda job: job["revision"]):
+        jobs.setdefault(job["sop_instance_uid"], []).append(job)
     assert set(acknowledged) <= set(jobs), "acknowledged, and not in the queue"
-    for job in jobs.values():
-        assert job["state"] in ("done", "rejected", "held"), job
-        assert job["state"] == "done" or job["reasons"], job
-    done = {uid for uid, job in jobs.items() if job["state"] == "done"}
-    sources = {uid: job["study_instance_uid"] for uid, job in jobs.items()}
-    expected = {(uid, sop_class): 1 for uid in done for sop_class in RESULT_CLASSES}
-    assert results_of(orthanc, sources) == expected
-    results = {result["sop_instance_uid"] for uid in done for result in jobs[uid]["results"]}
-    assert set(bad.stored) == results
+    for uid, of_image in jobs.items():
+        *earlier, newest = of_image
+        assert len(of_image) <= (2 if uid in corrected else 1), "the same image in another encoding was analysed again"
+        assert newest["state"] in ("done", "rejected", "held"), newest
+        assert newest["state"] == "done" or newest["reasons"], newest
+        assert all(job["state"] in ("done", "cancelled") for job in earlier), earlier
+    sources = {uid: of_image[-1]["study_instance_uid"] for uid, of_image in jobs.items()}
+    found = results_of(orthanc, sources)
+    for uid, of_image in jobs.items():
+        for sop_class in RESULT_CLASSES if of_image[-1]["state"] == "done" else ():
+            made = sum(job["state"] == "done" for job in of_image)
+            assert 1 <= found[uid, sop_class] <= made, (uid, found[uid, sop_class], made)
+    newest_results = {row["sop_instance_uid"] for of_image in jobs.values() for row in of_image[-1]["results"]}
+    all_results = {row["sop_instance_uid"] for of_image in jobs.values() for job in of_image for row in job["results"]}
+    assert newest_results <= set(bad.stored) <= all_results
     engine = open_database(node.settings)
     try:
         committed = Counter(event["sop_instance_uid"] for event in audit.search(engine, event="result-committed", user="orthanc"))
-        assert committed == dict.fromkeys(results, 1), "sent, and not committed once"
+        assert newest_results <= set(committed) <= all_results, "sent, and not committed"
+        assert set(committed.values()) <= {1}, "committed twice"
         backup.check_integrity(engine, thoroughly=True)
-        assert differences.find_differences(engine, _folders(node), 0) == []
+        wait_until(lambda: differences.find_differences(engine, _folders(node), 0) == [], 60, "files and rows agree")
+        for sender in senders:
+            _account_for_promises(node, engine, sender)
     finally:
         engine.dispose()
-    return Counter(job["state"] for job in jobs.values())
+    return Counter(of_image[-1]["state"] for of_image in jobs.values())
+
+
+def _account_for_promises(node: Node, engine: Engine, sender: Sender) -> None:
+    """What the node has committed is there, whatever made room meanwhile, with the content that was sent last."""
+    columns = schema.instances
+    with engine.connect() as connection:
+        for uid, patient_id in sender.promised:
+            query = select(columns).where(columns.c.sop_instance_uid == uid).order_by(columns.c.revision.desc()).limit(1)
+            row = connection.execute(query).one()
+            assert row.removed_at is None, "promised to a modality, and removed"
+            path = node.settings.node.data_dir / row.path
+            assert digest_of(path) == row.digest
+            assert dcmread(path, stop_before_pixels=True).PatientID == patient_id
 
 
 def _folders(node: Node) -> Any:

@@ -199,7 +199,7 @@ def main() -> int:
         watch.stop()
         acknowledged = {uid: study for sender in senders for uid, study in sender.acknowledged.items()}
         node.wait_for_rest(len(acknowledged), 3600)
-        states = account(node, orthanc, bad, acknowledged)
+        states = account(node, orthanc, bad, senders)
     with (out / "processes.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("seconds", "role", "started", *_MEASURES))
