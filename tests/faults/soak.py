@@ -38,7 +38,7 @@ _MEASURES = ("memory_mb", "handles", "threads")
 _GROWTH, _GROWTH_MB, _GROWTH_COUNT = 1.15, 40, 12
 """How much more the last quarter of the calm half may take than its first: noise of allocators, connections that come and go."""
 _MOST_WAITING = 24
-_IDLE_POINTS = ("reading", "analysing")
+_IDLE_POINTS = ("reading", "analysing", "removal-noted")
 
 
 class Watch(threading.Thread):
