@@ -18,8 +18,8 @@ from tests.orthanc import wait_until
 IMAGES, SENDERS = 12, 3
 
 STRUCK = tuple(point for point in POINTS if point not in ("reading", "analysing", "removal-noted"))
-"""Between any two commits. Those that a poisonous image passes are struck in test_poison; the last one kills the supervisor, which
-is killed at random moments too, and is tried in the model of the store."""
+"""Between any two commits. Those that a poisonous image passes are struck in test_poison; the last one kills the supervisor,
+which is killed at random moments too, and is tried in the model of the store."""
 
 
 @pytest.mark.peer
