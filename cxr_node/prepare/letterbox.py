@@ -26,6 +26,10 @@ def picture_box(pixels: NDArray[np.float32]) -> tuple[int, int, int, int] | None
     """
     top, bottom = _between_bars(_is_flat(pixels, axis=1))
     left, right = _between_bars(_is_flat(pixels, axis=0))
+    if not _is_one_grey(pixels[:top], pixels[bottom:]):
+        top, bottom = 0, pixels.shape[0]
+    if not _is_one_grey(pixels[:, :left], pixels[:, right:]):
+        left, right = 0, pixels.shape[1]
     rows, columns = bottom - top, right - left
     whole = (rows, columns) == pixels.shape
     slender = max(rows, columns) > _MOST_SLENDER * min(rows, columns)
@@ -44,6 +48,13 @@ def _is_flat(pixels: NDArray[np.float32], axis: int) -> NDArray[np.bool_]:
     """Which rows (axis 1) or columns (axis 0) are of one grey, bool (N,)."""
     spread = np.fmax.reduce(pixels, axis=axis) - np.fmin.reduce(pixels, axis=axis)
     return np.asarray(~(spread > _FLAT))
+
+
+def _is_one_grey(*bars: NDArray[np.float32]) -> bool:
+    """Whether both bars are of the same grey throughout; stripes of several are no letterbox."""
+    values = [bar[~np.isnan(bar)] for bar in bars]
+    extremes = [extreme for bar in values if bar.size for extreme in (bar.min(), bar.max())]
+    return not extremes or max(extremes) - min(extremes) <= _FLAT
 
 
 def _between_bars(flat: NDArray[np.bool_]) -> tuple[int, int]:
