@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from cxr_node import node
 from cxr_node.errors import StoreError
@@ -113,7 +114,7 @@ def test_a_database_that_takes_no_row_keeps_the_node_from_nothing(tmp_path, monk
     settings = Settings(node=NodeSettings(data_dir=tmp_path / "var"))
 
     def full(*_):
-        raise StoreError("the disk is full")
+        raise OperationalError("INSERT", {}, Exception("database or disk is full"))
 
     monkeypatch.setattr(node, "open_database", full)
     done = threading.Event()

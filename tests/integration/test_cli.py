@@ -140,11 +140,13 @@ def test_analyze_goes_on_after_a_bad_file_and_says_so(tmp_path, phantom_png):
 
 
 def test_the_same_picture_gets_the_same_results_each_time(tmp_path, phantom_png):
-    uids = []
+    made = []
     for name in ("one", "two"):
         assert run("analyze", phantom_png, "--out", tmp_path / name).exit_code == 0
-        uids.append(pydicom.dcmread(tmp_path / name / "phantom.overlay.dcm").SOPInstanceUID)
-    assert uids[0] == uids[1]
+        made.append(pydicom.dcmread(tmp_path / name / "phantom.overlay.dcm"))
+    assert made[0].PixelData == made[1].PixelData
+    assert (made[0].StudyInstanceUID, made[0].SeriesInstanceUID) == (made[1].StudyInstanceUID, made[1].SeriesInstanceUID)
+    assert made[0].SOPInstanceUID != made[1].SOPInstanceUID, "they bear other dates, and no UID has two contents"
 
 
 def test_status_counts_by_state(store, config):

@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 from cxr_node.cli import app
 from cxr_node.errors import StoreError
 from cxr_node.settings import DatabaseSettings
-from cxr_node.store import audit, copying, jobs, lock
+from cxr_node.store import audit, copying, jobs, lock, refusals
 from cxr_node.store.database import open_database, write
+from cxr_node.store.refusals import Refusal
 from cxr_node.store.schema import audit as audit_table
-from cxr_node.store.schema import commitment_reports, instances
+from cxr_node.store.schema import commitment_asks, commitment_reports, instances
 from tests.store import Store
 
 
@@ -29,6 +30,8 @@ def store(tmp_path):
     report = {"transaction_uid": "1.9", "ae_title": "CT", "host": "h", "committed": "[]", "failed": "[]", "state": "waiting"}
     with write(opened.engine) as connection:
         connection.execute(insert(commitment_reports).values(**report, attempts=0, not_before=0.1, reason="", created_at=2.5))
+        connection.execute(insert(commitment_asks).values(delivery_id=1, transaction_uid="1.9.1", asked_at=1.5))
+    refusals.add(opened.engine, {Refusal("image", "CT", "h", "no room"): 2})
     yield opened
     opened.engine.dispose()
 

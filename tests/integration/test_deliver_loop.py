@@ -345,13 +345,14 @@ class TestTheRole:
         """The table is gone for a while: the thread lives on and delivers once it is back."""
         with storage_scp() as scp:
             queue = queue_for(scp.port)
-            queue.analyse_one()
-            with queue.engine.connect() as connection:
-                connection.execute(text("ALTER TABLE results RENAME TO hidden"))
-                connection.commit()
             with capture_logs() as logs, running(queue.settings):
+                until(lambda: any(entry["event"] == "delivering" for entry in logs))
+                with queue.engine.connect() as connection:
+                    connection.execute(text("ALTER TABLE deliveries RENAME TO hidden"))
+                    connection.commit()
                 until(lambda: any(entry["event"] == "delivery round failed" for entry in logs))
                 with queue.engine.connect() as connection:
-                    connection.execute(text("ALTER TABLE hidden RENAME TO results"))
+                    connection.execute(text("ALTER TABLE hidden RENAME TO deliveries"))
                     connection.commit()
+                queue.analyse_one()
                 until(lambda: queue.states() == ["sent"] * 2)

@@ -38,9 +38,13 @@ def taking(*sop_classes, syntaxes=UNCOMPRESSED):
     return [(SecondaryCaptureImageStorage, UNCOMPRESSED), *((sop_class, syntaxes) for sop_class in sop_classes)]
 
 
-def report(predecessor: Dataset | None = None, revision: int = 0) -> ComposedObject:
+def report(predecessor: Dataset | None = None, content: str = "") -> ComposedObject:
     made = compose_results(
-        *(source(), radiograph(), findings()), kinds=(ResultKind.REPORT,), predecessor=predecessor, revision=revision, now=NOW
+        *(source(), radiograph(), findings()),
+        kinds=(ResultKind.REPORT,),
+        predecessor=predecessor,
+        content_digest=content,
+        now=NOW,
     )
     return made[0]
 
@@ -176,7 +180,7 @@ def test_a_notice_that_an_image_was_not_analysed_goes_the_same_way(queue_for):
 
 def test_a_predecessor_is_named_as_the_destination_has_it(queue_for):
     earlier = report()
-    later = report(pydicom.dcmread(BytesIO(earlier.content)), revision=1)
+    later = report(pydicom.dcmread(BytesIO(earlier.content)), content="another")
     with storage_scp(contexts=taking(EnhancedSRStorage)) as scp:
         queue = queue_for(scp.port)
         with courier_for(queue) as courier:
