@@ -349,7 +349,9 @@ class TestDuplicates:
     def test_a_sender_that_died_while_it_sent_left_one(self, queue_for):
         queue = queue_for(closed_port())
         queue.analyse_one()
-        assert len(deliveries.claim(queue.engine, "pacs0", "a sender that died", 10, -1)) == 1
+        assert len(deliveries.claim(queue.engine, "pacs0", "a sender that died", 10, 60)) == 1
+        with queue.engine.begin() as connection:
+            connection.execute(text("UPDATE deliveries SET lease_until = 0"))  # as who sees to the leases of the dead does
         assert self.deliver(queue, [0x0111], times=1) == [("sent", 2)]
 
     def test_over_an_association_that_was_kept_open(self, queue_for):

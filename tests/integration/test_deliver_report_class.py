@@ -24,7 +24,7 @@ from cxr_node.compose import compose_not_analysed, compose_results
 from cxr_node.deliver.check import Severity, check_destinations
 from cxr_node.deliver.report_class import instance_uid_as
 from cxr_node.records import ComposedObject, ResultKind
-from cxr_node.store import overview
+from cxr_node.store import glance, overview, parties
 from tests.committing import Committing, everything
 from tests.composing import MODEL, NOW, findings, radiograph, source
 from tests.delivering import NEVER, Queue, courier_for, settings_for, until
@@ -218,7 +218,7 @@ def test_commitment_is_asked_for_what_was_sent(queue_for):
 
 def test_what_was_not_kept_is_known_by_the_uid_that_was_sent_and_goes_again(queue_for):
     def loses_the_report(references):
-        kept = [one for one in references if one[0] != BasicTextSRStorage or len(pacs.requests) > 1]
+        kept = [one for one in references if one[0] != BasicTextSRStorage or len(pacs.requests) > 2]
         return kept, {one: 0x0112 for one in references if one not in kept}
 
     pacs = Committing(loses_the_report, contexts=taking(BasicTextSRStorage))
@@ -247,10 +247,9 @@ def test_status_and_the_check_say_as_what(queue_for):
         queue.settings = queue.settings.model_copy(update={"destinations": queue.settings.destinations[1:]})
         with courier_for(queue) as courier:
             courier.deliver_due(NEVER)
-        assert overview.report_classes_sent(queue.engine) == {
-            "pacs0": {"Comprehensive SR": 1},
-            "pacs1": {"Comprehensive 3D SR": 1},
-        }
+        with glance.look(queue.settings) as ask:
+            sent = parties.report_classes_sent(ask)
+        assert sent == {"pacs0": {"Comprehensive SR": 1}, "pacs1": {"Comprehensive 3D SR": 1}}
     assert at_the_plain_one.severity == Severity.OK
     assert "report (as Comprehensive SR)" in at_the_plain_one.text
     assert at_the_rich_one.text.endswith("takes: overlay and report.")
