@@ -23,7 +23,7 @@ from cxr_node.commands.common import (
     time_in_words,
 )
 from cxr_node.errors import CxrNodeError
-from cxr_node.records import REPORT_CLASS_NAMES, DeliveryState, JobState, ResultKind, answer_of
+from cxr_node.records import REPORT_CLASS_NAMES, DeliveryState, JobState, ResultKind
 from cxr_node.settings import load_settings
 from cxr_node.store import changes, overview
 from cxr_node.store.selection import Selection
@@ -245,7 +245,8 @@ def _brief_job(row: dict[str, Any]) -> dict[str, Any]:
         "received": time_in_words(row["received_at"]),
         "patient_id": row["patient_id"],
         "accession": row["accession_number"],
-        **answer_of(row["findings"]),
+        "answer": row["answer"],
+        "likeliest": row["likeliest"],
         "attempts": row["attempts"],
         "sender": row["sender"],
         "study_instance_uid": row["study_instance_uid"],

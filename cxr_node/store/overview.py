@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Select, func, select
 
-from cxr_node.records import DeliveryState, JobState
+from cxr_node.records import DeliveryState, JobState, answer_of
 from cxr_node.store import changes
 from cxr_node.store.schema import commitment_reports, deliveries, instances, jobs, results
 from cxr_node.store.selection import Selection, of_deliveries, of_jobs
@@ -119,15 +119,7 @@ def list_deliveries(
     if job_id is not None:
         query = query.where(results.c.job_id == job_id)
     rows = _rows(engine, query.order_by(deliveries.c.id).limit(limit))
-    return [{**row, "answer": answer_of(row.pop("job_state"), json.loads(row.pop("findings")))} for row in rows]
-
-
-def answer_of(state: str, findings: dict[str, Any]) -> str:
-    """What the network said of an image, in a word or two; that it can't tell is an answer too."""
-    label = str(findings.get("label", ""))
-    if state != JobState.DONE or not label:
-        return ""
-    return f"indeterminate ({label}?)" if findings.get("indeterminate") else label
+    return [{**row, **_answer(row.pop("job_state"), json.loads(row.pop("findings")))} for row in rows]
 
 
 def show_job(engine: Engine, job_id: int) -> dict[str, Any] | None:
@@ -188,9 +180,14 @@ def _jobs_query() -> Select[Any]:
 
 def _as_job(row: dict[str, Any]) -> dict[str, Any]:
     findings = json.loads(row["findings"])
-    return {**row, "reasons": json.loads(row["reasons"]), "findings": findings, "answer": answer_of(row["state"], findings)}
+    return {**row, "reasons": json.loads(row["reasons"]), "findings": findings, **_answer(row["state"], findings)}
 
 
 def _rows(engine: Engine, query: Select[Any]) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def _answer(state: str, findings: dict[str, Any]) -> dict[str, str]:
+    """`answer` and `likeliest` of a job that is done; of another they are empty, whatever it said before."""
+    return answer_of(findings if state == JobState.DONE else {})

@@ -296,7 +296,7 @@ def test_a_connection_goes_past_a_process_that_is_too_busy_to_look():
                     busy[0].send(b"?", socket.MSG_DONTWAIT)
             takers._receivers = [_Receiver(busy[0]), _Receiver(free[0])]
             connection, _ = (opened.enter_context(one) for one in socket.socketpair())
-            takers.take(connection, "127.0.0.1", is_beyond_limit=False)
+            takers.take(connection, "127.0.0.1", over_tls=False, is_beyond_limit=False)
             order, descriptors, _, _ = socket.recv_fds(free[1], 100, 1)
             os.close(*descriptors)
             assert order == b"t127.0.0.1"

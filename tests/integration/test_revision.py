@@ -119,7 +119,7 @@ def test_an_older_database_under_a_newer_name_is_found_out(store):
         settings.attributes["connection"] = connection
         command.downgrade(settings, "0003")
     break_it(store, f"{STAMP}'{SCHEMA_REVISION}'")
-    assert "lacks the table home" in told(open_database, store.settings)
+    assert "lacks the table" in told(open_database, store.settings)
 
 
 @pytest.mark.parametrize("role", ["serve", "receive", "work", "deliver"])
