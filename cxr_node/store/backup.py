@@ -57,9 +57,10 @@ def back_up(settings: Settings) -> Path | None:
     if settings.database.url:
         return None
     folder = backup_folder(settings)
-    moment = time.time()
-    while (final := folder / time.strftime(_NAME, time.gmtime(moment))).exists():
-        moment += 1  # names are of whole seconds, and none replaces another
+    newest = next((taken_at for path in backups(settings) if (taken_at := _taken_at(path))), None)
+    # names are of whole seconds, and tell which is the newest: none replaces another, and none is thinned out at once
+    moment = max(time.time(), newest.timestamp() + 1 if newest else 0)
+    final = folder / time.strftime(_NAME, time.gmtime(moment))
     temporary = final.with_suffix(".tmp")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
