@@ -279,13 +279,19 @@ class StoreModel(RuleBasedStateMachine):
     def retry(self, number, action) -> None:
         """A person tries again what a correction didn't end, and whose file is there."""
         if action == "retry_job":
-            gone = {row.id for row in self._rows("instances") if row.removed_at is not None}
+            gone = {row.id for row in self._rows("instances") if row.removed_at is not None} | self._replaced()
             if any(row.id == number and row.superseded_by is None and row.instance_id not in gone for row in self._rows("jobs")):
                 overview.retry_job(self.engine, number, "person")
             return
-        gone = {row.id for row in self._rows("results") if row.removed_at is not None}
+        replaced = {row.id for row in self._rows("jobs") if row.instance_id in self._replaced()}
+        gone = {row.id for row in self._rows("results") if row.removed_at is not None or row.job_id in replaced}
         if any(row.id == number and row.superseded_by is None and row.result_id not in gone for row in self._rows("deliveries")):
             overview.retry_delivery(self.engine, number, "person")
+
+    def _replaced(self) -> set[int]:
+        """Instances after which another came in the same study under the same UID."""
+        newest = {(row.sop_instance_uid, row.study_instance_uid): row.id for row in self._rows("instances")}
+        return {row.id for row in self._rows("instances")} - set(newest.values())
 
     @rule()
     def change_settings(self) -> None:
