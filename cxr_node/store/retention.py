@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, and_, exists, func, select, update
+from sqlalchemy import Connection, Engine, Table, and_, exists, func, or_, select, update
 
 from cxr_node import faults
 from cxr_node.records import AuditEvent, DeliveryState, JobState
@@ -61,6 +61,7 @@ def make_room(engine: Engine, is_enough: Callable[[], bool], remove: Callable[[s
 
 
 _TABLES = (instances, results)
+_OPEN = (JobState.NEW, JobState.RUNNING, JobState.HELD)
 
 
 def _remove_oldest(engine: Engine, table: Table, before: float, remove: Callable[[str], None], limit: int) -> int:
@@ -92,15 +93,20 @@ def _removals(connection: Connection, ids: list[int]) -> list[AuditEvent]:
 
 
 def _may_go(table: Table, now: float) -> tuple[Any, Any]:
-    """Since when a table's files are there, and whether nobody needs them any more."""
+    """Since when a table's files are there, and whether nobody needs them any more.
+
+    What a correction ended is needed until that is analysed: it may turn out to be the same image, and then the end is undone.
+    """
+    corrections = jobs.alias("corrections")
+    is_open = corrections.c.state.in_(_OPEN)
     if table is instances:
-        pending_job = exists().where(
-            jobs.c.instance_id == instances.c.id, jobs.c.state.in_((JobState.NEW, JobState.RUNNING, JobState.HELD))
-        )
+        undecided = exists().where(corrections.c.instance_id == jobs.c.superseded_by, is_open)
+        pending_job = exists().where(jobs.c.instance_id == instances.c.id, or_(jobs.c.state.in_(_OPEN), undecided))
         promised = func.coalesce(instances.c.keep_until, 0.0) > now
         return instances.c.received_at, and_(~pending_job, ~promised)
+    undecided = exists().where(corrections.c.instance_id == deliveries.c.superseded_by, is_open)
     pending_delivery = exists().where(
         deliveries.c.result_id == results.c.id,
-        deliveries.c.state.not_in((DeliveryState.SENT, DeliveryState.CANCELLED)),
+        or_(deliveries.c.state.not_in((DeliveryState.SENT, DeliveryState.CANCELLED)), undecided),
     )
     return results.c.created_at, ~pending_delivery
