@@ -21,6 +21,7 @@ from cxr_node.store import audit
 from cxr_node.store.blobs import Blobs
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, instances, jobs, results
+from cxr_node.store.sending_again import BEING_MADE
 
 _SUPERSEDED = "A corrected image came under the same SOP instance UID; it is analysed instead."
 _OPEN_JOBS = (JobState.NEW, JobState.RUNNING, JobState.HELD)
@@ -98,6 +99,15 @@ def revive(connection: Connection, by: int) -> None:
         .where(mine, deliveries.c.state == DeliveryState.CANCELLED)
         .values(state=DeliveryState.WAITING, reason="", attempts=0, not_before=0)
     )
+    is_gone = deliveries.c.result_id.in_(select(results.c.id).where(results.c.removed_at.is_not(None)))
+    revived = and_(mine, deliveries.c.state == DeliveryState.WAITING)
+    to_make = select(results.c.job_id).join(deliveries, deliveries.c.result_id == results.c.id).where(revived, is_gone)
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(to_make), jobs.c.state == JobState.DONE)
+        .values(state=JobState.NEW, attempts=0, not_before=0, reasons="[]", finished_at=None)
+    )
+    connection.execute(update(deliveries).where(revived, is_gone).values(state=DeliveryState.HELD, reason=BEING_MADE))
     connection.execute(update(deliveries).where(mine).values(superseded_by=None))
 
 
