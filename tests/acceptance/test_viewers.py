@@ -22,7 +22,7 @@ from cxr_node.compose import compose_results
 from cxr_node.emulate import radiograph_from_image
 from cxr_node.phantom import chest_phantom
 from cxr_node.prepare.radiograph import prepare_dataset
-from cxr_node.records import LABELS, ComposedObject, Findings, ResultKind
+from cxr_node.records import ANALYSIS_KINDS, LABELS, ComposedObject, Findings, ResultKind
 from tests.composing import NOW, findings
 from tests.conftest import REPOSITORY, find_peer
 from tests.orthanc import Orthanc, wait_until
@@ -130,8 +130,8 @@ def seen(reader: Reader, name: str, condition: Callable[[np.ndarray], bool]) -> 
 
 
 def test_ohif_offers_every_result_beside_the_radiograph(reader, study):
-    wait_until(lambda: len(reader.series()) == 1 + len(ResultKind), PATIENCE_S, "a series for each result")
-    assert set(reader.series()) == {study.source.SeriesDescription, *map(study.description, ResultKind)}
+    wait_until(lambda: len(reader.series()) == 1 + len(ANALYSIS_KINDS), PATIENCE_S, "a series for each result")
+    assert set(reader.series()) == {study.source.SeriesDescription, *map(study.description, ANALYSIS_KINDS)}
 
 
 def test_ohif_shows_the_radiograph_in_greys(reader):
