@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cxr_node import repair
 from cxr_node.commands import moving
 from cxr_node.commands.common import Config, open_engine, operator
 from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.records import AuditEvent, DataFolder
-from cxr_node.settings import load_settings
+from cxr_node.settings import Settings, load_settings
 from cxr_node.store import audit, backup, differences, lock
 from cxr_node.store.database import open_database, why_commits_may_be_lost
 from cxr_node.store.differences import CURES, Difference
 from cxr_node.store.overview import held_by_reason
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 _UNDER_WAY_S = 900.0
 """Files younger than this may be about to get their row."""
@@ -47,7 +49,7 @@ def doctor(
         found = differences.find_differences(engine, DataFolder(settings.node.data_dir), _UNDER_WAY_S)
         _show(found)
         if mend and found:
-            repair.mend(settings, engine, found, operator())
+            _mend(settings, engine, found)
             print(f"{len(found)} mended.")
         elif found:
             print("Nothing was changed; --mend does what stands behind the arrows.")
@@ -94,12 +96,18 @@ def restore(
             found = differences.find_differences(engine, DataFolder(settings.node.data_dir), 0)
             _show(found)
             to_mend = moving.without_what_is_not_gone(settings, found, yes=yes)
-            repair.mend(settings, engine, to_mend, operator())
+            _mend(settings, engine, to_mend)
             audit.record(engine, AuditEvent("database-restored", user=operator(), detail=f"{chosen.name}, {len(to_mend)} mended"))
         finally:
             engine.dispose()
     if len(to_mend) < len(found):
         raise typer.Exit(1)
+
+
+def _mend(settings: Settings, engine: Engine, found: list[Difference]) -> None:
+    from cxr_node import repair  # it reads DICOM, which other commands have no need of
+
+    repair.mend(settings, engine, found, operator())
 
 
 def _show(found: list[Difference]) -> None:

@@ -17,7 +17,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from cxr_node.compose import compose_not_analysed, compose_results
-from cxr_node.records import Greys, ResultKind
+from cxr_node.records import ANALYSIS_KINDS, Greys, ResultKind
 from tests.composing import MODEL, NOW, SMALL, findings, radiograph, source, upright_chest
 
 IDENTITY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID")
@@ -106,7 +106,7 @@ def test_an_odd_attribute_costs_nothing_but_itself(data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's, of the value
         made = all_results(with_odd(keyword, text))
-    assert len(made) == len(ResultKind) + 2
+    assert len(made) == len(ANALYSIS_KINDS) + 2
     for ds in made.values():
         kept = {"PatientID": "T-1", "AccessionNumber": "A-77", "StudyID": "7", "PatientSex": "F", "PatientBirthDate": "19600229"}
         for name, value in kept.items():
