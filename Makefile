@@ -88,7 +88,7 @@ fuzz: .venv/.installed-dev  ## break a million inputs for the parsers, pictures 
 	.venv/bin/python -m tests.fuzz
 
 .PHONY: gpu
-gpu: .venv/.installed-dev  ## train on a GPU and measure, in 30 minutes, with the radiographs in DATA; weights and figures in runs/gpu/home
+gpu: .venv/.installed-dev  ## train on a GPU and measure (meant for 30 minutes; not yet run), with the radiographs in DATA; weights and figures in runs/gpu/home
 	scripts/train-on-gpu $(DATA)
 
 .PHONY: clean

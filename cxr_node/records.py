@@ -1,4 +1,7 @@
-"""The frozen records that rooms hand to each other."""
+"""The frozen records that rooms hand to each other.
+
+Over 300 lines: one list of the records, so that each is found once.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@ commitment, analyses, deliveries, retries, damage, doctor, restore, and crashes 
 
 The store is the real one, files and database; a crash is an exception at one of the program's own fault points, after
 which nothing of the step goes on. What is analysed and composed are texts, under UIDs that the program's own functions derive.
+
+Over 300 lines: one state machine, whose rules and invariants are read together.
 """
 
 from __future__ import annotations

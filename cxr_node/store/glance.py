@@ -147,13 +147,11 @@ def _check_revision(ask: Ask) -> None:
 
 @contextmanager
 def _through_sqlalchemy(settings: Settings) -> Iterator[Ask]:
-    from sqlalchemy import text
-
-    from cxr_node.store.database import look_into_database
+    from cxr_node.store.database import asking, look_into_database
 
     engine = look_into_database(settings)
     try:
-        with engine.connect() as connection:
-            yield lambda sql, **values: [tuple(row) for row in connection.execute(text(sql), values)]
+        with asking(engine) as ask:
+            yield ask
     finally:
         engine.dispose()

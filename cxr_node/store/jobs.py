@@ -2,6 +2,8 @@
 
 A claim is one transaction under a lease; a lapsed lease makes the job claimable again; every change of state is guarded
 by the state it leaves, so that a worker which lost its lease changes nothing.
+
+Over 300 lines: the ways a job ends, and the rows that it leaves, are one guarded transaction each.
 """
 
 from __future__ import annotations

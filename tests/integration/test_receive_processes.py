@@ -1,4 +1,7 @@
-"""Several receiver processes behind one port: what holds for all of them together, and what the death of one costs."""
+"""Several receiver processes behind one port: what holds for all of them together, and what the death of one costs.
+
+Over 300 lines: one test for each way in which a receiver process can end.
+"""
 
 from __future__ import annotations
 
