@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# cxr_node as an image.
+# The Docker image of cxr_node.
 #
 #   docker build -t cxr-node .                                   PyTorch for CPUs
 #   docker build -t cxr-node:cuda --build-arg VARIANT=cuda .     PyTorch with CUDA; run it with --gpus all
@@ -17,7 +17,7 @@ WORKDIR /src
 RUN python -m venv /opt/cxr-node
 ENV PATH=/opt/cxr-node/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 
-# What changes seldom comes first, so that a change of the program doesn't bring PyTorch in anew.
+# Layers that rarely change come first, so that a change of the program does not reinstall PyTorch.
 COPY constraints.txt ./
 RUN set -eu; \
     case "$VARIANT" in \
@@ -28,12 +28,12 @@ RUN set -eu; \
     esac
 COPY setup.cfg ./
 RUN python -c "from configparser import RawConfigParser as P; p = P(); p.read('setup.cfg'); e = p['options.extras_require']; \
-        print(p['options']['install_requires'], e['scale'], e['openvino'])" > requirements.txt \
+        print(p['options']['install_requires'], e['scale'], e['openvino'], e['web'])" > requirements.txt \
     && pip install -c constraints.txt -r requirements.txt
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY conf ./conf
 COPY cxr_node ./cxr_node
-# The last use of pip: nothing in the image installs anything.
+# The last use of pip: the image does not contain it.
 RUN pip install -c constraints.txt --no-deps . && pip check && pip uninstall -y pip
 
 
@@ -42,22 +42,25 @@ RUN groupadd --system --gid 10001 cxr-node \
     && useradd --system --uid 10001 --gid cxr-node --home-dir /var/lib/cxr-node --no-create-home --shell /usr/sbin/nologin cxr-node \
     && install -d -m 700 -o cxr-node -g cxr-node /var/lib/cxr-node \
     && install -d -m 755 /etc/cxr-node \
-    && echo "# Mount the settings here; /opt/cxr-node/share/cxr-node/cxr-node.example.toml shows every key." > /etc/cxr-node/cxr-node.toml
+    && echo "# Mount the settings here, with [[senders]]: until they say who may send, the node does not start." \
+        "/opt/cxr-node/share/cxr-node/cxr-node.example.toml shows every key." > /etc/cxr-node/cxr-node.toml
 COPY --from=build /opt/cxr-node /opt/cxr-node
 
-# In a container the node listens on all addresses, and writes nowhere but in its volume and /tmp: run it with
+# In a container the node listens on all addresses, which is why the settings have to say who may send ([[senders]], or
+# receive.accept_unknown_senders = "anywhere"). It writes nowhere but in its volume and /tmp: run it with
 # --read-only --tmpfs /tmp.
 ENV PATH=/opt/cxr-node/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     CXR_NODE__NODE__HOST=0.0.0.0 \
+    CXR_NODE__WEB__HOST=0.0.0.0 \
     CXR_NODE__NODE__DATA_DIR=/var/lib/cxr-node
 USER cxr-node
 WORKDIR /var/lib/cxr-node
 VOLUME /var/lib/cxr-node
-EXPOSE 11112
+EXPOSE 11112 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=15s --start-period=60s --retries=3 \
-    CMD ["cxr-node", "status", "--config", "/etc/cxr-node/cxr-node.toml", "--json"]
+    CMD ["python", "-m", "cxr_node.node.healthcheck"]
 ENTRYPOINT ["cxr-node"]
 CMD ["serve", "--config", "/etc/cxr-node/cxr-node.toml"]

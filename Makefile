@@ -1,6 +1,6 @@
-# cxr_node from a fresh clone. `make` alone lists what there is.
+# cxr_node from a fresh clone. `make` without a target lists the targets.
 #
-# Variables: PYTHON (the interpreter to start from), PIP_OPTIONS (words for pip), WORKERS (of pytest),
+# Variables: PYTHON (the interpreter for .venv), PIP_OPTIONS (options for pip), WORKERS (of pytest),
 # PYTEST_OPTIONS (such as "-k receive"), MINUTES (of soak), DATA (of gpu: the folder of manifest.csv).
 
 SHELL := /bin/bash
@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PYTHON PIP_OPTIONS
 
-WORKERS ?= 2
+WORKERS ?= 3
 PYTEST_OPTIONS ?=
 MINUTES ?= 10
 DATA ?= ../shared/data
@@ -16,24 +16,24 @@ installation := setup.cfg pyproject.toml constraints.txt scripts/install
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Stamps, so that pip runs only when what it would install has changed.
+# Stamp files: pip runs only when its input has changed.
 .venv/.installed: $(installation)
-	scripts/install
+	scripts/install openvino,web
 
 .venv/.installed-dev: $(installation)
-	scripts/install test,dev
+	scripts/install web,test,dev
 
 .PHONY: setup
 setup: .venv/.installed-dev  ## make .venv and install everything for running, testing and developing
 
 .PHONY: demo
-demo: .venv/.installed  ## radiographs into the node, overlays and reports into a PACS, all started and stopped here
-	.venv/bin/cxr-node demo
+demo: .venv/.installed  ## radiographs into the node, overlays and reports into a PACS, and the page to look at (in a terminal until Ctrl-C)
+	.venv/bin/cxr-node demo $$([ -t 1 ] && echo --keep)
 
 .PHONY: peers
-peers:  ## install the programs that tests talk to, where that is allowed
+peers:  ## install the programs that tests use, where that is allowed
 	scripts/install-peers
 
 .PHONY: check
@@ -43,13 +43,17 @@ check: .venv/.installed-dev  ## lint, formatting, types
 	.venv/bin/mypy
 
 .PHONY: test
-test: .venv/.installed-dev peers check  ## everything that can be checked here, `validate` included
+test: .venv/.installed-dev peers check  ## run all checks and tests, `validate` included
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup -rs $(PYTEST_OPTIONS)
 
 .PHONY: validate
-validate: .venv/.installed-dev peers  ## every kind of result before validators, an archive and viewers; pictures in test-output
+validate: .venv/.installed-dev peers  ## check every kind of result with validators, an archive and viewers; pictures in test-output
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup -rs $(PYTEST_OPTIONS) \
 		tests/acceptance/test_compose_validators.py tests/acceptance/test_viewers.py tests/unit/test_conformance.py
+
+.PHONY: docs
+docs: .venv/.installed-dev  ## generate docs/settings.md and the tables of docs/conformance.md
+	.venv/bin/python -m scripts.generate_docs
 
 .PHONY: image-test
 image-test: .venv/.installed-dev peers  ## build the image, run it, send it radiographs (as root; the first build takes minutes)
@@ -62,29 +66,34 @@ bench: .venv/.installed-dev peers  ## the benchmarks, in a short form
 	.venv/bin/python -m benchmarks.load --quick
 	.venv/bin/python -m benchmarks.inference --repeats 1
 
+.PHONY: campaign-hosts
+campaign-hosts: .venv/.installed-dev peers  ## 4 hosts in network namespaces, 2,000 images, cut links, killed hosts (as root)
+	rm -rf test-output/hosts
+	.venv/bin/python -m tests.faults.hosts --images 2000 --hosts 4 --out test-output/hosts
+
 .PHONY: soak
-soak: .venv/.installed-dev peers  ## the fault campaign for MINUTES, with memory, handles and threads drawn over time
+soak: .venv/.installed-dev peers  ## run the fault campaign for MINUTES; plot memory, handles and threads
 	rm -rf test-output/soak
 	.venv/bin/python -m tests.faults.soak --minutes $(MINUTES) --out test-output/soak
 
-# The tools of a release live apart: what they need is none of the program's business.
+# Release tools have their own environment, so that their dependencies stay out of the program's.
 .tools/.installed: Makefile
 	$(or $(PYTHON),python3) -m venv --clear .tools
 	.tools/bin/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) uv==0.13.8 cyclonedx-bom==7.5.0
 	touch $@
 
 .PHONY: lock
-lock: .tools/.installed  ## pin what a release installs, with hashes, in requirements.lock (pip install --require-hashes -r)
+lock: .tools/.installed  ## pin all dependencies with hashes in requirements.lock
 	.tools/bin/uv pip compile setup.cfg --extra web --extra scale --extra openvino -c constraints.txt --generate-hashes --python-version 3.11 \
 		--quiet --custom-compile-command 'make lock' --output-file requirements.lock
 
 .PHONY: sbom
-sbom: .tools/.installed  ## the software bill of materials of what requirements.lock pins, in CycloneDX: dist/sbom.json
+sbom: .tools/.installed  ## write the software bill of materials of requirements.lock (CycloneDX) to dist/sbom.json
 	mkdir -p dist
 	.tools/bin/cyclonedx-py requirements requirements.lock --output-file dist/sbom.json
 
 .PHONY: fuzz
-fuzz: .venv/.installed-dev  ## break a million inputs for the parsers, pictures for the decoders, 100,000 PDUs for the listener
+fuzz: .venv/.installed-dev  ## fuzz the parsers (a million inputs), the decoders and the listener (100,000 PDUs)
 	.venv/bin/python -m tests.fuzz
 
 .PHONY: gpu

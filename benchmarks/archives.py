@@ -1,4 +1,4 @@
-"""The PACS of a benchmark, and what is asked of it: what has come, and in the end what it has."""
+"""The PACS of a benchmark: which objects have arrived, and what it holds at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pydicom import Dataset, dcmread
 
-from cxr_node.receive.small_pacs import SmallPACS
+from cxr_node.demo.small_pacs import SmallPACS
 from tests.orthanc import Orthanc
 
 

@@ -1,4 +1,4 @@
-"""Many instances from one file: the serial number that stands in its UIDs is changed in place."""
+"""Many instances from one file, by changing the serial number within its UIDs in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hospital's morning: radiographs from several senders at once into a real node, and its results in a real PACS.
+"""A hospital's morning: radiographs from several senders at once to a real node, and its results in a real PACS.
 
     python -m benchmarks.load [--images 600] [--senders 4] [--seconds 300 0] [--data FOLDER] [--json FILE]
 
@@ -42,7 +42,7 @@ from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
 from benchmarks.archives import Archive, archive
 from benchmarks.senders import Kind, Sent, kinds_of, send_share
 from cxr_node.deliver.request import Peer
-from cxr_node.node import ROLES
+from cxr_node.node.supervisor import ROLES
 from tests.node import Node
 
 GOALS_MB = {"receive": 150, "work": 2500}

@@ -10,6 +10,11 @@ both peers: without it they stall some 40 ms an instance on Nagle's algorithm, w
 
     python -m benchmarks.receive                      the full table, several minutes
     python -m benchmarks.receive --repetitions 1 --seconds 1 --receivers node orthanc
+    python -m benchmarks.receive --parts --associations 4
+
+`--parts` shows what each special part of reception is worth: a bare loop (socket, file, fsync) as the limit, pynetdicom with an
+event handler, the node with several processes and with one, and that one without BLAKE3 (SHA-256 instead), without writing
+past the system's cache (`direct`), and without statements that are compiled once.
 """
 
 from __future__ import annotations
@@ -25,10 +30,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from benchmarks.instances import file_with_serial, uids_with_serial
+from benchmarks.receivers import PARTS, RECEIVERS, Receiver
 
 SIZES = {"2.1 MB": (1050, 1000), "15.5 MB": (3056, 2544)}
 """Name: rows, columns, at 16 bits allocated."""
@@ -45,9 +49,6 @@ RATE_GUESS = {"2.1 MB": 160.0, "15.5 MB": 20.0}
 """Instances/s from which the number of instances of one measurement is worked out."""
 _WARM_UP = 8
 """Instances that each receiver gets before it is measured."""
-STORESCU = "/usr/bin/storescu"
-STORESCP = "/usr/bin/storescp"
-ORTHANC = "/usr/sbin/Orthanc"
 
 
 class Instances:
@@ -88,56 +89,6 @@ def _instance(rows: int, columns: int) -> Dataset:
     return ds
 
 
-@dataclass(frozen=True)
-class Receiver:
-    """How to start a receiver in a folder on a port, and how to count what it holds."""
-
-    command: Callable[[Path, int], list[str]]
-    count: Callable[[Path, int], int]
-    ports: int = 1
-
-
-def _node_command(folder: Path, port: int) -> list[str]:
-    path = folder / "cxr-node.toml"
-    path.write_text(f'[node]\nae_title = "NODE"\nport = {port}\ndata_dir = "{folder}"\n')
-    return [sys.executable, "-m", "cxr_node", "receive", "--config", str(path)]
-
-
-def _node_count(folder: Path, _port: int) -> int:
-    return sum(1 for path in (folder / "instances").rglob("*") if path.is_file())
-
-
-def _orthanc_command(folder: Path, port: int) -> list[str]:
-    configuration = {
-        "StorageDirectory": str(folder),
-        "IndexDirectory": str(folder),
-        "DicomPort": port,
-        "HttpPort": port + 1,
-        "DicomAet": "NODE",
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomAlwaysAllowStore": True,
-    }
-    path = folder / "orthanc.json"
-    path.write_text(json.dumps(configuration))
-    return [ORTHANC, str(path)]
-
-
-def _orthanc_count(_folder: Path, port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/statistics", timeout=10) as answer:
-        return int(json.load(answer)["CountInstances"])
-
-
-RECEIVERS = {
-    "node": Receiver(_node_command, _node_count),
-    "storescp": Receiver(
-        lambda folder, port: [STORESCP, "--fork", "-pdu", "131072", "-aet", "NODE", "-od", str(folder), str(port)],
-        lambda folder, _port: sum(1 for _ in folder.iterdir()),
-    ),
-    "orthanc": Receiver(_orthanc_command, _orthanc_count, ports=2),
-}
-
-
 @contextmanager
 def serving(receiver: Receiver, folder: Path) -> Iterator[tuple[int, psutil.Process]]:
     """A receiver, listening; yields its port and process, and stops it in the end."""
@@ -167,6 +118,11 @@ def processor_seconds(process: psutil.Process) -> float:
     return float(used)
 
 
+def unique_bytes(process: psutil.Process) -> int:
+    """Memory that a receiver and its children share with nobody else, and once what they share with each other."""
+    return sum(int(one.memory_full_info().pss) for one in (process, *process.children(recursive=True)))
+
+
 def _free_ports() -> int:
     """A port that is free, as the one after it is (Orthanc needs two)."""
     while True:
@@ -185,8 +141,9 @@ def _listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def measure(receiver: Receiver, instances: Instances, associations: int, root: Path) -> tuple[float, float]:
-    """Seconds from the start of the senders until the last has its last response, and the receiver's processor seconds.
+def measure(receiver: Receiver, instances: Instances, associations: int, root: Path) -> tuple[float, float, int]:
+    """Seconds from the start of the senders until the last has its last response, and the receiver's processor seconds
+    and unique memory in bytes.
 
     Raises:
         RuntimeError: a sender failed, or the receiver doesn't hold every instance.
@@ -197,7 +154,7 @@ def measure(receiver: Receiver, instances: Instances, associations: int, root: P
     shares = [instances.paths[number::associations] for number in range(associations)]
     try:
         with serving(receiver, folder) as (port, process):
-            command = [STORESCU, "-q", "-aec", "NODE", "127.0.0.1", str(port)]
+            command = receiver.sender(port)
             instances.renew()
             subprocess.run([*command, *map(str, instances.paths[:_WARM_UP])], env=environment, check=True)
             instances.renew()
@@ -209,12 +166,13 @@ def measure(receiver: Receiver, instances: Instances, associations: int, root: P
             seconds = time.perf_counter() - start
             busy = processor_seconds(process) - busy
             held = receiver.count(folder, port) - before
+            memory = unique_bytes(process)
         if any(statuses) or held != len(instances.paths):
             raise RuntimeError(f"sender statuses {statuses}, {held} of {len(instances.paths)} instances held")
     finally:
         shutil.rmtree(folder)
         os.sync()  # the next receiver doesn't pay for what this one left to be written
-    return seconds, busy
+    return seconds, busy, memory
 
 
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
@@ -231,12 +189,14 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
             for associations in options.associations:
                 seconds: dict[str, list[float]] = {name: [] for name in options.receivers}
                 busy: dict[str, list[float]] = {name: [] for name in options.receivers}
+                memory_mb: dict[str, float] = {}
                 for repetition in range(options.repetitions):
                     turn = repetition % len(options.receivers)
                     for name in options.receivers[turn:] + options.receivers[:turn]:
-                        wall_s, processor_s = measure(RECEIVERS[name], instances, associations, Path(work))
+                        wall_s, processor_s, memory_bytes = measure(RECEIVERS[name], instances, associations, Path(work))
                         seconds[name].append(wall_s)
                         busy[name].append(processor_s)
+                        memory_mb[name] = memory_bytes / 2**20
                 for name, values in seconds.items():
                     rate = count / statistics.median(values)
                     rows.append(
@@ -248,6 +208,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
                             "instances_per_s": round(rate, 1),
                             "mb_per_s": round(rate * instances.size_bytes / 1e6, 1),
                             "processor_ms": round(1000 * statistics.median(busy[name]) / count, 1),
+                            "memory_mb": round(memory_mb[name]),
                             "seconds": [round(value, 3) for value in values],
                         }
                     )
@@ -262,8 +223,8 @@ def _print(rows: list[dict[str, object]]) -> None:
     for row in rows:
         ratio = f"{rates['node'] / rates[row['receiver']]:6.2f}" if "node" in rates else ""
         print(
-            f"{row['size']:>8} {row['associations']:>6} {row['receiver']:>10} {row['instances_per_s']:>12}"
-            f" {row['mb_per_s']:>8} {row['processor_ms']:>12} {ratio:>10}",
+            f"{row['size']:>8} {row['associations']:>6} {row['receiver']:>13} {row['instances_per_s']:>12}"
+            f" {row['mb_per_s']:>8} {row['processor_ms']:>12} {row['memory_mb']:>5} {ratio:>10}",
             flush=True,
         )
 
@@ -275,11 +236,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2, help="about how long one measurement lasts")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--associations", nargs="+", type=int, default=ASSOCIATIONS)
-    parser.add_argument("--receivers", nargs="+", choices=RECEIVERS, default=list(RECEIVERS))
+    parser.add_argument("--receivers", nargs="+", choices=RECEIVERS, default=["node", "storescp", "orthanc"])
+    parser.add_argument("--parts", action="store_true", help="instead: what the parts of reception are worth")
     parser.add_argument("--folder", type=Path, help="where the receivers keep what they get (default: the temporary folder)")
     parser.add_argument("--json", type=Path, default=Path("build/benchmark-receive.json"))
     options = parser.parse_args()
-    print(f"{'size':>8} {'assoc.':>6} {'receiver':>10} {'instances/s':>12} {'MB/s':>8} {'CPU ms/inst.':>12} {'node ÷ it':>10}")
+    if options.parts:
+        options.receivers = PARTS
+    heads = (("size", 8), ("assoc.", 6), ("receiver", 13), ("instances/s", 12), ("MB/s", 8), ("CPU ms/inst.", 12), ("MB", 5))
+    print(*(f"{head:>{width}}" for head, width in (*heads, ("node ÷ it", 10))))
     rows = run(options)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"processors": os.cpu_count(), "rows": rows}, indent=1))

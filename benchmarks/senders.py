@@ -1,4 +1,4 @@
-"""Modalities in processes of their own: what they send, and when."""
+"""Modalities in their own processes: what they send, and when."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 
 from benchmarks.instances import Serial, file_with_serial, numbered, uids_with_serial
 from cxr_node.deliver.request import Peer, StoreRequest
 from cxr_node.deliver.scu import Association
-from cxr_node.emulate import radiograph_from_image
+from cxr_node.demo.phantom import chest_phantom
 from cxr_node.errors import DeliveryError
-from cxr_node.phantom import chest_phantom
-from cxr_node.prepare.decode import read_image_file
+from cxr_node.prepare.image_file import read_image_file
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 
 FULL, SMALL = 2544 * 3056, 1000 * 1050
-KINDS = (
+KINDS: tuple[tuple[Literal["DX", "CR"], Literal["MONOCHROME1", "MONOCHROME2"], str, int], ...] = (
     ("DX", "MONOCHROME2", ExplicitVRLittleEndian, FULL),
     ("CR", "MONOCHROME2", ImplicitVRLittleEndian, SMALL),
     ("DX", "MONOCHROME1", ImplicitVRLittleEndian, FULL),
@@ -76,7 +77,7 @@ def kinds_of(data: Path, folder: Path) -> list[Kind]:
             study_instance_uid=study,
             series_instance_uid=series,
         )
-        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = instance
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = UID(instance)
         content, serial = file_with_serial(ds)
         path = folder / f"{number}.dcm"
         path.write_bytes(content)

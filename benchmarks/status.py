@@ -1,4 +1,4 @@
-"""What `cxr-node status` takes, which is what a container's health check runs: memory and processor time.
+"""Memory and processor time of `cxr-node status`, which container health checks run.
 
     python -m benchmarks.status
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,11 +57,12 @@ def main() -> None:
         config = Path(folder, "cxr-node.toml")
         config.write_text(f'[node]\ndata_dir = "{folder}/var"\n')
         open_database(Settings(node=NodeSettings(data_dir=Path(folder, "var")))).dispose()
-        for what, run in (
+        runs: tuple[tuple[str, Callable[[], Taken]], ...] = (
             ("status", lambda: measure(config)),
             ("python", lambda: _run("-c", "pass")),
             ("pydantic_settings, typer", lambda: _run("-c", "import pydantic_settings, typer")),
-        ):
+        )
+        for what, run in runs:
             taken = [run() for _ in range(_RUNS)]
             peak_mb, processor_s = max(one.peak_mb for one in taken), min(one.processor_s for one in taken)
             print(f"{what:<26}{peak_mb:6.0f} MB {processor_s:6.2f} s")

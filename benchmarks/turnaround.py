@@ -1,4 +1,4 @@
-"""From the C-STORE response to both results stored in the PACS, and images per second over many that wait.
+"""Time from the C-STORE response until both results are stored in the PACS, and images per second with a backlog.
 
     python -m benchmarks.turnaround [--images 20] [--waiting 100] [--json FILE]
 
@@ -24,10 +24,10 @@ from typing import Any
 
 import cv2
 
-from cxr_node.deliver.send import send_files
-from cxr_node.emulate import radiograph_from_image
-from cxr_node.phantom import chest_phantom
-from cxr_node.receive.small_pacs import SmallPACS
+from cxr_node.demo.modality import send_files
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.demo.small_pacs import SmallPACS
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.node import Node
 from tests.orthanc import Orthanc, wait_until
 
@@ -88,6 +88,8 @@ def single(pacs: Any, root: Path, images: int) -> dict[str, Any]:
         "images": len(waits),
         "median_s": statistics.median(waits),
         "p95_s": sorted(waits)[int(0.95 * (len(waits) - 1))],
+        "waits_s": waits,
+        "stages_s": stages,
         "stages_median_s": {key: statistics.median(row[key] for row in stages) for key in stages[0]},
     }
 

@@ -5,8 +5,9 @@ CxrNodeError
 ├── Rejected            the input's fault: reasons that a radiographer understands
 ├── WeightsError        a weight file is missing, damaged or of another architecture
 ├── StoreError          the data folder or the database can't be used
-│   └── NoRoom          the disk is too full to accept an instance
-└── DeliveryError       a destination can't be reached or refuses: tried again later
+│   ├── DiskFull          the disk is too full to write something
+│   └── BucketUnavailable   the object store can't be reached, or refuses: tried again later
+└── DeliveryError       a destination can't be reached or refuses: retried later
     └── AssociationLost the association ended while it was used
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 
 class CxrNodeError(Exception):
-    """Root of the tree; its text tells the person what to do next."""
+    """Root of the tree; its text says what to do next."""
 
 
 class SettingsError(CxrNodeError):
@@ -41,8 +42,12 @@ class StoreError(CxrNodeError):
     """The data folder or the database can't be used."""
 
 
-class NoRoom(StoreError):  # noqa: N818
-    """The disk is too full to accept an instance."""
+class DiskFull(StoreError):  # noqa: N818
+    """The disk is too full to write something."""
+
+
+class BucketUnavailable(StoreError, OSError):  # noqa: N818
+    """The object store can't be reached, or refuses; an `OSError` too, as errors of a disk are."""
 
 
 class DeliveryError(CxrNodeError):
@@ -62,6 +67,6 @@ class AssociationLost(DeliveryError):  # noqa: N818
 
 
 class Note(str):
-    """Our own words on a library's exception (`add_note`): logs quote these, and nothing else that it says."""
+    """The program's own note on a library's exception (`add_note`): logs quote it, and nothing else of the exception."""
 
     __slots__ = ()

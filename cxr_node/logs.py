@@ -1,4 +1,4 @@
-"""Structured logs on standard error: a line of key=value for people, JSON where no one watches; UIDs in, names out."""
+"""Structured logs on standard error: key=value on a terminal, JSON elsewhere; with UIDs, without names."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 from cxr_node.errors import CxrNodeError, Note
+from cxr_node.security.printable import printable
 
-_UID = re.compile(r"[0-9.]{1,64}")
+_UID = re.compile(r"(?=.{1,64}\Z)(?:0|[1-9][0-9]*)(?:\.[0-9]+)+")
+"""PS3.5 section 9.1, but with zeros that lead a component, as real ones have; a number without a dot may be a patient's."""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -25,7 +27,7 @@ def set_up(level: str = "info", role: str = "") -> None:
     """Set up logging for this process.
 
     Args:
-        level: the least grave that is written: debug, info, warning, error.
+        level: the least severe level to write: debug, info, warning, error.
         role: named in every line.
     """
 
@@ -40,6 +42,7 @@ def set_up(level: str = "info", role: str = "") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _without_values,
+            *([_without_control] if watched else []),  # JSON writes them out by itself
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -61,7 +64,7 @@ def set_up(level: str = "info", role: str = "") -> None:
 
 
 class _Lines:
-    """Writes lines to standard error, whatever that is at the time. That they can't be written stops nobody from working."""
+    """Writes lines to the current standard error. A line that can't be written is dropped."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,7 +82,7 @@ _LINES = _Lines()
 
 
 class _OfLibraries(logging.Handler):
-    """Says that a library has something to say, and where in it: its own words may quote a patient's name."""
+    """Logs only the place of a library's log line: its text may quote a patient's name."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write it down."""
@@ -97,11 +100,11 @@ def _note_uncaught(error: BaseException | None, where: str) -> None:
     """In place of Python's traceback, which quotes the exception."""
     if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
         return
-    structlog.get_logger().error("an error that nothing expects", where=where, exc_info=error)
+    structlog.get_logger().error("an unexpected error", where=where, exc_info=error)
 
 
-def explain(error: BaseException) -> str:
-    """An exception without the values it may quote: our own in full, others as their type, their place and our notes."""
+def exception_text(error: BaseException) -> str:
+    """An exception without values: the program's own in full, others as type, place and notes."""
     if isinstance(error, CxrNodeError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
@@ -116,15 +119,26 @@ def _without_values(_logger: object, _name: str, event: EventDict) -> EventDict:
     if error is True:  # from `log.exception`
         error = sys.exc_info()[1]
     if isinstance(error, BaseException):
-        event["error"] = explain(error)
+        event["error"] = exception_text(error)
         event["frames"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
     return {key: _without_value(key, value) for key, value in event.items()}
 
 
+def _without_control(_logger: object, _name: str, event: EventDict) -> EventDict:
+    """What a peer sends must not steer the terminal that the log is watched on."""
+    return {key: _in_sight(value) for key, value in event.items()}
+
+
+def _in_sight(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    return [_in_sight(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _without_value(key: str, value: Any) -> Any:
-    """What a peer sends as a UID may be anything, a name too."""
+    """A peer may send anything as a UID, also a name."""
     if isinstance(value, BaseException):
-        return explain(value)
+        return exception_text(value)
     if key.endswith("_uid") and value and not _UID.fullmatch(str(value)):
         return "no UID"
     return value

@@ -1,4 +1,4 @@
-"""The frozen records that rooms hand to each other.
+"""The frozen records that packages pass to each other.
 
 Over 300 lines: one list of the records, so that each is found once.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # no role that reads no pixels loads NumPy for these
+if TYPE_CHECKING:  # roles that read no pixels must not load NumPy
     from datetime import datetime
     from pathlib import Path
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:  # no role that reads no pixels loads NumPy for these
     from numpy.typing import NDArray
 
 LABELS = ("healthy", "bacterial_pneumonia", "viral_pneumonia", "covid19_pneumonia")
-"""The classes, in the order of the networks' outputs."""
+"""The classes of the shipped weights, in the order of the networks' outputs. Other weights may know more (`Model.classes`)."""
 
 INDETERMINATE = "indeterminate"
-"""The answer where no class is likely enough to be named."""
+"""The answer when no class is probable enough."""
 
 SIDES = ("right", "left")
 """The patient's lungs."""
@@ -29,11 +29,11 @@ ZONES = ("upper", "middle", "lower")
 """Thirds of a lung's height."""
 
 MODEL_NAME = "cxr_node"
-"""ManufacturerModelName of every object that a node makes; what carries it is taken in and never analysed."""
+"""ManufacturerModelName of every object that a node makes; objects with it are stored and never analysed."""
 
 
 class JobState(StrEnum):
-    """Where a job is. Done, rejected, held and cancelled rest; held waits for a person (`cxr-node queue retry`)."""
+    """State of a job. Done, rejected, held and cancelled are final; held waits for an operator (`cxr-node queue retry`)."""
 
     NEW = "new"
     RUNNING = "running"
@@ -44,9 +44,9 @@ class JobState(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery is. Sent, held and cancelled rest; held waits for a person (`cxr-node queue retry`).
+    """State of a delivery. Sent, held and cancelled are final; held waits for an operator (`cxr-node queue retry`).
 
-    Committing: the destination has answered that it stored the object, and not yet that it will keep it.
+    Committing: the destination has stored the object and not yet committed to keep it.
     """
 
     WAITING = "waiting"
@@ -58,10 +58,10 @@ class DeliveryState(StrEnum):
 
 
 class ResultKind(StrEnum):
-    """The kinds of object that a job makes; also the words of `send` in a destination's settings.
+    """The kinds of object that a job makes; also the values of `send` in a destination's settings.
 
-    In the order of delivery: the report refers to others and comes after them. A withdrawal, the rejection note of results
-    that were sent of an image since corrected, is made where `withdraw` asks for it, and never by `send`.
+    In the order of delivery: the report refers to others and comes after them. A withdrawal is the rejection note for results
+    of an image that was corrected later; `withdraw` asks for it, not `send`.
     """
 
     OVERLAY = "overlay"
@@ -83,7 +83,7 @@ REPORT_CLASSES = {
     "enhanced": "1.2.840.10008.5.1.4.1.1.88.22",
     "basic_text": "1.2.840.10008.5.1.4.1.1.88.11",
 }
-"""The SOP classes that a destination may be sent the report in, by what `report_as` calls them, the richest first."""
+"""The SOP classes of the report, by their `report_as` values, the richest first."""
 
 REPORT_CLASS_NAMES = dict(
     zip(REPORT_CLASSES.values(), ("Comprehensive 3D SR", "Comprehensive SR", "Enhanced SR", "Basic Text SR"), strict=True)
@@ -98,7 +98,7 @@ _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 
 @dataclass(frozen=True)
 class KindOfResult:
-    """What is the same for all results of a kind.
+    """Properties of all results of a kind.
 
     sop_class_uid, transfer_syntax_uid: as it is composed (the overlay's compression is a setting).
     series_number: leading digits, so that results sort behind the images they were made from.
@@ -133,20 +133,23 @@ DEFAULT_KINDS = tuple(kind for kind, row in KINDS_OF_RESULT.items() if row.by_de
 
 
 class SidesBy(StrEnum):
-    """What says which side of an image is the patient's right.
+    """How it is known which side of an image is the patient's right.
 
-    Contradicted: header and picture disagree (a mirrored film, a wrong header, dextrocardia), so neither is believed.
+    Picture: by heart and stomach. Marker: by the film's own letter, of a picture that doesn't show it clearly.
+    Contradicted: header, picture and marker disagree (a mirrored film, a wrong header or marker, dextrocardia), so the side is
+    unknown.
     """
 
     HEADER = "header"
     PICTURE = "picture"
+    MARKER = "marker"
     UNKNOWN = "unknown"
     CONTRADICTED = "contradicted"
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Who handed an instance over, as its association said it; with TLS also the certificate that it showed.
+    """The sender of an instance, from its association; with TLS also its certificate.
 
     certificate_sha256: in hexadecimal digits; empty if it showed none.
     certificate_names: subject alternative names and common name.
@@ -161,7 +164,7 @@ class Sender:
 
 @dataclass(frozen=True)
 class InstanceHeader:
-    """What the queue and the audit log need to know of an instance, read from its header without its pixels."""
+    """What the queue and the audit log need of an instance, read from its header without the pixels."""
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -177,7 +180,7 @@ class StoredInstance:
     """An instance on disk.
 
     `path` is its blob's key, a path relative to the data folder; `digest` is of the data set without file meta
-    (`store.digests`); `kept_at` is when the blob was put, in UTC seconds.
+    (`store.digests`); `kept_at` is when the blob was put, in UTC seconds; `spool` is the spool that alone has it, if one does.
     """
 
     header: InstanceHeader
@@ -185,6 +188,7 @@ class StoredInstance:
     size_bytes: int
     digest: str
     kept_at: float
+    spool: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,14 +205,15 @@ class Job:
     calling_ae_title: str
     attempts: int
     created_at: float
+    is_unconfirmed: bool = False
+    """Its image came under another sender's SOP instance UID, from one who may not correct it."""
 
 
 @dataclass(frozen=True)
 class Result:
     """A composed object on disk, ready to be delivered.
 
-    `path` is its blob's key, a path relative to the data folder; `only_to` the destinations that it is for, where that doesn't
-    follow from its kind.
+    `path` is its blob's key, a path relative to the data folder; `only_to` its destinations, if they don't follow from its kind.
     """
 
     kind: ResultKind
@@ -238,6 +243,8 @@ class Delivery:
     patient_id: str = ""
     unanswered: bool = False
     """An earlier attempt ended without a response: the destination may have it."""
+    was_sent: bool = False
+    """The destination has stored it before; a person wants it sent again."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +254,7 @@ class Geometry:
     rows, columns: the source's pixel matrix.
     transposed, flipped_vertically, flipped_horizontally: applied in this order, they turn the source upright
         (patient's right on the image's left, head up), as far as the header says how it lies.
-    sides_said: the header says where the patient's right is; else it is unknown, and the image is taken as it lies.
+    sides_said: the header says where the patient's right is; else it is unknown, and the image is used as it is.
     box: top, bottom, left and right of the part of the source that is analysed, as slice bounds; None: all of it.
     """
 
@@ -271,7 +278,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Greys:
-    """What made greys of an image's stored values, and so what a presentation state may repeat.
+    """The grey transformations of an image, which a presentation state can repeat.
 
     rescale: slope and intercept, where no Modality LUT was used.
     modality_lut: the Modality LUT that was used.
@@ -296,21 +303,56 @@ class Greys:
 
 
 @dataclass(frozen=True)
+class LetterCandidates:
+    """What may be a letter on a film, of the image that the header's orientation makes upright.
+
+    patches: uint8 (N, 2, 48, 48), each piece in its surroundings, bright on dark, and its own shape.
+    boxes: float32 (N, 4), left, top, right and bottom as shares of the image's width and height.
+    """
+
+    patches: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The film's own letter, as it was read.
+
+    letter: "R" or "L".
+    at_left: it stands on the left of the image that the header's orientation makes upright.
+    mirrored: the letter itself is mirrored: with all of the picture, or as a marker that lay face down.
+    """
+
+    letter: str
+    at_left: bool
+    mirrored: bool = False
+
+    @property
+    def right_at_left(self) -> bool:
+        """Whether it says that the patient's right lies on the image's left."""
+        return (self.letter == "R") == self.at_left
+
+
+@dataclass(frozen=True)
 class Sides:
     """How it is known which lung is the patient's right one.
 
     log_odds: by the picture, of the patient's right lying on the left of the image that the header's orientation makes upright.
-    mirrored: the header is silent, and the picture surely lies mirrored: it was turned over before the analysis.
+    mirrored: the header is silent, and picture or marker show that it lies mirrored: it was flipped before the analysis.
+    marker: the film's own letter; None: none was read.
+    marker_against: what a contradiction by the marker is with, such as "header"; empty where it is none.
     """
 
     by: SidesBy = SidesBy.HEADER
     log_odds: float = 0.0
     mirrored: bool = False
+    marker: Marker | None = None
+    marker_against: str = ""
 
     @property
     def known(self) -> bool:
-        """Whether right and left may be said; else lungs are named by the side of the picture that they lie on."""
-        return self.by in (SidesBy.HEADER, SidesBy.PICTURE)
+        """Whether right and left may be named; otherwise lungs are named by their side of the picture."""
+        return self.by in (SidesBy.HEADER, SidesBy.PICTURE, SidesBy.MARKER)
 
 
 @dataclass(frozen=True)
@@ -319,31 +361,59 @@ class Radiograph:
 
     pixels: float32 (rows, columns) in 0..1, MONOCHROME2, in the source's own orientation; NaN where padded or behind a shutter.
     network_image: uint8 (224, 224), upright, what the networks see (`prepare.to_network_image`).
-    geometry: how the two lie on each other.
+    geometry: how the two map to each other.
     greys: how `pixels` came about.
+    letters: what may be the film's own letters; None: not looked for.
     """
 
     pixels: NDArray[np.float32]
     network_image: NDArray[np.uint8]
     geometry: Geometry
     greys: Greys = Greys()
+    letters: LetterCandidates | None = None
+
+
+@dataclass(frozen=True)
+class FindingClass:
+    """What a class beyond LABELS is called: for people, and in a coded report.
+
+    name: as in `Model.classes`. title: for people. code_value, code_scheme, code_meaning: of the finding, such as
+    56717001, SCT, Tuberculosis.
+    """
+
+    name: str
+    title: str
+    code_value: str
+    code_scheme: str
+    code_meaning: str
 
 
 @dataclass(frozen=True)
 class Model:
-    """What made a finding. `digest` is a SHA-256 over the weight files' checksums."""
+    """The model that made a finding.
+
+    digest: SHA-256 over the weight files' checksums, and over what they say of classes of their own.
+    classes: in the order of the networks' outputs.
+    own_classes: those of them that LABELS lacks.
+    """
 
     name: str
     version: str
     digest: str = ""
+    classes: tuple[str, ...] = LABELS
+    own_classes: tuple[FindingClass, ...] = ()
+
+    def own_class(self, name: str) -> FindingClass | None:
+        """What these weights say of a class of their own; None of any other."""
+        return next((one for one in self.own_classes if one.name == name), None)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the networks say of one radiograph.
+    """The networks' findings on one radiograph.
 
-    label: the likeliest of LABELS.
-    probabilities: one for each of LABELS, in that order; they sum to 1.
+    label: the likeliest class.
+    probabilities: one for each of `model.classes`, in that order; they sum to 1.
     heatmap: float32 (224, 224) in 0..1, upright like `Radiograph.network_image`: how much of each pixel the network kept so as
         to find the disease again, 0 outside the lungs. Of healthy lungs it may keep nothing.
     lungs: bool (224, 224), upright.
@@ -385,7 +455,7 @@ class Findings:
 
     @property
     def answer(self) -> str:
-        """The answer that is given everywhere: the likeliest class, or INDETERMINATE."""
+        """The answer that all results give: the likeliest class, or INDETERMINATE."""
         return INDETERMINATE if self.indeterminate else self.label
 
     @property
@@ -421,7 +491,13 @@ class ComposedObject:
 
 @dataclass(frozen=True)
 class AuditEvent:
-    """One line of the audit log. `detail` holds no patient name."""
+    """One row of the audit log. `detail` contains no patient name.
+
+    event: a key of `audit.events.EVENTS`, which names its message in the standard.
+    outcome: success, failure or rejected.
+    user: who did it or caused it: an AE title, a destination's name, or a person's user name.
+    host: the address that it came from.
+    """
 
     event: str
     outcome: str = "success"
@@ -431,6 +507,7 @@ class AuditEvent:
     study_instance_uid: str = ""
     sop_instance_uid: str = ""
     detail: str = ""
+    accession_number: str = ""
 
 
 @dataclass(frozen=True)
@@ -458,3 +535,8 @@ class DataFolder:
     def results(self) -> Path:
         """Composed objects."""
         return self.root / "results"
+
+    @property
+    def converted(self) -> Path:
+        """The networks as the inference engine has them; made anew where they are missing."""
+        return self.root / "converted"

@@ -3,16 +3,18 @@
 Later wins: defaults, the file, `CXR_NODE__SECTION__KEY_FILE` (a path whose content is the value), and
 `CXR_NODE__SECTION__KEY`. A list of tables (`senders`, `destinations`, `routes`) is given as JSON.
 
-Over 300 lines: every key, its bounds and what it means stand in one place.
+Over 300 lines: every key, with its bounds and its meaning, in one place.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import socket
 import tomllib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -42,7 +44,7 @@ from cxr_node.records import DEFAULT_KINDS, ResultKind
 _PREFIX = "CXR_NODE__"
 
 AETitle = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")]
-"""PS3.5 section 6.2: at most 16 characters of the default repertoire, no backslash, not only spaces."""
+"""PS3.5 section 6.2: at most 16 characters of the default repertoire, no backslash, not spaces alone."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 UserName = Annotated[str, StringConstraints(strip_whitespace=True, max_length=255)]
 Fingerprint = Annotated[
@@ -50,11 +52,13 @@ Fingerprint = Annotated[
 ]
 """SHA-256 of a certificate in hexadecimal digits, with or without colons."""
 
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()\-]+)*/?")
+"""Names of buckets are Amazon's rule; in the prefix stand the characters that every object store takes."""
 _KEYWORD = re.compile(r"[A-Z][A-Za-z0-9]*")
 
 
 class Header(Protocol):
-    """What routes ask of a data set, as pydicom's `Dataset` or a mapping gives it."""
+    """What routes need of a data set: pydicom's `Dataset` or a mapping."""
 
     def get(self, keyword: str, /) -> Any:
         """The value of an element, or None."""
@@ -76,92 +80,154 @@ class NodeSettings(_Section):
     """[node]"""
 
     ae_title: AETitle = "CXRNODE"
+    """The node's AE title, at most 16 characters; case-sensitive."""
     host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0: all addresses of this machine."""
     port: Port = 11112
-    """0 lets the system choose; the line printed at start says which."""
+    """DICOM port. 0: the system chooses a free one, which the line printed at start names."""
     data_dir: Path = Path("var")
+    """Folder of received instances, results and the SQLite database, all on one local file system."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe messages to log."""
 
 
 class DatabaseSettings(_Section):
     """[database]"""
 
     url: str = ""
-    """SQLAlchemy URL; empty: SQLite in node.data_dir."""
+    """SQLAlchemy URL, such as postgresql+psycopg://USER:PASSWORD@HOST/NAME (extra `scale`). Empty: SQLite in node.data_dir."""
     backup_dir: Path | None = None
-    """Where SQLite is copied to every hour; absent: the folder `backup` in node.data_dir. Another disk is better."""
+    """Folder of the hourly copies of the SQLite database, best on another disk. Absent: `backup` in node.data_dir."""
+
+
+class StorageSettings(_Section):
+    """[storage]"""
+
+    url: str = ""
+    """Bucket for received instances and results, as s3://BUCKET/PREFIX (extra `scale`). Empty: node.data_dir."""
+    endpoint: str = ""
+    """Address of an S3-compatible object store, such as https://minio.example.org:9000. Empty: Amazon S3."""
+    region: str = "us-east-1"
+    """Region of the bucket."""
+    access_key_id: str = ""
+    """Access key ID. Empty: AWS_ACCESS_KEY_ID and the other variables of the AWS tools, or the role of the machine."""
+    secret_access_key: SecretStr = SecretStr("")
+    """Secret access key; give it as CXR_NODE__STORAGE__SECRET_ACCESS_KEY_FILE."""
+    virtual_hosted: bool = False
+    """Address the bucket as BUCKET.ENDPOINT rather than ENDPOINT/BUCKET."""
+    ca: Path | None = None
+    """PEM file: certificate authorities for the endpoint, in addition to the system's."""
+    timeout_s: float = Field(30, gt=0)
+    """Time limit for a request to the object store; a failed one is repeated for as long again."""
+    spool: bool = False
+    """Acknowledge an image once it is on this host's disk, and upload it afterwards: for a network that is slower than the
+    modalities. Until then the image is on that disk alone, and lost with it."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if url and not _BUCKET.fullmatch(url):
+            raise ValueError("write it as s3://BUCKET or s3://BUCKET/PREFIX")
+        return url.rstrip("/")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str) -> str:
+        if endpoint and not re.fullmatch(r"https?://[^/@\s?#]+/?", endpoint):
+            raise ValueError("write it as https://HOST or https://HOST:PORT")
+        return endpoint.rstrip("/")
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> StorageSettings:
+        if bool(self.access_key_id) != bool(self.secret_access_key.get_secret_value()):
+            raise ValueError("access_key_id and secret_access_key go together: give both, or neither")
+        if self.spool and not self.url:
+            raise ValueError("spool keeps images until a bucket has them: give its url, or leave spool out")
+        return self
 
 
 class ReceiveSettings(_Section):
     """[receive]"""
 
     max_associations: int = Field(64, ge=1)
+    """Most associations at the same time; further ones are rejected as transient."""
     max_associations_per_sender: int = Field(32, ge=1)
-    """From one address."""
+    """Most associations at the same time from one address."""
     max_instances_per_minute: int = Field(0, ge=0)
-    """Of one sender, in all `processes` together; more are refused with A700 for the moment. 0: no limit."""
+    """Most instances per minute from one sender, counted over all `processes`; further ones get A700. 0: no limit."""
     max_instance_mb: int = Field(1024, ge=1)
-    """A larger data set is refused with A700."""
+    """Size limit of a data set in MiB; a larger one gets A700."""
     processes: int = Field(0, ge=0, le=64)
-    """How many share the associations; 0: as many as there are processors, at most four."""
-    accept_unknown_senders: bool = True
+    """Number of receiver processes. 0: one for each processor, at most four."""
+    accept_unknown_senders: Literal["anywhere"] | bool = True
+    """Accept AE titles without a [[senders]] entry. true: only while no other machine can reach node.host; "anywhere": always;
+    false: never."""
     require_called_ae_title: bool = True
-    """Refuse associations that call the node by another AE title than its own."""
+    """Reject associations whose called AE title is not node.ae_title."""
     other_storage_classes: Literal["refuse", "keep"] = "refuse"
-    """What to do with instances that are no radiographs: refuse (0122) or keep them unanalysed."""
+    """Instances of other storage classes than radiographs: refuse them with 0122, or keep them without analysis."""
     changed_instance: Literal["new_revision", "keep", "refuse"] = "new_revision"
-    """Same SOP instance UID, other content: keep as a new revision and analyse it, keep it without analysing, or refuse it."""
+    """Same SOP instance UID, other content: analyse it as a new revision, keep it without analysis, or refuse it with 0124."""
+    commitment_requests: Literal["known_senders", "anyone"] = "known_senders"
+    """Who may request storage commitment: only [[senders]], or every accepted sender."""
     network_timeout_s: float = Field(60, gt=0)
+    """An association without traffic for this long is ended."""
     min_free_mb: int = Field(1024, ge=0)
-    """Below this much free disk an instance is refused with A700, so that the sender keeps it."""
+    """With less free disk space than this (MiB), instances get A700, so the sender keeps them."""
 
 
 class TlsSettings(_Section):
     """[tls]"""
 
     listen: bool = False
-    """Take associations over TLS."""
+    """Accept associations over TLS."""
     port: Port | None = None
-    """Where; absent: on node.port, which then speaks nothing else. 0 lets the system choose."""
+    """TLS port beside plain DICOM on node.port. Absent: node.port itself, for TLS only. 0: the system chooses a free one."""
     certificate: Path | None = None
-    """PEM: what the node shows to whoever connects, and to destinations with `tls`; then the rest of its chain."""
+    """PEM file: the node's certificate and the rest of its chain, for connecting peers and for destinations with `tls`."""
     key: Path | None = None
-    """PEM; absent: in `certificate`."""
+    """PEM file: the private key. Absent: it is in `certificate`."""
     key_passphrase: SecretStr = SecretStr("")
+    """Passphrase of the private key; give it as CXR_NODE__TLS__KEY_PASSPHRASE_FILE."""
     ca: Path | None = None
-    """PEM: the authorities whose certificates are trusted."""
+    """PEM file: the certificate authorities to trust."""
     require_client_certificate: bool = True
+    """False: peers may connect without a certificate."""
     minimum_version: Literal["1.2", "1.3"] = "1.2"
+    """The oldest TLS version to accept."""
     warn_days: int = Field(30, ge=0)
-    """From so many days before the end of a certificate on, `status` and the log warn of it."""
+    """`status` and the log warn this many days before a certificate expires."""
 
 
 class SenderSettings(_Section):
     """[[senders]]"""
 
     ae_title: AETitle
+    """The sender's AE title."""
     hosts: tuple[str, ...] = ()
-    """Addresses or networks (10.1.0.0/16) it may call from; empty: any."""
+    """Addresses or networks (10.1.0.0/16) it may connect from. Empty: any."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """Where it listens for reports of storage commitment, if it doesn't wait for them on its own association."""
+    """Port on which it listens for storage commitment reports; needs `hosts`. Absent: its own association only."""
     certificate_sha256: tuple[Fingerprint, ...] = ()
-    """It has to show one of these certificates; empty: any that tls.ca vouches for."""
+    """SHA-256 fingerprints of the certificates that it may present. Empty: any certificate that tls.ca has signed."""
     certificate_names: tuple[str, ...] = ()
-    """Its certificate has to bear one of these names (subject alternative name or common name); empty: any."""
+    """Its certificate must contain one of these names (subject alternative name or common name). Empty: any."""
     user: UserName = ""
-    """It has to give this user name (PS3.7 annex D.3.3.7); empty: none is asked for."""
+    """User name that it must send (user identity negotiation, PS3.7 annex D.3.3.7). Empty: none is required."""
     passcode_file: Path | None = None
-    """Holds the passcode that it has to give with the name; absent: the name alone will do."""
+    """File that contains the passcode for `user` and nothing else. Absent: the name is enough."""
     tls: bool = False
-    """Reports go to `port` over TLS; what it sends comes over TLS if tls.listen says so."""
+    """Send reports to `port` over TLS. (tls.listen controls whether it may send over TLS.)"""
     tls_ca: Path | None = None
-    """PEM: who vouches for its certificate at `port`; absent: tls.ca."""
+    """PEM file: the authorities for its certificate at `port`. Absent: tls.ca."""
     tls_name: str = ""
-    """The name in that certificate; empty: the address that its request came from."""
+    """The name in that certificate. Empty: the address its request came from."""
     tls_check_name: bool = True
-    """False: any certificate that `tls_ca` vouches for will do, whatever its name."""
+    """False: accept any name in a certificate that `tls_ca` has signed."""
     priority: int = Field(0, ge=-1000, le=1000)
-    """Images of a sender with a higher one are analysed first, such as those of an emergency room."""
+    """Images of a sender with a higher priority are analysed first, for example from an emergency department."""
+    may_correct: bool = False
+    """It may replace images of other senders under the same SOP instance UID, as a PACS that sends corrected images again."""
 
     @field_validator("hosts")
     @classmethod
@@ -170,7 +236,7 @@ class SenderSettings(_Section):
             try:
                 ip_network(host, strict=False)
             except ValueError:
-                raise ValueError(f'{host!r} is no IP address and no network such as "10.1.0.0/16"') from None
+                raise ValueError(f'{host!r} is neither an IP address nor a network such as "10.1.0.0/16"') from None
         return hosts
 
     def may_call_from(self, host: str) -> bool:
@@ -186,49 +252,57 @@ class DestinationSettings(_Section):
     """[[destinations]]"""
 
     name: str = Field(min_length=1, max_length=64)
+    """A name of your own for routes, commands and logs."""
     ae_title: AETitle
+    """The destination's AE title."""
     host: str = Field("", max_length=255)
-    """A name or an address; of a name with several addresses each is tried in turn."""
+    """Host name or address. The addresses of a name are tried in turn."""
     hosts: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] = ()
-    """In place of `host`, or after it: each is tried in turn, such as those of a pair of which one takes over."""
+    """Instead of `host`, or in addition: hosts to try in turn, such as a failover pair."""
     port: Annotated[int, Field(ge=1, le=65535)]
+    """DICOM port (not the web port)."""
     calling_ae_title: AETitle | None = None
-    """By which the node calls this destination; absent: node.ae_title."""
+    """The AE title that the node uses for this destination. Absent: node.ae_title."""
     send: tuple[ResultKind, ...] = DEFAULT_KINDS
+    """Kinds of result to send: overlay, lungs, heatmap, heatvalues, presentation, report."""
     report_as: Literal["auto", "comprehensive_3d", "comprehensive", "enhanced", "basic_text"] = "auto"
-    """The class of structured report that the report goes as; auto: the first of these that the destination takes."""
+    """SOP class of the report; auto: the first of the others, in this order, that the destination accepts."""
     withdraw: Literal["none", "rejection_note"] = "none"
-    """What tells the destination that results it has were of an image since corrected: nothing, or a rejection note (IOCM)."""
+    """Whether to withdraw the results of an image that was corrected later, by an IOCM rejection note."""
     timeout_s: float = Field(30, gt=0)
+    """Time limit for connecting and for each response."""
     max_attempts: int = Field(200, ge=1)
-    """After as many failures a delivery is held for a person; with the growing waits, about a week."""
+    """A delivery that failed this often is held until an operator acts; the growing delays add up to about a week."""
     storage_commitment: bool = False
-    """A result counts as sent only when the destination has reported that it will keep it (N-EVENT-REPORT)."""
+    """Count a result as sent only after the destination has committed to it (N-EVENT-REPORT)."""
     commitment_timeout_s: float = Field(600, gt=0)
-    """Without a report it is asked again after this time, and then after twice as long, and so on."""
+    """Without a report the node repeats the request after this time, then after twice that time, and so on."""
     commitment_host: str = Field("", max_length=255)
-    """Where storage commitment is asked for, if not where results are sent; likewise the next two."""
+    """Host for storage commitment requests. Empty: the host that results are sent to."""
     commitment_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port for storage commitment requests. Absent: `port`."""
     commitment_ae_title: AETitle | None = None
+    """AE title for storage commitment requests. Absent: `ae_title`."""
     delay_s: float = Field(0, ge=0)
-    """A result is sent no sooner than so long after it was made, for a PACS that has to know the image before."""
+    """Least age of a result when it is sent, for a PACS that must have the image before its results."""
     tls: bool = False
+    """Connect over TLS."""
     tls_ca: Path | None = None
-    """PEM: who vouches for this destination; absent: tls.ca."""
+    """PEM file: the authorities for its certificate. Absent: tls.ca."""
     tls_name: str = ""
-    """The name in its certificate; empty: `host`."""
+    """The name in its certificate. Empty: `host`."""
     tls_check_name: bool = True
-    """False: any certificate that `tls_ca` vouches for will do, whatever its name."""
+    """False: accept any name in a certificate that `tls_ca` has signed."""
     user: UserName = ""
-    """The user name to give there (PS3.7 annex D.3.3.7); empty: none."""
+    """User name to send (user identity negotiation, PS3.7 annex D.3.3.7). Empty: none."""
     passcode_file: Path | None = None
-    """Holds the passcode to give with the name; absent: the name alone is given."""
+    """File that contains the passcode to send with `user`. Absent: only the name is sent."""
 
     @field_validator("send")
     @classmethod
     def _check_send(cls, send: tuple[ResultKind, ...]) -> tuple[ResultKind, ...]:
         if ResultKind.WITHDRAWAL in send:
-            raise ValueError('send: a rejection note is no kind to be chosen here; withdraw = "rejection_note" asks for it')
+            raise ValueError('send: "withdrawal" is not for `send`; use withdraw = "rejection_note"')
         return send
 
     @model_validator(mode="before")
@@ -239,7 +313,7 @@ class DestinationSettings(_Section):
             return given
         hosts = given.get("hosts")
         if not hosts or not isinstance(hosts, list | tuple):
-            raise ValueError("host: say where it is: a name or an address, or several as hosts = [...]")
+            raise ValueError("host: give a host name or an address, or several as hosts = [...]")
         return {**given, "host": hosts[0]}
 
     @property
@@ -259,16 +333,18 @@ class RouteSettings(_Section):
     """[[routes]]"""
 
     calling_ae_title: str = "*"
+    """AE title of the sender, with the wildcards * and ?."""
     match: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_as_patterns)] = {}
-    """DICOM keywords (StationName) with a pattern, or a list of them: each keyword's value has to match one of its own."""
+    """DICOM keywords with a pattern or a list of patterns. Every keyword must match one of its patterns; case is ignored."""
     destinations: tuple[str, ...]
+    """Names of the destinations; an empty list sends the results nowhere."""
 
     @field_validator("match")
     @classmethod
     def _check_keywords(cls, match: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for keyword in match:
             if not _KEYWORD.fullmatch(keyword):
-                raise ValueError(f'{keyword!r} is no DICOM keyword, which is written like "StationName"')
+                raise ValueError(f'{keyword!r} is not a DICOM keyword: write it as in "StationName"')
         return match
 
     def is_for(self, calling_ae_title: str, header: Header) -> bool:
@@ -283,29 +359,37 @@ class InferenceSettings(_Section):
     """[inference]"""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto, cpu, cuda, or cuda:0 and so on; auto: a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    engine: Literal["torch", "openvino"] = "torch"
-    """What computes the networks; OpenVINO only on the CPU, where it is faster and takes seconds longer to start."""
+    """Number format of the networks; int8 needs OpenVINO. auto: the fastest that the hardware and the weights support."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """Inference engine. OpenVINO (extra `openvino`) is faster on a CPU and starts some seconds later. auto: OpenVINO on a CPU
+    where it is installed, otherwise torch."""
     max_batch: int = Field(8, ge=1)
+    """Most images in one pass through the networks."""
     max_attempts: int = Field(3, ge=1)
+    """A job that failed this often is held until an operator acts."""
+    max_worker_deaths: int = Field(2, ge=1)
+    """An image that ended the worker this often (crash, time limit, memory limit) is held until an operator acts."""
     lease_s: float = Field(120, gt=0)
-    """A worker that hasn't renewed its claim for so long is taken for dead."""
+    """Duration of a worker's lease on a job; without renewal another worker may claim it."""
     job_timeout_s: float = Field(120, gt=0)
-    """A batch that takes longer ends the worker; its images are then tried one by one, each with as much time."""
+    """A batch that takes longer ends the worker. Its images are then tried one at a time, each with the same limit."""
     job_memory_mb: int = Field(4096, ge=0)
-    """How much more memory than after its start the worker may use; an image that needs more fails. 0: no limit."""
+    """Memory in MiB that the worker may use beyond what it uses after its start; an image that needs more fails. 0: no limit."""
     weights_dir: Path | None = None
-    """Empty: the weights that come with the program."""
+    """Folder of other weights. Absent: the weights that come with the program."""
 
 
 class OverlaySettings(_Section):
     """[overlay]"""
 
     max_side_px: int = Field(1280, ge=256)
+    """Longest side of the overlay."""
     compression: Literal["raw", "rle", "jpeg-ls", "jpeg2000"] = "raw"
-    """All without losses. A destination that doesn't take the compressed form is sent the raw one."""
+    """Lossless compression of the overlay. A destination that refuses it gets the overlay uncompressed."""
     side_by_side: bool = False
-    """The radiograph as it is, left of the overlay."""
+    """Show the radiograph without heat map to the left of the overlay."""
 
     @property
     def transfer_syntax_uid(self) -> str:
@@ -317,9 +401,9 @@ class NotAnalysedSettings(_Section):
     """[not_analysed]"""
 
     report: bool = False
-    """A structured report that tells why an image was rejected, to destinations that take reports."""
+    """Send a structured report that says why an image was rejected, to destinations that receive reports."""
     overlay: bool = False
-    """A picture that tells it, to destinations that take overlays."""
+    """Send a picture that says why an image was rejected, to destinations that receive overlays."""
 
     @property
     def kinds(self) -> frozenset[ResultKind]:
@@ -332,16 +416,132 @@ class RetentionSettings(_Section):
     """[retention]"""
 
     received_days: float = Field(7, ge=0)
+    """Days to keep received instances."""
     results_days: float = Field(30, ge=0)
+    """Days to keep results."""
     unparsed_days: float = Field(30, ge=0)
-    """Data sets that couldn't be understood, kept for a person to look at."""
+    """Days to keep data sets that could not be parsed."""
+
+
+class RepositorySettings(_Section):
+    """[[audit.repositories]]"""
+
+    name: str = Field(min_length=1, max_length=64)
+    """A name of your own, for status and logs."""
+    host: str = Field(min_length=1, max_length=255)
+    """Host name or address."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 6514
+    """Port of the syslog receiver."""
+    transport: Literal["tls", "udp"] = "tls"
+    """Syslog over TLS (RFC 5425), or in datagrams (RFC 5426), which are unencrypted and can get lost."""
+    tls_ca: Path | None = None
+    """PEM file: the authorities for its certificate. Absent: tls.ca. The node presents tls.certificate."""
+    tls_name: str = ""
+    """The name in its certificate; empty: `host`."""
+    tls_check_name: bool = True
+    """False: accept any name in a certificate that `tls_ca` has signed."""
+    timeout_s: float = Field(30, gt=0)
+    """Time limit for the repository to accept a message, or to confirm a batch of messages."""
+
+
+class AuditSettings(_Section):
+    """[audit]"""
+
+    key: Path | None = None
+    """PEM file: the Ed25519 key that signs checkpoints. Absent: the node creates audit/signing-key.pem in the data folder."""
+    source_id: str = Field("", max_length=64)
+    """AuditSourceID of messages; empty: node.ae_title."""
+    enterprise_site_id: str = Field("", max_length=64)
+    """AuditEnterpriseSiteID of messages; empty: none."""
+    keep_days: float = Field(0, ge=0)
+    """Older rows are exported to archive_dir and removed once a day. 0: rows stay in the database until they are exported."""
+    archive_dir: Path | None = None
+    """Folder for archives. Absent: audit/archive in node.data_dir."""
+    repositories: tuple[RepositorySettings, ...] = ()
+    """Audit record repositories, one table for each."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> AuditSettings:
+        names = [repository.name for repository in self.repositories]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"repositories: the name {name!r} is used twice; give each repository its own name")
+        return self
+
+
+class OidcSettings(_Section):
+    """[web.oidc]"""
+
+    issuer: str = ""
+    """The issuer URL of the provider (https://login.example.org/realms/hospital). Empty: no single sign-on."""
+    client_id: str = ""
+    """Client ID at the provider."""
+    client_secret: SecretStr = SecretStr("")
+    """Client secret at the provider; give it as a secret file."""
+    scopes: tuple[str, ...] = ("openid", "profile")
+    """Scopes to request."""
+    name_claim: str = "preferred_username"
+    """The claim of the ID token with the user's name, for the web pages and the audit log."""
+    roles_claim: str = "roles"
+    """The claim that lists the user's groups or roles; a dot addresses nested claims (realm_access.roles)."""
+    roles: dict[str, Literal["viewer", "operator", "auditor", "admin"]] = {}
+    """Maps values of that claim to roles, such as { "cxr-readers" = "viewer" }. Users without any of them are refused."""
+    label: str = "Sign in with your organisation's account"
+    """Text of the login button."""
+
+    @field_validator("issuer")
+    @classmethod
+    def _check_issuer(cls, issuer: str) -> str:
+        if issuer and not re.match(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])(:|/|$)", issuer):
+            raise ValueError("write it as https://…: over plain HTTP anyone on the network path could sign in")
+        return issuer.rstrip("/")
 
 
 class WebSettings(_Section):
     """[web]"""
 
+    enabled: bool = True
+    """False: `serve` starts no web pages, REST or metrics."""
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Port = 8080
+    """Port. 0: the system chooses a free one, which the line printed at start names."""
+    certificate: Path | None = None
+    """PEM file: HTTPS with this certificate and the rest of its chain. Absent: plain HTTP, for loopback or a reverse proxy."""
+    key: Path | None = None
+    """PEM file: the private key. Absent: it is in `certificate`."""
+    public_url: str = ""
+    """The address that browsers use (https://cxr.example.org), for single sign-on. Empty: the one of the request."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted. Empty: none."""
+    metrics_from: tuple[str, ...] = ("127.0.0.0/8", "::1")
+    """Addresses or networks that may read /metrics without an API token."""
+    idle_minutes: float = Field(30, gt=0)
+    """A session ends after this time without use."""
+    session_hours: float = Field(12, gt=0)
+    """A session ends after this time in any case."""
+    max_upload_mb: int = Field(200, ge=1)
+    """Size limit of an upload in MiB."""
+    upload_timeout_s: float = Field(120, gt=0)
+    """A request whose body takes longer to arrive is aborted."""
+    oidc: OidcSettings = OidcSettings()
+    """Single sign-on by OpenID Connect."""
+
+    @field_validator("trusted_proxies", "metrics_from")
+    @classmethod
+    def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            try:
+                ip_network(network, strict=False)
+            except ValueError:
+                raise ValueError(f'{network!r} is neither an IP address nor a network such as "10.1.0.0/16"') from None
+        return networks
+
+    @model_validator(mode="after")
+    def _check_single_sign_on(self) -> WebSettings:
+        if self.oidc.issuer and not (self.oidc.client_id and self.oidc.roles):
+            raise ValueError("oidc: single sign-on needs issuer, client_id and roles")
+        return self
 
 
 class Settings(BaseSettings):
@@ -351,6 +551,7 @@ class Settings(BaseSettings):
 
     node: NodeSettings = NodeSettings()
     database: DatabaseSettings = DatabaseSettings()
+    storage: StorageSettings = StorageSettings()
     receive: ReceiveSettings = ReceiveSettings()
     tls: TlsSettings = TlsSettings()
     senders: tuple[SenderSettings, ...] = ()
@@ -360,6 +561,7 @@ class Settings(BaseSettings):
     overlay: OverlaySettings = OverlaySettings()
     not_analysed: NotAnalysedSettings = NotAnalysedSettings()
     retention: RetentionSettings = RetentionSettings()
+    audit: AuditSettings = AuditSettings()
     web: WebSettings = WebSettings()
 
     @classmethod
@@ -379,7 +581,7 @@ class Settings(BaseSettings):
         names = [destination.name for destination in self.destinations]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"destinations: the name {name!r} is used twice; give each destination a name of its own")
+                raise ValueError(f"destinations: the name {name!r} is used twice; give each destination its own name")
         for route in self.routes:
             for name in route.destinations:
                 if name not in names:
@@ -393,19 +595,36 @@ class Settings(BaseSettings):
             if destination.tls and (destination.tls_ca or self.tls.ca) is None:
                 raise ValueError(f"destinations: {destination.name!r} has tls = true and needs tls_ca, or tls.ca for all")
         for sender in self.senders:
+            if sender.port and not sender.hosts:
+                raise ValueError(
+                    f"senders: {sender.ae_title!r} has a port for reports and needs hosts, its addresses: otherwise "
+                    "anyone could use that title to make the node connect to any machine"
+                )
             if sender.tls and sender.port is None:
-                raise ValueError(f"senders: {sender.ae_title!r} has tls = true and needs a port, to which reports go")
+                raise ValueError(f"senders: {sender.ae_title!r} has tls = true and needs a port for its reports")
             if sender.tls and (sender.tls_ca or self.tls.ca) is None:
                 raise ValueError(f"senders: {sender.ae_title!r} has tls = true and needs tls_ca, or tls.ca for all")
             asks = sender.certificate_sha256 or sender.certificate_names
             if asks and not (self.tls.listen and self.tls.ca):
-                raise ValueError(f"senders: a certificate of {sender.ae_title!r} can be seen only with tls.listen and tls.ca")
+                raise ValueError(f"senders: a certificate of {sender.ae_title!r} can be checked only with tls.listen and tls.ca")
+        for repository in self.audit.repositories:
+            if repository.transport == "tls" and (repository.tls_ca or self.tls.ca) is None:
+                raise ValueError(f"audit.repositories: {repository.name!r} needs tls_ca, or tls.ca for all")
+        return self
+
+    @model_validator(mode="after")
+    def _check_several_hosts(self) -> Settings:
+        if self.storage.url and self.database.url and self.audit.key is None:
+            raise ValueError(
+                "audit.key: with storage.url and database.url any host may sign the audit log: make one key "
+                "(`openssl genpkey -algorithm ed25519`), and name it on every host"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_ports(self) -> Settings:
         if self.tls.listen and self.tls.port and self.tls.port == self.node.port:
-            raise ValueError("tls.port is node.port too: leave it out for TLS alone, or give plain DICOM another port")
+            raise ValueError("tls.port equals node.port: leave it out for TLS only, or give plain DICOM another port")
         return self
 
     @model_validator(mode="after")
@@ -415,6 +634,17 @@ class Settings(BaseSettings):
         for name in names:
             raise ValueError(f"{name} has a passcode_file and needs a user")
         return self
+
+    @property
+    def is_reachable_by_others(self) -> bool:
+        """Whether other machines may reach where the node listens: node.host is no loopback address."""
+        return not _is_loopback(self.node.host)
+
+    @property
+    def accepts_unknown_senders(self) -> bool:
+        """Whether AE titles that no [[senders]] entry has may send."""
+        unknown = self.receive.accept_unknown_senders
+        return unknown == "anywhere" or (bool(unknown) and not self.is_reachable_by_others)
 
     @property
     def database_url(self) -> str:
@@ -453,6 +683,20 @@ class Settings(BaseSettings):
         return tuple(dict.fromkeys(keyword for route in self.routes for keyword in route.match))
 
 
+@lru_cache(maxsize=8)
+def _is_loopback(host: str) -> bool:
+    """Whether a host, a name or an address, is this machine's own address for itself; a name that nobody knows isn't."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = [entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError):
+        return False
+    return bool(found) and all(ip_address(str(address).partition("%")[0]).is_loopback for address in found)
+
+
 def _values(header: Header, keyword: str) -> list[str]:
     """The values of an element as text, without padding; one empty text where there is none."""
     try:
@@ -473,7 +717,7 @@ class _Environment(EnvSettingsSource):
             if not key.startswith(_PREFIX.lower()):
                 continue
             if key.removeprefix(_PREFIX.lower()).removesuffix("_file").split("__")[0] not in self.settings_cls.model_fields:
-                raise SettingsError(f"{name}: there is no such section; see conf/cxr-node.example.toml for those there are")
+                raise SettingsError(f"{name}: there is no such section; cxr-node.example.toml shows all sections")
             if key.endswith("_file"):
                 try:
                     values.setdefault(key.removesuffix("_file"), Path(value).read_text("utf-8").strip())
@@ -499,7 +743,7 @@ def load_settings(path: Path | None) -> Settings:
         except OSError as error:
             raise SettingsError(f"{path}: can't be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
-            raise SettingsError(f"{path}: not a text file in UTF-8, as TOML has to be") from error
+            raise SettingsError(f"{path}: not a UTF-8 text file, as TOML requires") from error
         except tomllib.TOMLDecodeError as error:
             raise SettingsError(f"{path}: not valid TOML: {error}") from error
     try:
@@ -516,9 +760,9 @@ def load_settings(path: Path | None) -> Settings:
 def _explain(item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"]) or "settings"
     if item["type"] == "extra_forbidden":
-        return f"{place}: no such key; see conf/cxr-node.example.toml for those there are"
+        return f"{place}: no such key; cxr-node.example.toml shows all keys"
     found = item.get("input")
     # a URL with a password, a passphrase; or a whole table, with these in it
-    is_secret = place.startswith(("database", "tls")) or isinstance(found, dict | list | tuple | BaseModel)
+    is_secret = place.startswith(("database", "storage", "tls", "web.oidc")) or isinstance(found, dict | list | tuple | BaseModel)
     shown = "" if is_secret else f" (found: {found!r})"
     return f"{place}: {item['msg'].removeprefix('Value error, ')}{shown}"

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 import structlog
 
+from cxr_node.settings import StorageSettings
+from tests.bucket import BucketServer
 from tests.postgres import Postgres
 
 if TYPE_CHECKING:
@@ -38,11 +40,26 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
         (*(str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), "initdb"),
         "Debian package postgresql",
     ),
+    "moto_server": (
+        (str(REPOSITORY / ".peers" / "moto" / "bin" / "moto_server"), "moto_server"),
+        "PyPI package moto, in a virtual environment of its own: its dependencies bind nothing here",
+    ),
+    "prometheus": (("/usr/bin/prometheus",), "Debian package prometheus"),
+    "promtool": (("/usr/bin/promtool",), "Debian package prometheus"),
     "buildah": (("buildah",), "Debian package buildah"),
     "debootstrap": (("debootstrap", "/usr/sbin/debootstrap"), "Debian package debootstrap"),
+    "rsyslogd": (("rsyslogd", "/usr/sbin/rsyslogd"), "Debian packages rsyslog and rsyslog-gnutls"),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "Debian package chromium"),
 }
 """Program: where it may be, and where it comes from."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """See that pytest-xdist keeps groups together: with some versions of pytest it no longer does, and says nothing."""
+    apart = [item.nodeid for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+    if getattr(config.option, "loadgroup", False) and apart:
+        raise pytest.UsageError(f"{apart[0]} is not in its xdist group: install the pytest of constraints.txt.")
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +72,23 @@ def _log_as_by_default() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder with manifest.csv and the radiographs; the test is skipped where there is none."""
-    folder = Path(os.environ.get("CXR_DATA") or REPOSITORY.parent / "shared" / "data")
+    folder = _data_folder()
     if not (folder / "manifest.csv").is_file():
         pytest.skip(f"no radiographs in {folder}: set CXR_DATA to the folder that holds manifest.csv")
     return folder
+
+
+@pytest.fixture(scope="session")
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder's `fullres`, `dicom` and `not_frontal.csv`; where there is none, the same made of the shipped samples."""
+    from tests.sample_folder import write_sample_folder
+
+    folder = _data_folder()
+    return folder if (folder / "manifest.csv").is_file() else write_sample_folder(tmp_path_factory.mktemp("samples"))
+
+
+def _data_folder() -> Path:
+    return Path(os.environ.get("CXR_DATA") or REPOSITORY.parent / "shared" / "data")
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +120,19 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
 def database_url(request: pytest.FixtureRequest) -> str:
     """`database.url` for each engine in turn: SQLite in the data folder (empty), and an empty PostgreSQL database."""
     return request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[BucketServer]:
+    """An S3 server, one for each worker of the tests."""
+    with BucketServer(find_peer("moto_server")) as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def storage(request: pytest.FixtureRequest) -> StorageSettings:
+    """The settings of the storage for each implementation in turn: the data folder, and an empty bucket."""
+    return request.getfixturevalue("bucket_server").settings(timeout_s=30.0) if request.param == "bucket" else StorageSettings()
 
 
 @pytest.fixture(scope="session")

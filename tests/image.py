@@ -50,7 +50,8 @@ class Buildah:
         self._storage.mkdir(parents=True, exist_ok=True)
         self._command = [program, "--root", str(self._storage / "root"), "--runroot", str(self._storage / "run")]
         # overlay keeps a layer's own files alone; vfs, a copy of everything for each layer, works where that can't be mounted
-        self._environment = {**os.environ, "STORAGE_DRIVER": "overlay" if _mounts_overlays() else "vfs"}
+        self.keeps_differences = _mounts_overlays()
+        self._environment = {**os.environ, "STORAGE_DRIVER": "overlay" if self.keeps_differences else "vfs"}
 
     def __call__(self, *arguments: str, must: bool = True, timeout_s: float = 1200) -> str:
         """Run a command of buildah's, which must succeed or may; gives what it prints."""
@@ -84,7 +85,8 @@ def build(buildah: Buildah, debootstrap: str) -> str:
         if not buildah.has(f"{BASE}:{SUITE}"):
             _make_base(buildah, debootstrap, Path(folder) / "base")
         options = [
-            *("--layers", "--format", "docker", "--pull-never", "--build-arg", f"PYTHON_IMAGE={BASE}:{SUITE}"),
+            f"--layers={str(buildah.keeps_differences).lower()}",  # by copies, a dozen layers take 20 GB of disk
+            *("--format", "docker", "--pull-never", "--build-arg", f"PYTHON_IMAGE={BASE}:{SUITE}"),
             *_packages_as_here(Path(folder) / "pip.conf"),
         ]
         # tagged, so that its layers are kept

@@ -30,6 +30,7 @@ class Node:
         extra: more TOML.
         port: to be known to others before it starts; None takes a free one.
         installation: where the program is installed from its wheel; None runs this clone's.
+        min_free_mb: below which it refuses images.
     """
 
     def __init__(
@@ -39,25 +40,31 @@ class Node:
         extra: str = "",
         port: int | None = None,
         installation: Installation | None = None,
+        min_free_mb: int = 0,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._installation = folder, installation
         self.port = port or free_port()
         self.config = folder / "cxr-node.toml"
-        parts = [f'[node]\nport = {self.port}\ndata_dir = "{folder / "var"}"\n[receive]\nmin_free_mb = 0\n']
+        parts = [f'[node]\nport = {self.port}\ndata_dir = "{folder / "var"}"\n[receive]\nmin_free_mb = {min_free_mb}\n']
         parts += [
             f'[[destinations]]\nname = "{name}"\nae_title = "{ae_title}"\nhost = "127.0.0.1"\nport = {destination_port}\n'
             for name, ae_title, destination_port in destinations
         ]
+        if "[web]" not in extra:
+            extra += "\n[web]\nenabled = false\n"
         self.config.write_text("\n".join([*parts, extra]))
         self.settings: Settings = load_settings(self.config)
         self.log = folder / "node.log"
+        self.environment: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, command: str = "serve") -> None:
         """Start all roles, or one that receives, and wait for the line that says it is ready."""
         program, cwd = [sys.executable, "-m", "cxr_node"], None
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("CXR_NODE__")}
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("CXR_NODE__")} | self.environment
+        if "engine" not in self.config.read_text():
+            variables["CXR_NODE__INFERENCE__ENGINE"] = "torch"  # ready seconds sooner than OpenVINO, which auto would take
         if self._installation is not None:
             program, cwd, variables = [str(self._installation.program)], self._folder, environment()
         with self.log.open("ab") as log:
@@ -71,6 +78,12 @@ class Node:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert b"ready to receive" in line, f"{line!r}\n{self.log.read_text()[-2000:]}"
+
+    def next_line(self) -> str:
+        """What it prints next, after the line that it is ready."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().decode()
 
     @property
     def is_running(self) -> bool:

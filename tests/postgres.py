@@ -10,9 +10,10 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Composable, Identifier
 
 from tests.orthanc import free_port, wait_until
 
@@ -33,9 +34,11 @@ class Postgres:
 
     Args:
         initdb: path of the program; the server lies beside it.
+        listen: one more address to listen on, for its whole network (/24).
     """
 
-    def __init__(self, initdb: str) -> None:
+    def __init__(self, initdb: str, listen: str = "") -> None:
+        self._addresses = ",".join(filter(None, ("127.0.0.1", listen)))
         self._programs = Path(initdb).resolve().parent
         self._folder = Path(tempfile.mkdtemp(prefix="cxr-postgres-"))
         self.port = free_port()
@@ -55,6 +58,9 @@ class Postgres:
                 *("--pgdata", self._folder / "data", "--username", USER, "--pwfile", password, "--auth", "scram-sha-256"),
                 *("--encoding", "UTF8", "--locale", "C", "--no-sync"),
             )
+            if listen:
+                with (self._folder / "data" / "pg_hba.conf").open("a") as rules:
+                    rules.write(f"host all all {listen}/24 scram-sha-256\n")
             self.start()
         except BaseException:
             self.close()
@@ -62,14 +68,15 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, on the same port each time, and wait until it answers."""
-        options = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
+        options = [
+            word
+            for name, value in {**_SETTINGS, "listen_addresses": self._addresses}.items()
+            for word in ("-c", f"{name}={value}")
+        ]
         with (self._folder / "log").open("ab") as log:
+            where = ["-D", str(self._folder / "data"), "-p", str(self.port), "-k", str(self._folder)]
             self._process = subprocess.Popen(
-                [
-                    *self._prefix,
-                    self._programs / "postgres",
-                    *("-D", self._folder / "data", "-p", str(self.port), "-k", self._folder, *options),
-                ],
+                [*self._prefix, str(self._programs / "postgres"), *where, *options],
                 cwd=self._folder,
                 stdout=log,
                 stderr=log,
@@ -99,10 +106,10 @@ class Postgres:
         """The SQLAlchemy URL of a database."""
         return f"postgresql+psycopg://{USER}:{password}@127.0.0.1:{self.port}/{name}"
 
-    def execute(self, statement: SQL | str, name: str) -> list[tuple[object, ...]]:
+    def execute(self, statement: Composable | LiteralString, name: str) -> list[tuple[object, ...]]:
         """Have the database `name` execute a statement of the test's own; its rows, if it gives any."""
         with self._connect(name) as connection:
-            cursor = connection.execute(statement)  # type: ignore[arg-type]
+            cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def close(self) -> None:

@@ -44,6 +44,7 @@ class RawPeer:
         while True:
             pdu_type, body = self.read_pdu()
             assert pdu_type == 0x04, f"PDU of type {pdu_type}"
+            self.last_context = body[4]
             command += body[6:]
             if body[5] & LAST:
                 return decode(BytesIO(command), True, True)

@@ -19,7 +19,7 @@ from pydicom.uid import (
     generate_uid,
 )
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 STORAGE = ((SecondaryCaptureImageStorage, UNCOMPRESSED), (Comprehensive3DSRStorage, UNCOMPRESSED))

@@ -12,6 +12,17 @@ from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.nets.unet import UNet
 from cxr_node.records import LABELS
+from training.recipe import ClassifyRecipe, recipe_of
+
+
+def classify_recipe(**changes: object) -> ClassifyRecipe:
+    """A recipe of `classify` that changes nothing of its images, but for `changes`."""
+    table = {
+        **{"encoder": "alexnet", "representation": "mask", "input_size_px": 64, "segmented": False, "seed": 1, "batch_size": 2},
+        **{"weight_decay": 0.0, "label_smoothing": 0.0, "augmentation": [0.0, 0.0], "balance": 1.0, "ema_decay": 0.5},
+    }
+    return recipe_of({**table, **changes}, ClassifyRecipe, "the test's")
+
 
 HEADER = "image,mask,fullres,label,population,source,patient_id,view,licence,split"
 DECODER = (16, 16, 8, 8, 8)

@@ -42,9 +42,9 @@ class Store:
         temporary = self.folders.incoming / hashlib.sha256(content).hexdigest()
         temporary.write_bytes(content)
         header = InstanceHeader(uid, "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2.1", study, "1.6", patient, accession)
-        stored = keep_instance(self.folders, temporary, header, f"blake3:{hashlib.sha224(content).hexdigest()}")
+        stored = keep_instance(self.blobs, temporary, header, f"blake3:{hashlib.sha224(content).hexdigest()}")
         return admissions.admit(
-            self.engine, self.folders, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=analyse, note=note
+            self.engine, self.blobs, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=analyse, note=note
         )
 
     def claim(self, owner="w", limit=8, lease_s=60.0, max_attempts=3):
@@ -53,7 +53,7 @@ class Store:
     def finish(self, job, owner="w", model="1", destinations=BOTH, kinds=BOTH["pacs"]):
         made = [
             write_result(
-                self.folders,
+                self.blobs,
                 job,
                 ComposedObject(kind, f"2.25.{job.id}{n}{model.removeprefix('1')}", "1.2", "1.2.840.10008.1.2.1", b"result"),
             )
@@ -69,7 +69,7 @@ class Store:
         )
 
     def send_all(self, destination="pacs"):
-        """As a courier that meets no trouble; gives what it sent."""
+        """As a worker that meets no trouble; gives what it sent."""
         sent = deliveries.claim(self.engine, destination, "d", 100, 60)
         for delivery in sent:
             deliveries.mark_sent(self.engine, delivery, 0)

@@ -22,22 +22,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pydicom import uid
 from sqlalchemy import create_engine, inspect, select, text
 
-from cxr_node import faults, repair
+from cxr_node.commitment import reports
 from cxr_node.compose.identity import content_key
-from cxr_node.receive.header import read_header
-from cxr_node.receive.incoming import file_meta
+from cxr_node.dicom.uids import derived_uid
+from cxr_node.node import repair
+from cxr_node.prepare.source import read_content_digest
+from cxr_node.receive.intake.header import read_header
+from cxr_node.receive.transport.incoming import file_meta
 from cxr_node.records import ComposedObject, DataFolder, DeliveryState, JobState, Model, ResultKind, Sender
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
-from cxr_node.source import read_content_digest
-from cxr_node.store import admissions, backup, corrections, deliveries, differences, jobs, overview, reports, retention
+from cxr_node.store import admissions, backup, consistency, corrections, deliveries, faults, jobs, overview, retention
 from cxr_node.store.admissions import Admission, Arrival
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database, write
-from cxr_node.store.digests import Digest, digest_of
+from cxr_node.store.digests import Digest, file_digest
 from cxr_node.store.instances import keep_instance, write_result
 from cxr_node.store.schema import metadata
-from cxr_node.uids import derived_uid
-from tests.receiving import encoded, radiograph
+from tests.receiver import encoded, radiograph
 
 DX = uid.DigitalXRayImageStorageForPresentation
 UIDS = ("1.2.1", "1.2.2")
@@ -138,9 +139,9 @@ class StoreModel(RuleBasedStateMachine):
         temporary = self.folders.incoming / "arriving"
         temporary.write_bytes(meta + data_set(where, content, study, syntax))
         header, _ = read_header(temporary, len(meta), syntax)
-        stored = keep_instance(self.folders, temporary, header, digest_of(temporary))
+        stored = keep_instance(self.blobs, temporary, header, file_digest(temporary))
         sender = Sender(ae_title, "NODE", "127.0.0.1")
-        arrival = Arrival(self.folders, stored, sender, analyse=True, analyse_changed=not keep)
+        arrival = Arrival(self.blobs, stored, sender, analyse=True, analyse_changed=not keep)
         return admissions.admit_all(self.engine, [arrival])[0]
 
     def _acknowledge(self, where, content, study) -> None:
@@ -181,7 +182,7 @@ class StoreModel(RuleBasedStateMachine):
         for kind in KINDS:
             result_uid = derived_uid("instance", job.sop_instance_uid, content_key(model, digest, date, str(self.shown)), kind)
             content = json.dumps([job.sop_instance_uid, digest, date, self.shown, kind]).encode()
-            made.append(write_result(self.folders, job, ComposedObject(kind, result_uid, "1.2", SYNTAXES[0], content)))
+            made.append(write_result(self.blobs, job, ComposedObject(kind, result_uid, "1.2", SYNTAXES[0], content)))
         jobs.finish(
             *(self.engine, owner, job),
             findings={"label": "healthy"},
@@ -200,7 +201,7 @@ class StoreModel(RuleBasedStateMachine):
     def _deliver(self, fails: bool = False) -> int:
         self.processes += 1
         self._lapse("deliveries")
-        claimed = deliveries.claim(self.engine, "pacs", f"courier {self.processes}", 8, 60)
+        claimed = deliveries.claim(self.engine, "pacs", f"deliver {self.processes}", 8, 60)
         for delivery in claimed:
             path = self.folders.root / delivery.path
             if not path.exists() or fails:
@@ -234,11 +235,15 @@ class StoreModel(RuleBasedStateMachine):
                     del found[row.study_instance_uid]
         return found
 
-    @rule(at=st.sampled_from(("",) * 4 + CRASHES[11:]), duplicate=st.sampled_from((None, *UIDS)))
-    def keep_retention(self, at, duplicate) -> None:
-        """Everything is past its time; a duplicate may be acknowledged between the decision and the deletion."""
+    @rule(
+        at=st.sampled_from(("",) * 4 + CRASHES[11:]),
+        duplicate=st.sampled_from((None, *UIDS)),
+        received_days=st.sampled_from((-1, -1, 1e6)),
+    )
+    def apply_retention(self, at, duplicate, received_days) -> None:
+        """Everything is past its time, or results alone; a duplicate may be acknowledged between decision and deletion."""
         with crashing(at):
-            retention.remove_expired(self.engine, -1, -1, self._removing(duplicate))
+            retention.remove_expired(self.engine, received_days, -1, self._removing(duplicate))
 
     @rule(at=st.sampled_from(("",) * 4 + CRASHES[11:]), duplicate=st.sampled_from((None, *UIDS)))
     def make_room(self, at, duplicate) -> None:
@@ -259,7 +264,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(where=st.sampled_from(UIDS), has_room=st.sampled_from((True, True, True, False)))
     def commit(self, where, has_room) -> None:
-        committed, failed = reports.judge(self.engine, self.blobs, [(DX, where)], 1e6, lambda: has_room)
+        committed, failed = reports.promise_to_keep(self.engine, self.blobs, [(DX, where)], 1e6, lambda: has_room)
         assert len(committed) + len(failed) == 1
         if committed:
             assert has_room
@@ -301,6 +306,14 @@ class StoreModel(RuleBasedStateMachine):
         """What results show is another from here on."""
         self.shown += 1
 
+    @rule(number=st.integers(1, 3))
+    def analyse_again(self, number) -> None:
+        """After a change of settings, and send what comes of it."""
+        self.change_settings()
+        self.retry(number, "retry_job")
+        self._work(8)
+        self._deliver()
+
     @rule(pick=st.integers(0, 7))
     def lose_result(self, pick) -> None:
         found = sorted(self.folders.results.rglob("*.dcm"))
@@ -309,10 +322,10 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule()
     def doctor(self) -> None:
-        found = differences.find_differences(self.engine, self.folders, 0)
+        found = consistency.find_differences(self.engine, self.blobs, 0)
         repair.mend(self.settings, self.engine, found, "person")
-        assert {item.kind for item in differences.find_differences(self.engine, self.folders, 0)} <= {
-            differences.Kind.RESULT_WITHOUT_ROW
+        assert {item.kind for item in consistency.find_differences(self.engine, self.blobs, 0)} <= {
+            consistency.DifferenceKind.RESULT_WITHOUT_ROW
         }
 
     @precondition(lambda self: not self.url)
@@ -346,7 +359,7 @@ class StoreModel(RuleBasedStateMachine):
         for row in self._rows("instances"):
             if row.removed_at is None:
                 assert self.blobs.size(row.path) == row.size_bytes, "a row without its file, or with another"
-                intact = digest_of(self.folders.root / row.path) == row.digest
+                intact = file_digest(self.folders.root / row.path) == row.digest
                 assert intact or row.path in self.rotten
         paths = [row.path for table in ("instances", "results") for row in self._rows(table)]
         assert len(paths) == len(set(paths)), "a blob with two owners"
@@ -382,7 +395,7 @@ class StoreModel(RuleBasedStateMachine):
         else:
             raise AssertionError("it never comes to rest")
         self.doctor()
-        assert differences.find_differences(self.engine, self.folders, 0) == []
+        assert consistency.find_differences(self.engine, self.blobs, 0) == []
         images_gone = any(row.removed_at is not None for row in self._rows("instances"))
         at_rest = {DeliveryState.SENT, DeliveryState.CANCELLED, *([DeliveryState.HELD] if images_gone else [])}
         assert {row.state for row in self._rows("deliveries")} <= at_rest
@@ -416,5 +429,6 @@ class StoreModel(RuleBasedStateMachine):
         with engine.begin() as connection:
             if inspect(connection).has_table("jobs"):
                 names = ", ".join(table.name for table in metadata.sorted_tables)
+                connection.execute(text("SET session_replication_role = replica"))  # the audit log refuses it otherwise
                 connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
         engine.dispose()

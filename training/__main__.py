@@ -1,7 +1,8 @@
-"""Command line of the training: `python -m training COMMAND`."""
+"""Command line of the training: `python -m training COMMAND`. Over 300 lines: one list of the commands, each a few lines."""
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,30 @@ import typer
 
 app = typer.Typer(help="Train, evaluate and explain CXRNet.", no_args_is_help=True)
 
-DataFolder = Annotated[Path, typer.Option("--data", help="Folder that holds manifest.csv.", exists=True, file_okay=False)]
+DataOption = Annotated[Path, typer.Option("--data", help="Folder that holds manifest.csv.", exists=True, file_okay=False)]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for checkpoints, logs and results.")]
-Recipe = Annotated[Path, typer.Option("--recipe", help="Recipe file (TOML).", exists=True, dir_okay=False)]
-LungUNet = Annotated[Path, typer.Option("--segment", help="Lung U-Net: best.pt of `segment`, or a folder of weights.")]
+RecipeOption = Annotated[Path, typer.Option("--recipe", help="Recipe file (TOML).", exists=True, dir_okay=False)]
+LungUNet = Annotated[
+    Path | None,
+    typer.Option(
+        "--segment",
+        help="Lung U-Net: best.pt of `segment`, a folder of weights, or `shipped`; default: runs/segment/best.pt, else shipped.",
+    ),
+]
+_SHIPPED = Path("shipped")
+
+
+def _folder(path: Path | None) -> Path | None:
+    """A folder of weights as a person names it: `shipped` is the one that comes with the program."""
+    from cxr_node.nets.weights import shipped_folder
+
+    return shipped_folder() if path == _SHIPPED else path
+
+
+def _unet(path: Path | None) -> Path:
+    """The lung U-Net that a person names, or what there is."""
+    usual = Path("runs/segment/best.pt")
+    return _folder(path) or (usual if usual.exists() else _folder(_SHIPPED) or usual)
 
 
 @app.callback()
@@ -39,23 +60,26 @@ def import_set(
     name: Annotated[str, typer.Option(help="What the manifest calls the source; default: the set's or the folder's name.")] = "",
     population: Annotated[str, typer.Option(help="adult or paediatric, where neither set nor header says it.")] = "",
     licence: Annotated[str, typer.Option(help="Licence, where the set doesn't say it.")] = "",
+    classes: Annotated[
+        Path | None, typer.Option(help="For `folder`: CSV file with label, title, code, scheme, meaning of further classes.")
+    ] = None,
 ) -> None:
     """Build the manifest and its prepared images from a set as downloaded, or from radiographs of your own."""
     from training.importer import import_set as import_pictures
+    from training.manifest import MANIFEST, read_table
+    from training.tables import show_import
     from training.v7_masks import attach_masks
 
-    try:
-        if kind is SetKind.V7:
-            report = attach_masks(source, out)
-        else:
-            report = import_pictures(kind.value, source, out, name, population, licence)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    print({key: len(value) if isinstance(value, list) else value for key, value in report.items()})
+    if kind is SetKind.V7:
+        report = attach_masks(source, out)
+        print({key: len(value) if isinstance(value, list) else value for key, value in report.items()})
+        return
+    report = import_pictures(kind.value, source, out, name, population, licence, classes)
+    show_import(report, [row for row in read_table(out / MANIFEST.file) if row["source"] == report["source"]])
 
 
 @app.command()
-def segment(data: DataFolder, out: OutFolder = Path("runs/segment"), recipe: Recipe = Path("conf/segment.toml")) -> None:
+def segment(data: DataOption, out: OutFolder = Path("runs/segment"), recipe: RecipeOption = Path("conf/segment.toml")) -> None:
     """Train the lung U-Net."""
     from training.segment import train
 
@@ -64,13 +88,13 @@ def segment(data: DataFolder, out: OutFolder = Path("runs/segment"), recipe: Rec
 
 @app.command()
 def classify(
-    data: DataFolder,
+    data: DataOption,
     out: OutFolder = Path("runs/classify"),
-    recipe: Recipe = Path("conf/classify.toml"),
-    segment: LungUNet = Path("runs/segment/best.pt"),
+    recipe: RecipeOption = Path("conf/classify.toml"),
+    segment: LungUNet = None,
     imagenet: Annotated[Path | None, typer.Option(help="ImageNet weights of the encoder (safetensors).")] = None,
     begin_with: Annotated[
-        Path | None, typer.Option(help="Weights to go on from instead, such as cxr_node/nets/weights (the shipped ones).")
+        Path | None, typer.Option(help="Folder of weights to go on from instead; `shipped`: those that come with the program.")
     ] = None,
     without: Annotated[str, typer.Option(help="A source to leave out, so as to be measured on it.")] = "",
     settings: Annotated[
@@ -80,22 +104,19 @@ def classify(
 ) -> None:
     """Train CXRNet on whole radiographs, or on lungs cut out, as the recipe says."""
     from training.classify import train
-    from training.recipe import keep_recipe
+    from training.recipe import ClassifyRecipe, keep_recipe
 
-    try:
-        kept = keep_recipe(recipe, settings or (), out)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    train(kept, data, segment, imagenet, out, without, begin_with)
+    kept = keep_recipe(recipe, ClassifyRecipe, settings or (), out)
+    train(kept, data, _unet(segment), imagenet, out, without, _folder(begin_with))
 
 
 @app.command()
 def evidence(
-    data: DataFolder,
+    data: DataOption,
     out: OutFolder = Path("runs/evidence"),
-    recipe: Recipe = Path("conf/evidence.toml"),
-    segment: LungUNet = Path("cxr_node/nets/weights"),
-    begin_with: Annotated[Path, typer.Option(help="Weights to go on from.")] = Path("cxr_node/nets/weights"),
+    recipe: RecipeOption = Path("conf/evidence.toml"),
+    segment: LungUNet = _SHIPPED,
+    begin_with: Annotated[Path, typer.Option(help="Folder of weights to go on from, or `shipped`.")] = _SHIPPED,
     imagenet: Annotated[Path | None, typer.Option(help="ImageNet weights (safetensors) to begin with instead.")] = None,
     without: Annotated[str, typer.Option(help="A source to leave out, so as to be measured on it.")] = "",
     settings: Annotated[
@@ -105,30 +126,27 @@ def evidence(
 ) -> None:
     """Train CXRNet to draw opacity where radiologists marked it, and to answer from that."""
     from training.evidence import train
-    from training.recipe import keep_recipe
+    from training.recipe import EvidenceRecipe, keep_recipe
 
-    try:
-        kept = keep_recipe(recipe, settings or (), out)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    train(kept, data, segment, None if imagenet else begin_with, out, without, imagenet)
+    kept = keep_recipe(recipe, EvidenceRecipe, settings or (), out)
+    train(kept, data, _unet(segment), None if imagenet else _folder(begin_with), out, without, imagenet)
 
 
 @app.command()
 def gate(
-    data: DataFolder,
+    data: DataOption,
     out: OutFolder = Path("runs/gate"),
-    segment: LungUNet = Path("runs/segment/best.pt"),
+    segment: LungUNet = None,
 ) -> None:
     """Fit the gate that turns away what is no frontal chest radiograph."""
     from training.gate import fit
 
-    print(fit(segment, data, out)["figures"])
+    print(fit(_unet(segment), data, out)["figures"])
 
 
 @app.command()
 def side(
-    data: DataFolder,
+    data: DataOption,
     out: OutFolder = Path("runs/side"),
     epochs: Annotated[int, typer.Option(help="Passes over the radiographs.", min=1)] = 20,
 ) -> None:
@@ -139,39 +157,54 @@ def side(
 
 
 @app.command()
+def letters(
+    data: DataOption,
+    out: OutFolder = Path("runs/letters"),
+    tiles: Annotated[int, typer.Option(help="Pictures to draw letters on.", min=1)] = 3500,
+) -> None:
+    """Fit the reader of the film's own R and L. cxr_node/nets/sides holds its files."""
+    from training.letters import fit
+
+    print(fit(data, out, tiles)["figures"]["test"])
+
+
+@app.command()
 def head(
-    data: DataFolder,
+    data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="The checkpoint to write.")] = Path("runs/classify/refit.pt"),
-    segment: LungUNet = Path("runs/segment/best.pt"),
+    segment: LungUNet = None,
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
 ) -> None:
     """Fit the classifier's head anew, without augmentation."""
     from training.head import refit
 
-    print(refit(data, segment, classify, out))
+    print(refit(data, _unet(segment), classify, out))
 
 
 @app.command()
 def export(
-    data: DataFolder,
+    data: DataOption,
     version: Annotated[str, typer.Option(help="Version of the model.")],
     out: OutFolder = Path("runs/weights"),
-    segment: LungUNet = Path("runs/segment/best.pt"),
+    segment: LungUNet = None,
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
     gate: Annotated[Path | None, typer.Option(help="gate.json of `gate`; default: runs/gate's, or the folder's own.")] = None,
+    name: Annotated[str, typer.Option(help="What the model is called; needed if it goes on from other weights.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the weights; default: what they were made from, in words.")] = "",
 ) -> None:
     """Write the weight files that the node loads, calibrated on `val`."""
     from training.export import export as write
 
-    usual = Path("runs/gate/gate.json")
-    if gate is None and not segment.is_dir() and usual.exists():
+    unet, usual = _unet(segment), Path("runs/gate/gate.json")
+    if gate is None and not unet.is_dir() and usual.exists():
         gate = usual
-    write(segment, classify, gate, data, version, out)
+    told = write(unet, classify, gate, data, version, out, name, licence)
+    print(f"{told['name']} {told['version']} is in {out}: the node uses it by inference.weights_dir. Licence: {told['licence']}")
 
 
 @app.command()
 def quantise(
-    data: DataFolder,
+    data: DataOption,
     weights: Annotated[Path, typer.Option(help="Folder of weight files, which is changed.")] = Path("runs/weights"),
     images: Annotated[int, typer.Option(help="Training images to measure activations on.", min=1)] = 300,
 ) -> None:
@@ -183,25 +216,31 @@ def quantise(
 
 @app.command()
 def evaluate(
-    data: DataFolder,
+    data: DataOption,
     out: OutFolder,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     source: Annotated[str, typer.Option(help="Only radiographs of this source of the manifest.")] = "",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
     engine: Annotated[str, typer.Option(help="torch, or openvino: in int8 where the weights allow it.")] = "torch",
     hidden: Annotated[bool, typer.Option(help="Also without the lungs, which takes as long again.")] = True,
+    beside: Annotated[
+        Path | None, typer.Option(help="Other weights to compare on the same images, such as `shipped`: as long again.")
+    ] = None,
 ) -> None:
-    """Measure weights on one split: metrics.json, confusion matrix, ROC curves."""
+    """Measure weights on one split: tables, metrics.json, confusion matrix, ROC curves."""
     from training.evaluate import evaluate as measure
+    from training.tables import show_comparison, show_evaluation
 
-    figures = measure(data, split, weights, out, source, engine, hidden)
-    print(figures["answers"]["adults"])
-    print({key: figures[key] for key in ("accuracy", "adult_covid_vs_healthy", "segmentation", "calibration", "gate")})
+    figures = measure(data, split, _folder(weights), out, source, engine, hidden, _folder(beside))
+    show_evaluation(figures, source)
+    if "comparison" in figures:
+        show_comparison(figures["comparison"])
+    print(f"All figures: {out / 'metrics.json'}; each radiograph's answer: {out / 'answers.csv'}.")
 
 
 @app.command()
 def shifted(
-    data: DataFolder,
+    data: DataOption,
     out: OutFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
@@ -215,7 +254,7 @@ def shifted(
 
 @app.command()
 def explain(
-    data: DataFolder,
+    data: DataOption,
     out: OutFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
@@ -230,7 +269,7 @@ def explain(
 
 @app.command()
 def heat(
-    data: DataFolder,
+    data: DataOption,
     out: OutFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
@@ -242,24 +281,21 @@ def heat(
     from training.heat import heat as measure
     from training.heat_pictures import draw_heat
 
-    try:
-        if pictures:
-            out.mkdir(parents=True, exist_ok=True)
-            draw_heat(data, split, weights, out / "heat.png", pictures)
-            return
-        figures = measure(data, split, weights, out, limit, healthy)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    if pictures:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_heat(data, split, weights, out / "heat.png", pictures)
+        return
+    figures = measure(data, split, weights, out, limit, healthy)
     for name in ("marks", "zones", "healthy", "curves"):
         print(name, figures[name])
 
 
 @app.command()
 def unseen(
-    data: DataFolder,
-    recipe: Recipe = Path("conf/evidence.toml"),
+    data: DataOption,
+    recipe: RecipeOption = Path("conf/evidence.toml"),
     runs: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/unseen"),
-    segment: LungUNet = Path("cxr_node/nets/weights"),
+    segment: LungUNet = _SHIPPED,
     imagenet: Annotated[
         Path | None, typer.Option(help="ImageNet weights of ResNet-50; default: weights/resnet50_imagenet.safetensors in DATA.")
     ] = None,
@@ -272,23 +308,22 @@ def unseen(
 
     imagenet = imagenet or data / "weights" / "resnet50_imagenet.safetensors"
     settings = [f"seconds={seconds}"] if seconds else []
-    try:
-        figures = measure(data, recipe, runs, segment, imagenet, only or (), settings, most)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    figures = measure(data, recipe, runs, _unet(segment), imagenet, only or (), settings, most)
     for source, found in figures.items():
         print(source, found if source == "mean" else found["headline"])
 
 
 @app.command()
 def experiments(
-    data: DataFolder,
-    recipe: Recipe = Path("conf/experiments-cpu.toml"),
+    data: DataOption,
+    recipe: RecipeOption = Path("conf/experiments-cpu.toml"),
     left_out: Annotated[
         Path, typer.Option("--left-out", help="Recipe for training without a source.", exists=True, dir_okay=False)
     ] = Path("conf/left-out.toml"),
     runs: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
-    segment: LungUNet = Path("cxr_node/nets/weights"),
+    segment: Annotated[Path, typer.Option(help="Lung U-Net: best.pt of `segment`, or a folder of weights.")] = Path(
+        "cxr_node/nets/weights"
+    ),
     imagenet: Annotated[
         Path | None, typer.Option(help="ImageNet weights of ResNet-50; default: weights/resnet50_imagenet.safetensors in DATA.")
     ] = None,
@@ -304,10 +339,7 @@ def experiments(
         raise typer.BadParameter(f"--segment: {segment} is not there.")
     imagenet = imagenet or data / "weights" / "resnet50_imagenet.safetensors"
     paths = Paths(str(data), str(runs), str(recipe), str(left_out), str(imagenet), str(segment), explained)
-    try:
-        problems = run(paths, only or ())
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    problems = run(paths, only or ())
     print(write_report(runs, out))
     for problem in problems:
         print(f"Not run: {problem}")
@@ -331,5 +363,17 @@ def report(
         raise typer.BadParameter(str(error)) from error
 
 
+def run_command() -> None:
+    """Run the command that was typed; what a person can put right is said in a sentence, without a traceback."""
+    from cxr_node.errors import CxrNodeError
+    from training.errors import TrainingError
+
+    try:
+        app()
+    except (TrainingError, CxrNodeError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    app()
+    run_command()

@@ -1,7 +1,7 @@
-"""Random changes of a prepared radiograph that a network must not care about.
+"""Random augmentations of a prepared radiograph to which a network should be invariant.
 
-Besides position, these are the ways in which hospitals differ more than diseases do: contrast, sharpness, borders,
-letters. Every function takes and gives uint8 (H, W) in 0..255 and draws from the generator it is handed.
+Besides position, they cover contrast, sharpness, borders and letters, in which hospitals differ more than diseases. Every
+function maps uint8 (H, W) in 0..255 to the same, with random numbers from the given generator.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def resharpen(image: Image, rng: np.random.Generator) -> Image:
         return np.asarray(cv2.addWeighted(image, 1 + amount, soft, -amount, 0), np.uint8)
     if kind == 2:
         noise = rng.normal(0, rng.uniform(2, 9), image.shape).astype(np.float32)
-        return np.clip(image + noise, 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(image + noise, 0, 255), np.uint8)
     if kind == 3:
         _, packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 90))])
         return np.asarray(cv2.imdecode(packed, cv2.IMREAD_GRAYSCALE), np.uint8)
     return image
 
 
-def borrow_sharpness(image: Image, other: Image, rng: np.random.Generator) -> Image:
+def transfer_sharpness(image: Image, other: Image, rng: np.random.Generator) -> Image:
     """Give the image as much of each fineness of detail as another radiograph, uint8 (H, W), has, or part of the way.
 
     Detector, processing and compression leave their mark in how strong each spatial frequency is; where it is, which is
@@ -90,7 +90,7 @@ def frame(image: Image, lungs: NDArray[np.bool_], rng: np.random.Generator) -> t
     return np.asarray(framed, np.uint8), cv2.resize(cut_lungs, (width, height), None, 0, 0, cv2.INTER_LINEAR) >= 0.5
 
 
-def borrow_surroundings(
+def swap_surroundings(
     image: Image, lungs: NDArray[np.bool_], other: Image, other_lungs: NDArray[np.bool_]
 ) -> tuple[Image, NDArray[np.bool_]]:
     """Put the lungs (bool (H, W)) into what lies around another radiograph's, in the place of those and as large.

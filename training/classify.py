@@ -1,16 +1,16 @@
 """Train CXRNet (section III-B) by a recipe, in the stages that the recipe names (see `stages`).
 
-Differs: the paper trains everything at once (conf/paper.toml). Encoder first and decoder after it reach the same place
-for a third of the arithmetic, and batch normalisation's statistics, which both passes of the shared encoder use, stay
+Differs: the paper trains everything jointly (conf/paper.toml). Training the encoder first and then the decoder reaches the same
+result with a third of the arithmetic, and the batch normalisation statistics, which both passes of the shared encoder use, stay
 those of real lungs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,21 +20,32 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+import training.encoders  # noqa: F401 - makes them known to CXRNet
 from cxr_node.analyse.enhance import classifier_input
 from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import CXRNet
+from cxr_node.records import LABELS
+from training.calibration import of_weights
+from training.classes import as_json, own_classes
 from training.dataset import manifest_digest, read_manifest
-from training.inputs import batches, bias_of_draws, needs_lungs
-from training.place import Place, take_place
-from training.run import Log, cosine_learning_rate, load_checkpoint, read_recipe, save_checkpoint
+from training.errors import TrainingError
+from training.inputs import batches, bias_of_draws
+from training.process_rank import ProcessRank, take_place
+from training.recipe import STAGES, ClassifyRecipe, OfNetwork, StageRecipe, as_table, read_recipe
+from training.run import Log, cosine_learning_rate, load_checkpoint, save_checkpoint
+from training.run_folder import claim, identity_of
 from training.split import Split, load_split, load_unet
-from training.stages import STAGES
+from training.stages import stage_of
+from training.times import say
+
+_TIMED = 5
+"""Steps that are timed before it is said how long a stage takes."""
 
 
-def predict_logits(network: CXRNet, split: Split, recipe: dict[str, Any], batch_size: int = 16) -> NDArray[np.float32]:
+def predict_logits(network: CXRNet, split: Split, recipe: OfNetwork, batch_size: int = 16) -> NDArray[np.float32]:
     """First encoder's logits of a split as serving sees it, float32 (N, C)."""
     network.eval()
-    size_px, segmented = recipe["input_size_px"], recipe["segmented"]
+    size_px, segmented = recipe.input_size_px, recipe.segmented
     device = next(network.parameters()).device
     logits = []
     with torch.inference_mode():
@@ -48,29 +59,53 @@ def predict_logits(network: CXRNet, split: Split, recipe: dict[str, Any], batch_
     return torch.cat(logits).numpy()
 
 
-def first_network(recipe: dict[str, Any], imagenet: Path | None, begin_with: Path | None = None) -> CXRNet:
+def first_network(
+    recipe: OfNetwork, imagenet: Path | None, begin_with: Path | None = None, classes: Sequence[str] = LABELS
+) -> CXRNet:
     """What the first stage begins with: another training's weights, or an encoder from ImageNet's, or nothing learnt yet.
 
+    Of weights that answer from evidence the shared parts are taken; classes that the weights lack begin as nothing learnt.
+
     Raises:
-        ValueError: the weights are of another encoder or representation than the recipe's.
+        TrainingError: the weights are of another encoder or representation than the recipe's.
         WeightsError: a file of `begin_with` is missing or damaged.
     """
-    network = CXRNet(recipe["encoder"], representation=recipe["representation"])
+    network = CXRNet(recipe.encoder, len(classes), recipe.representation)
     if begin_with is not None:
         loaded = weights.load_cxrnet(begin_with)
         architecture = loaded.description["architecture"]
         for key in ("encoder", "representation"):
-            if architecture[key] != recipe[key]:
-                raise ValueError(
-                    f"{begin_with} is of {key} {architecture[key]!r}, the recipe asks for {recipe[key]!r}: --set it."
+            if architecture[key] != getattr(recipe, key):
+                raise TrainingError(
+                    f"{begin_with} is of {key} {architecture[key]!r}, the recipe asks for {getattr(recipe, key)!r}: "
+                    f"--set {key}={architecture[key]}."
                 )
-        network.load_state_dict(loaded.network.state_dict())
+        if architecture.get("answer", "image") == "evidence":
+            print(f"{begin_with} answers from evidence; what is trained here answers from the image (training/README.md).")
+        _take_over(network, loaded, classes, begin_with)
     elif imagenet is not None:
         missing = network.encoder.load_state_dict({k: v.float() for k, v in load_file(imagenet).items()}, strict=False)
         unfit = [key for key in missing.missing_keys if not key.endswith("num_batches_tracked")]
         if unfit:
-            raise ValueError(f"{imagenet} lacks {', '.join(unfit[:5])}: is it of {recipe['encoder']}?")
+            raise TrainingError(f"{imagenet} lacks {', '.join(unfit[:5])}: is it of {recipe.encoder}?")
     return network
+
+
+@torch.no_grad()
+def _take_over(network: CXRNet, loaded: weights.LoadedNetwork, classes: Sequence[str], folder: Path) -> None:
+    """Have a network be as loaded weights are, its head's rows by the names of the classes."""
+    own, theirs = network.state_dict(), loaded.network.state_dict()
+    head = {"fc.weight", "fc.bias"}
+    unfit = [key for key in own if key not in head and (key not in theirs or theirs[key].shape != own[key].shape)]
+    if unfit:
+        raise TrainingError(f"{folder} lacks {', '.join(unfit[:3])} in the form that is trained: begin with other weights.")
+    for key in own:
+        if key not in head:
+            own[key].copy_(theirs[key])
+            continue
+        for index, name in enumerate(loaded.description["classes"]):
+            if name in classes:
+                own[key][classes.index(name)].copy_(theirs[key][index])
 
 
 def train(
@@ -94,43 +129,59 @@ def train(
         begin_with: folder of weights to go on from, such as the shipped ones, instead of `imagenet`.
 
     Raises:
-        ValueError: no radiograph of the training split is of the source to be left out, or the recipe keeps a share of what
+        TrainingError: no radiograph of the training split is of the source to be left out, or the recipe keeps a share of what
             training began with and there is no such thing; see also `first_network`.
     """
-    recipe = read_recipe(recipe_path)
-    if recipe.get("begun_share") and begin_with is None:
-        raise ValueError("The recipe keeps a share of what training began with (begun_share): name it with --begin-with.")
-    place = take_place(recipe.get("threads"))
-    torch.manual_seed(recipe["seed"])
-    unet = load_unet(segment) if segment is not None and needs_lungs(recipe) else None
+    recipe = read_recipe(recipe_path, ClassifyRecipe)
+    if recipe.initial_weights_share and begin_with is None:
+        raise TrainingError(
+            "The recipe keeps a share of what training began with (initial_weights_share): name it with --begin-with."
+        )
     if without and without not in (sources := {row.source for row in read_manifest(data, "train")}):
-        raise ValueError(f"{without!r} is no source of the training split; these are: {', '.join(sorted(sources))}")
+        raise TrainingError(f"{without!r} is no source of the training split; these are: {', '.join(sorted(sources))}")
+    own = own_classes(data)
+    classes = (*LABELS, *(one.name for one in own))
+    claim(out, identity_of(data, without, begin_with, imagenet))
+    if (finished := load_checkpoint(out / "last.pt")) is not None and finished.get("recipe") == as_table(recipe):
+        print(f"{out / 'last.pt'} is there: this run has finished. Another --out begins a new one.")
+        return
+    place = take_place(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    unet = load_unet(segment) if segment is not None and recipe.needs_lungs else None
     splits = tuple(load_split(data, name, unet, out).without(without) for name in ("train", "val"))
-    network = first_network(recipe, imagenet, begin_with)
-    begun = {key: tensor.clone() for key, tensor in network.state_dict().items()} if begin_with else {}
+    network = first_network(recipe, imagenet, begin_with, classes)
+    begun = _begun(network, begin_with)
     state = load_checkpoint(out / "checkpoint.pt") or {"stage": 0, "step": 0}
     if "network" in state:
         network.load_state_dict(state["network"])
     network = network.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    classifying = [name for name in STAGES if name in recipe and name != "decoder_stage"]
+    classifying = [name for name in STAGES if recipe.stage(name) is not None and name != "decoder_stage"]
     for number, name in enumerate(STAGES):
-        if name in recipe and number >= state["stage"]:
-            _train_stage(network, recipe, name, number, (splits[0], splits[1]), out, place, state)
+        if (table := recipe.stage(name)) is not None and number >= state["stage"]:
+            _train_stage(network, recipe, table, name, (splits[0], splits[1]), out, place, state)
             if name in classifying[-1:]:  # the decoder finds the classifier as it will be served
                 with torch.no_grad():
                     network.fc.bias += torch.from_numpy(bias_of_draws(splits[0].rows, recipe)).to(network.fc.bias)
-                _blend(network, begun, recipe.get("begun_share", 0.0))
+                _blend(network, begun, recipe.initial_weights_share)
     if place.first:
-        save_checkpoint(
-            out / "last.pt",
-            {
-                "network": network.state_dict(),
-                "recipe": recipe,
-                "data": manifest_digest(data),
-                "without": without,
-                "begun_with": weights.model_of(begin_with).digest if begin_with else "",
-            },
-        )
+        described = {
+            "recipe": as_table(recipe),
+            "data": manifest_digest(data),
+            "without": without,
+            "begun_with": weights.model_of(begin_with).digest if begin_with else "",
+            "begun": of_weights(weights.network_description(begin_with, "cxrnet")) if begin_with else {},
+            "classes": list(classes),
+            "own_classes": as_json(own),
+        }
+        save_checkpoint(out / "last.pt", {"network": network.state_dict(), **described})
+
+
+def _begun(network: CXRNet, begin_with: Path | None) -> dict[str, Tensor]:
+    """What of the network is as the weights were that training began with; a head of weights that don't answer by it isn't."""
+    if begin_with is None:
+        return {}
+    by_image = weights.network_description(begin_with, "cxrnet")["architecture"].get("answer", "image") == "image"
+    return {key: one.clone() for key, one in network.state_dict().items() if by_image or not key.startswith("fc.")}
 
 
 @torch.no_grad()
@@ -145,7 +196,10 @@ def _blend(network: CXRNet, begun: dict[str, Tensor], share: float) -> None:
             tensor.lerp_(begun[key].to(tensor), share)
 
 
-def running_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def running_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """How AveragedModel follows the network: what is older counts `decay` times as much at each step.
 
     In the first steps it forgets faster, about a tenth of what was averaged so far: a short stage would else end as a
@@ -153,7 +207,7 @@ def running_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tenso
     """
 
     @torch.no_grad()
-    def follow(averaged: list[Tensor], current: list[Tensor], steps: Tensor | int) -> None:
+    def follow(averaged: Tensors, current: Tensors, steps: Tensor | int) -> None:
         count = int(steps)
         weight = 1 - min(decay, (1 + count) / (10 + count))
         for old, new in zip(averaged, current, strict=True):
@@ -167,20 +221,22 @@ def running_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tenso
 
 def _train_stage(
     network: CXRNet,
-    recipe: dict[str, Any],
+    recipe: ClassifyRecipe,
+    table: StageRecipe,
     name: str,
-    number: int,
     splits: tuple[Split, Split],
     out: Path,
-    place: Place,
+    place: ProcessRank,
     state: dict[str, Any],
 ) -> None:
-    """One stage from where `state` left it; the network ends as the running average of its last steps."""
-    plan = {**recipe, **recipe[name]}
-    stage = STAGES[name](network, plan)
+    """One stage from where `state` left it; the network ends as the running average of its last steps.
+
+    Over 60 lines: a training loop reads from top to bottom.
+    """
+    stage, number = stage_of(name, network, recipe), STAGES.index(name)
     shared = place.share(stage)
-    average = AveragedModel(network, multi_avg_fn=running_average(plan["averaging"]), use_buffers=True)
-    optimiser = torch.optim.AdamW(stage.trained(), lr=plan["learning_rate"], weight_decay=plan["weight_decay"])
+    average = AveragedModel(network, multi_avg_fn=running_average(recipe.ema_decay), use_buffers=True)
+    optimiser = torch.optim.AdamW(stage.trained(), lr=table.learning_rate, weight_decay=recipe.weight_decay)
     first_step = 0
     if number == state["stage"]:
         first_step = state["step"]
@@ -188,15 +244,16 @@ def _train_stage(
             optimiser.load_state_dict(state["optimiser"])
         if "average" in state:
             average.load_state_dict(state["average"])
-    steps = plan["images"] // (recipe["batch_size"] * place.world)
-    drawn = batches(splits[0], plan, range(first_step, steps), number, place)
+    steps = table.images // (recipe.batch_size * place.world)
+    first_size_px = table.first_size_px or recipe.input_size_px
+    drawn = batches(splits[0], recipe, first_size_px, range(first_step, steps), number, place)
     bar = tqdm(drawn, initial=first_step, total=steps, desc=name, mininterval=15, disable=not place.first)
     log = Log(out / name) if place.first else None
     figures: list[dict[str, float]] = []
     started = time.monotonic()
     for step, (image, lungs, target) in enumerate(bar, start=first_step):
         stage.ready()
-        rate = cosine_learning_rate(step, steps, plan["learning_rate"], plan["final_learning_rate"], min(100, steps // 10))
+        rate = cosine_learning_rate(step, steps, table.learning_rate, table.final_learning_rate, min(100, steps // 10))
         for group in optimiser.param_groups:
             group["lr"] = rate
         with place.autocast():
@@ -205,6 +262,8 @@ def _train_stage(
         loss.backward()
         optimiser.step()
         average.update_parameters(network)
+        if step == first_step + _TIMED and place.first:
+            say(f"{name}: {steps - first_step} steps", (time.monotonic() - started) / (_TIMED + 1) * (steps - first_step))
         figures.append({"loss": loss.item(), **{key: value.item() for key, value in row.items()}})
         if log is None or ((step + 1) % 50 and step + 1 < steps):
             continue
@@ -222,8 +281,8 @@ def _train_stage(
                 "step": step + 1,
             },
         )
-        if name != "decoder_stage" and ((step + 1) % 500 == 0 or step + 1 == steps):
-            logits = predict_logits(average.module, splits[1], recipe)
+        if len(splits[1].rows) and name != "decoder_stage" and ((step + 1) % 500 == 0 or step + 1 == steps):
+            logits = predict_logits(cast("CXRNet", average.module), splits[1], recipe)
             accuracy = float((logits.argmax(1) == splits[1].targets).mean())
             print(name, step + 1, {"val_accuracy": round(accuracy, 4)}, flush=True)
             Log(out).write(step + 1, {"val_accuracy": accuracy, "seconds": time.monotonic() - started})

@@ -1,8 +1,9 @@
-"""Measure shipped weights on one split, through the very pipeline that serves; writes metrics.json and pictures."""
+"""Evaluates weights on one split, through the serving pipeline; writes metrics.json and pictures."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,37 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+import training.encoders  # noqa: F401 - makes them known to CXRNet
 from cxr_node.analyse.gate import frontal_score
-from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
+from cxr_node.analyse.networks import Networks, load_networks
 from cxr_node.analyse.pipeline import classifier_inputs, classify_batch, segment_batch
-from cxr_node.records import LABELS, Findings
+from cxr_node.analyse.torch_engine import use_all_cores
+from cxr_node.records import LABELS, Findings, Model
 from cxr_node.settings import InferenceSettings
 from training import metrics
-from training.dataset import Radiograph, load_images, load_masks, read_manifest
+from training.compare import beside
+from training.dataset import ManifestRow, load_images, load_masks, read_manifest
+from training.errors import TrainingError
 from training.evidence_set import read_items
 from training.gate import read_not_frontal
 from training.outcomes import by_group, by_source, headline, outcome, outcomes_of, written
 from training.probabilities import probabilities as probabilities_of
 from training.segment import intersection_over_union
+from training.times import announced
 
 _BATCH = 16
 _NO_HEAT = np.zeros((0, 0), np.float32)
 
 
 def evaluate(
-    data: Path, split: str, weights: Path | None, out: Path, source: str = "", engine: str = "torch", hidden: bool = True
+    data: Path,
+    split: str,
+    weights: Path | None,
+    out: Path,
+    source: str = "",
+    engine: str = "torch",
+    hidden: bool = True,
+    other: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate and write OUT/metrics.json, OUT/probabilities.csv, OUT/confusion.png and OUT/roc.png.
 
@@ -43,19 +56,23 @@ def evaluate(
         source: only radiographs of this source; empty: of all.
         engine: `inference.engine`.
         hidden: measure what is answered without the lungs, too, which takes as long again.
+        other: folder of other weights, to be compared on the same radiographs (`comparison` of the figures).
 
     Raises:
-        ValueError: there are no such radiographs.
+        TrainingError: there are no such radiographs.
+
+    Over 60 lines: the figures in the order in which metrics.json has them.
     """
     use_all_cores()
     networks = load_networks(InferenceSettings.model_validate({"weights_dir": weights, "engine": engine}))
     rows = [row for row in read_manifest(data, None if split == "all" else split) if source in ("", row.source)]
     if not rows:
         of_source = f" and the source {source!r}" if source else ""
-        raise ValueError(f"{data / 'manifest.csv'} has no rows of the split {split!r}{of_source}")
+        raise TrainingError(f"{data / 'manifest.csv'} has no rows of the split {split!r}{of_source}")
     images = load_images(data, rows)
     findings, scores = _run(networks, images)
-    probabilities = np.array([[one.probabilities[label] for label in LABELS] for one in findings])
+    classes = _classes(rows[0].classes, networks)
+    probabilities = _table(findings, classes)
     lungs = np.stack([one.lungs for one in findings])
     targets = np.array([row.class_index for row in rows])
     adults = np.array([row.population == "adult" for row in rows])
@@ -63,9 +80,9 @@ def evaluate(
         "split": split,
         **({"source": source} if source else {}),
         "model": {"name": networks.model.name, "version": networks.model.version},
-        **metrics.summary(targets, probabilities),
-        "by_population": _by([row.population for row in rows], targets, probabilities),
-        "by_source": _by([row.source for row in rows], targets, probabilities),
+        **metrics.summary(targets, probabilities, classes),
+        "by_population": _by([row.population for row in rows], targets, probabilities, classes),
+        "by_source": _by([row.source for row in rows], targets, probabilities, classes),
         "adult_covid_vs_healthy": metrics.covid_against_healthy(targets[adults], probabilities[adults]),
         "segmentation": _segmentation(data, rows, lungs),
         "calibration": {
@@ -74,7 +91,7 @@ def evaluate(
         },
         "indeterminate": {
             **metrics.indeterminate(targets, probabilities, networks.indeterminate_below),
-            **metrics.given(targets, [one.label if not one.indeterminate else "" for one in findings]),
+            **metrics.given(targets, [one.label if not one.indeterminate else "" for one in findings], classes),
         },
         "gate": _gate(data, networks, scores),
         "heat_in_lungs": float(np.mean([one.heat_in_lungs for one in findings])),
@@ -83,25 +100,52 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     splits = ("train", "val", "test") if split == "all" else (split,)
     items = {item.image: item for name in splits for item in read_items(data, name) if source in ("", item.source)}
-    outcomes = [outcome(items.pop(row.image), one) for row, one in zip(rows, findings, strict=True)]
-    outcomes += outcomes_of(data, list(items.values()), networks)  # those with labels beyond LABELS
+    outcomes = [outcome(items.pop(row.image), one, classes) for row, one in zip(rows, findings, strict=True)]
+    outcomes += outcomes_of(data, list(items.values()), networks, classes)  # those with labels beyond LABELS
     figures["answers"] = {"adults": headline(outcomes), "groups": by_group(outcomes), "sources": by_source(outcomes)}
-    (out / "answers.csv").write_text(written(outcomes))
+    (out / "answers.csv").write_text(written(outcomes, classes))
+    if other is not None:
+        figures["comparison"] = _beside(other, engine, images, targets, probabilities, classes, networks.model)
     (out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     lines = [
         f"{row.image},{row.label},{','.join(f'{p:.6f}' for p in chances)}"
         for row, chances in zip(rows, probabilities, strict=True)
     ]
-    (out / "probabilities.csv").write_text("\n".join([f"image,label,{','.join(LABELS)}", *lines]) + "\n")
-    _draw(np.array(figures["confusion"]), targets, probabilities, out)
+    (out / "probabilities.csv").write_text("\n".join([f"image,label,{','.join(classes)}", *lines]) + "\n")
+    _draw(np.array(figures["confusion"]), targets, probabilities, classes, out)
     return figures
+
+
+def _classes(of_data: Sequence[str], networks: Networks) -> tuple[str, ...]:
+    """The classes of the data, and those that the weights know beside them."""
+    return (*of_data, *(name for name in networks.model.classes if name not in of_data))
+
+
+def _table(findings: Sequence[Findings], classes: Sequence[str]) -> NDArray[np.float64]:
+    """Probabilities, float64 (N, C); 0 for a class that the weights don't know."""
+    return np.array([[one.probabilities.get(label, 0.0) for label in classes] for one in findings])
+
+
+def _beside(
+    folder: Path,
+    engine: str,
+    images: NDArray[np.uint8],
+    targets: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    classes: Sequence[str],
+    model: Model,
+) -> dict[str, Any]:
+    """Other weights on the same images, and how both compare."""
+    networks = load_networks(InferenceSettings.model_validate({"weights_dir": folder, "engine": engine}))
+    names = (f"{networks.model.name} {networks.model.version}", f"{model.name} {model.version}")
+    return beside(targets, _table(_run(networks, images)[0], classes), probabilities, classes, names)
 
 
 def _run(networks: Networks, images: NDArray[np.uint8]) -> tuple[list[Findings], NDArray[np.float64]]:
     """Findings of each image, without their heat, and gate scores (N,)."""
     found: list[Findings] = []
     scores: list[float] = []
-    for start in tqdm(range(0, len(images), _BATCH), mininterval=5):
+    for start in announced(range(0, len(images), _BATCH), f"Answers to {len(images)} radiographs"):
         batch = list(images[start : start + _BATCH])
         masks, bottlenecks = segment_batch(batch, networks)
         found += [replace(one, heatmap=_NO_HEAT) for one in classify_batch(batch, masks, networks)]
@@ -133,15 +177,17 @@ def _lungs_hidden(
     }
 
 
-def _by(groups: list[str], targets: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, Any]:
+def _by(
+    groups: list[str], targets: NDArray[np.int64], probabilities: NDArray[np.float64], classes: Sequence[str]
+) -> dict[str, Any]:
     found = {}
     for group in sorted(set(groups)):
         chosen = np.array([name == group for name in groups])
-        found[group] = metrics.summary(targets[chosen], probabilities[chosen])
+        found[group] = metrics.summary(targets[chosen], probabilities[chosen], classes)
     return found
 
 
-def _segmentation(data: Path, rows: list[Radiograph], lungs: NDArray[np.bool_]) -> dict[str, float | None]:
+def _segmentation(data: Path, rows: list[ManifestRow], lungs: NDArray[np.bool_]) -> dict[str, float | None]:
     annotated = [index for index, row in enumerate(rows) if row.mask]
     if not annotated:
         return {"iou": None, "dice": None}
@@ -164,14 +210,20 @@ def _gate(data: Path, networks: Networks, scores: NDArray[np.float64]) -> dict[s
     return figures
 
 
-def _draw(confusion: NDArray[np.int64], targets: NDArray[np.int64], probabilities: NDArray[np.float64], out: Path) -> None:
+def _draw(
+    confusion: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    classes: Sequence[str],
+    out: Path,
+) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
     from sklearn.metrics import RocCurveDisplay
 
-    names = [label.replace("_", "\n") for label in LABELS]
+    names = [label.replace("_", "\n") for label in classes]
     figure, axes = plt.subplots(figsize=(6, 5))
     axes.imshow(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(confusion):
@@ -183,7 +235,7 @@ def _draw(confusion: NDArray[np.int64], targets: NDArray[np.int64], probabilitie
     figure.savefig(out / "confusion.png", dpi=120)
     plt.close(figure)
     figure, axes = plt.subplots(figsize=(6, 5))
-    for index, label in enumerate(LABELS):
+    for index, label in enumerate(classes):
         if 0 < (targets == index).sum() < targets.size:
             RocCurveDisplay.from_predictions(targets == index, probabilities[:, index], name=label, ax=axes)
     figure.tight_layout()

@@ -1,6 +1,6 @@
-"""What the evidence stage is trained on: radiographs drawn by group and made to look as another hospital's.
+"""Inputs of the evidence stage: radiographs drawn by group, augmented to look like those of other hospitals.
 
-Into some healthy lungs opacity of other radiographs is put, so that it is seen in the surroundings of every hospital.
+Opacity of other radiographs is pasted into some healthy lungs, so that the network sees it in images of every hospital.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,8 +17,10 @@ from torch import Tensor
 
 from cxr_node.analyse.enhance import clahe, lung_box
 from training import augment
-from training.evidence_set import Examples, Item
-from training.place import made_ahead
+from training.errors import TrainingError
+from training.evidence_set import Examples, KnownRadiograph
+from training.process_rank import made_ahead
+from training.recipe import EvidenceRecipe
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -33,19 +34,33 @@ class Batch:
     lungs: Tensor
     marks: Tensor
     cold: Tensor
-    items: list[Item]
+    items: list[KnownRadiograph]
 
 
 class Groups:
-    """Indices of the examples by group, and how often each group is drawn."""
+    """Indices of the examples by group, and how often each group is drawn.
+
+    A share is of a group ("healthy nih"), or of every group of that kind that no other share names ("healthy *").
+
+    Raises:
+        TrainingError: the shares name no group that is there.
+    """
 
     def __init__(self, examples: Examples, shares: dict[str, float]) -> None:
         self.examples = examples
         self.members: dict[str, list[int]] = {}
         for index, item in enumerate(examples.items):
             self.members.setdefault(item.group, []).append(index)
-        self.names = [name for name in shares if self.members.get(name)]
-        chances = np.array([shares[name] for name in self.names])
+        named = {name: share for name, share in shares.items() if self.members.get(name)}
+        others = {name: shares.get(f"{name.partition(' ')[0]} *", 0.0) for name in sorted(self.members) if name not in named}
+        drawn = {name: share for name, share in {**named, **others}.items() if share}
+        if not drawn:
+            raise TrainingError(
+                f"The recipe's [shares] name no group of the data; there are: {', '.join(sorted(self.members))}. "
+                'A share such as "healthy *" is of every source.'
+            )
+        self.names = list(drawn)
+        chances = np.array(list(drawn.values()))
         self.chances = chances / chances.sum()
         self.outlined = [index for index, item in enumerate(examples.items) if item.kind == "outline" and item.complete]
         self.healthy = [index for index, item in enumerate(examples.items) if item.label == "healthy"]
@@ -71,14 +86,14 @@ def moved(image: Image, masks: list[Mask], rng: np.random.Generator) -> tuple[Im
     ]
 
 
-def regraded(image: Image, rng: np.random.Generator) -> Image:
+def augment_intensities(image: Image, rng: np.random.Generator) -> Image:
     """Other greys, window, sharpness, noise and compression."""
     x = (image.astype(np.float32) / 255) ** rng.uniform(0.6, 1.6)
     low, high = rng.uniform(0, 0.08), rng.uniform(0.9, 1)
     x = np.clip((x - low) / (high - low), 0, 1)
     kind = rng.random()
     if kind < 0.5:
-        x = cv2.GaussianBlur(x, (0, 0), rng.uniform(0.3, 1.3))
+        x = np.asarray(cv2.GaussianBlur(x, (0, 0), rng.uniform(0.3, 1.3)))
     elif kind < 0.75:
         x = np.clip(x + rng.uniform(0.2, 0.9) * (x - cv2.GaussianBlur(x, (0, 0), 1.2)), 0, 1)
     if rng.random() < 0.4:
@@ -121,32 +136,32 @@ def removed(image: Image, rng: np.random.Generator) -> tuple[Image, Mask]:
     return np.where(gone, filling, image).astype(np.uint8), gone
 
 
-def example(groups: Groups, recipe: dict[str, Any], rng: np.random.Generator) -> tuple[Image, Mask, Mask, Mask, Item]:
+def example(groups: Groups, recipe: EvidenceRecipe, rng: np.random.Generator) -> tuple[Image, Mask, Mask, Mask, KnownRadiograph]:
     """One input uint8 (S, S), its lungs, its mark, where it is known to be cold, and what is known of it."""
     examples = groups.examples
     index = groups.draw(rng)
     item, image, lungs, mark = examples.items[index], examples.images[index], examples.lungs[index], examples.marks[index]
-    if rng.random() < recipe["borrowed"]:
-        image = augment.borrow_sharpness(image, examples.images[rng.integers(len(examples.items))], rng)
+    if rng.random() < recipe.sharpness_transferred:
+        image = augment.transfer_sharpness(image, examples.images[rng.integers(len(examples.items))], rng)
     if item.label == "healthy":
         kind = rng.random()
-        if kind < recipe["pasted"] and groups.outlined:
+        if kind < recipe.pasted and groups.outlined:
             other = int(rng.choice(groups.outlined))
             image, mark = pasted(image, lungs, examples.images[other], examples.lungs[other], examples.marks[other])
             item = replace(item, label="", mark="pasted", kind="outline", complete=True)
-        elif kind < recipe["pasted"] + recipe["pasted_healthy"] and groups.outlined:
+        elif kind < recipe.pasted + recipe.pasted_healthy and groups.outlined:
             form, other = int(rng.choice(groups.outlined)), int(rng.choice(groups.healthy))
             image, _ = pasted(image, lungs, examples.images[other], examples.lungs[other], examples.marks[form])
-    if rng.random() < recipe["framed"]:
+    if rng.random() < recipe.framed:
         joined = lungs.astype(np.uint8) + 2 * mark.astype(np.uint8)
         image, lungs, mark = _framed(image, lungs, mark, joined, rng)
     image, (lungs, mark) = moved(image, [lungs, mark], rng)
-    image = regraded(image, rng)
-    if rng.random() < recipe["decorated"]:
+    image = augment_intensities(image, rng)
+    if rng.random() < recipe.decorated:
         image = augment.decorate(image, rng)
     image = clahe(image)
     cold = np.zeros_like(lungs)
-    if rng.random() < recipe["removed"]:
+    if rng.random() < recipe.removed:
         image, cold = removed(image, rng)
     return image, lungs, mark & ~cold, cold, item
 
@@ -162,14 +177,14 @@ def _framed(image: Image, lungs: Mask, mark: Mask, joined: Image, rng: np.random
     return image, (joined & 1) > 0, (joined & 2) > 0
 
 
-def batches(groups: Groups, recipe: dict[str, Any], first_step: int, rank: int = 0) -> Iterator[Batch]:
+def batches(groups: Groups, recipe: EvidenceRecipe, first_step: int, rank: int = 0) -> Iterator[Batch]:
     """Batches without end, each of a step and of a process's rank drawn from a seed of its own, made ahead."""
 
     def make(step: int) -> Batch:
-        rng = np.random.default_rng((recipe["seed"], step, rank))
-        drawn = [example(groups, recipe, rng) for _ in range(recipe["batch_size"])]
-        image, lungs, marks, cold = (np.stack([one[place] for one in drawn]) for place in range(4))
-        tensors = (torch.from_numpy(mask) for mask in (lungs, marks, cold))
-        return Batch(torch.from_numpy(image).float().div(255).unsqueeze(1), *tensors, [one[4] for one in drawn])
+        rng = np.random.default_rng((recipe.seed, step, rank))
+        drawn = [example(groups, recipe, rng) for _ in range(recipe.batch_size)]
+        image, lungs, marks, cold, items = zip(*drawn, strict=True)
+        masks = [torch.from_numpy(np.stack(mask)) for mask in (lungs, marks, cold)]
+        return Batch(torch.from_numpy(np.stack(image)).float().div(255).unsqueeze(1), masks[0], masks[1], masks[2], list(items))
 
-    return made_ahead(make, count(first_step), recipe.get("loaders", 1))
+    return made_ahead(make, count(first_step), recipe.loaders)

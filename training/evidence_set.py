@@ -1,6 +1,6 @@
-"""Radiographs for the evidence stage: with a class, with radiologists' marks, or with both, their lungs found by the U-Net.
+"""Radiographs for the evidence stage: with a class, with radiologists' marks, or with both; lungs segmented by the U-Net.
 
-The data folder's manifest.csv, and where they are there: nih/manifest.csv (classes beyond LABELS), marks.csv.
+Reads the data folder's manifest.csv and, if they exist, nih/manifest.csv (classes beyond LABELS) and marks.csv.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from numpy.typing import NDArray
 from cxr_node.analyse.segment import clean_mask
 from cxr_node.nets.unet import UNet
 from training.dataset import load_prepared
+from training.errors import TrainingError
 from training.segment import predict_masks
 from training.split import network_digest
 
-OTHER, UNSPECIFIED = "other_abnormal", "pneumonia_unspecified"
-"""Labels beyond LABELS: disease without opacity; opacity, no germ named."""
-
 
 @dataclass(frozen=True)
-class Item:
+class KnownRadiograph:
     """One radiograph.
 
     image: path from the data folder. kind: of its mark, "outline", "box" or "" without one. complete: whether what lies
@@ -52,13 +50,13 @@ class Item:
 class Examples:
     """Items in memory: images uint8 (N, 224, 224), lungs and marks bool (N, 224, 224)."""
 
-    items: list[Item]
+    items: list[KnownRadiograph]
     images: NDArray[np.uint8]
     lungs: NDArray[np.bool_]
     marks: NDArray[np.bool_]
 
 
-def read_items(data: Path, split: str, without: str = "") -> list[Item]:
+def read_items(data: Path, split: str, without: str = "") -> list[KnownRadiograph]:
     """Items of a split, less those of the source `without`."""
     marks = {row["image"]: row for row in _rows(data / "marks.csv")}
     found = []
@@ -67,7 +65,7 @@ def read_items(data: Path, split: str, without: str = "") -> list[Item]:
             name = prefix + row["image"]
             mark = marks.get(name)
             of_mark = (mark["mask"], mark["kind"], mark["complete"] == "yes") if mark else ("", "", False)
-            item = Item(name, row["label"], row.get("label_by", ""), row["population"], row["source"], *of_mark)
+            item = KnownRadiograph(name, row["label"], row.get("label_by", ""), row["population"], row["source"], *of_mark)
             if row["split"] == split and row["source"] != without:
                 found.append(item)
     return found
@@ -92,13 +90,13 @@ def load_examples(data: Path, split: str, unet: UNet, cache: Path, without: str 
     return Examples([item for item in items if item.source != without], images[chosen], lungs[chosen], marks[chosen])
 
 
-def read_mark(data: Path, item: Item, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def read_mark(data: Path, item: KnownRadiograph, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """The mark of an item, bool `shape`; nothing where it has none."""
     if not item.mark:
         return np.zeros(shape, np.bool_)
     grey = cv2.imread(str(data / item.mark), cv2.IMREAD_GRAYSCALE)
     if grey is None:
-        raise ValueError(f"{data / item.mark}: not an image that can be read")
+        raise TrainingError(f"{data / item.mark}: not an image that can be read")
     return cv2.resize(grey, (shape[1], shape[0]), None, 0, 0, cv2.INTER_NEAREST) > 127
 
 

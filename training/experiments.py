@@ -1,4 +1,4 @@
-"""The experiments that RESULTS.md shows, and the commands that make each: those that are run are those that it prints."""
+"""The experiments of RESULTS.md, and the commands that run each: the same commands are run and printed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cxr_node.nets.weights import shipped_folder
 from training import paper
 from training.dataset import read_manifest
-from training.recipe import RECIPES, with_settings
-from training.run import read_recipe
+from training.errors import TrainingError
+from training.recipe import RECIPES, ClassifyRecipe, changes, read_recipe, with_settings
 from training.stored_runs import (
     IMAGE_FORM,
     LEFT_OUT_PREFIX,
@@ -110,7 +109,7 @@ def without(source: str) -> Experiment:
     return Experiment(f"{LEFT_OUT_PREFIX}{source}", (f"encoder={PRETRAINED}",), without=source, imagenet=True)
 
 
-def steps(which: Experiment, recipe: dict[str, Any], paths: Paths) -> list[Step]:
+def steps(which: Experiment, recipe: ClassifyRecipe, paths: Paths) -> list[Step]:
     """The commands of an experiment by a recipe, first to last."""
     run, measured = f"{paths.runs}/{which.name}", measured_folder(which.name)
     on_test = ("--split", "test")
@@ -143,14 +142,14 @@ def _measuring(
     return found
 
 
-def settings_of(which: Experiment, recipe: dict[str, Any]) -> list[str]:
+def settings_of(which: Experiment, recipe: ClassifyRecipe) -> list[str]:
     """What an experiment changes of a recipe."""
     settings = list(which.settings)
-    decoder = recipe.get("decoder_stage")
+    decoder = recipe.decoder_stage
     if decoder is not None and not which.explained:
         settings.append("decoder_stage.images=0")  # nobody looks at what it would draw
     if decoder is not None and which.name == IMAGE_FORM:  # the paper asks the decoder for the fusion loss alone
-        settings += [f"decoder_stage.{key}=0" for key in _WANTED_OF_THE_DECODER if decoder.get(key)]
+        settings += [f"decoder_stage.{key}=0" for key in _WANTED_OF_THE_DECODER if getattr(decoder, key)]
     return settings
 
 
@@ -165,15 +164,15 @@ def run(paths: Paths, only: Collection[str] = ()) -> list[str]:
         what was not run or failed, a sentence each. A failure does not keep the others from running.
 
     Raises:
-        ValueError: an unknown experiment.
+        TrainingError: an unknown experiment.
     """
     sources = {row.source for row in read_manifest(Path(paths.data), "train")}
     known = {one.name: one for one in [*experiments(), *map(without, sorted(sources))]}
     if unknown := set(only) - set(known):
-        raise ValueError(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
+        raise TrainingError(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
     problems: list[str] = []
     for one in [known[name] for name in only] if only else experiments():
-        recipe = read_recipe(Path(paths.recipe_of(one)))
+        recipe = read_recipe(Path(paths.recipe_of(one)), ClassifyRecipe)
         problem = _obstacle(one, recipe, sources, paths) or _run(steps(one, recipe, paths))
         if problem:
             problems.append(f"{one.name}: {problem}")
@@ -181,15 +180,14 @@ def run(paths: Paths, only: Collection[str] = ()) -> list[str]:
     return problems
 
 
-def _obstacle(one: Experiment, recipe: dict[str, Any], sources: Collection[str], paths: Paths) -> str:
+def _obstacle(one: Experiment, recipe: ClassifyRecipe, sources: Collection[str], paths: Paths) -> str:
     """Why an experiment can't be run; empty if it can."""
     if one.without and one.without not in sources:
         return f"the data have no such source, but {', '.join(sorted(sources))}."
     if one.imagenet and not Path(paths.imagenet).exists():
         return f"its encoder starts from ImageNet's weights, and {paths.imagenet} is not there (--imagenet)."
     kept = Path(paths.runs, one.name, "recipe.json")
-    settled = with_settings(recipe, settings_of(one, recipe)) if one.name != SHIPPED else {}
-    if kept.exists() and {**read_recipe(kept), "file": ""} != {**settled, "file": ""}:
+    if one.name != SHIPPED and kept.exists() and changes(kept, with_settings(recipe, settings_of(one, recipe))):
         return f"{kept} is another recipe than {paths.recipe_of(one)}: choose another --runs, or move {kept.parent} away."
     return ""
 

@@ -1,6 +1,6 @@
-"""Measure what the explanations are worth: AOPPC, deletion and insertion, heat in the lungs, likeness to the input.
+"""Evaluates the explanations: AOPPC, deletion and insertion, heat in the lungs, similarity to the input.
 
-How the perturbation curve is read from the paper is said in `perturbation`; the methods are in `explanations`.
+`perturbation` explains how it interprets the paper's perturbation curve; the methods are in `explanations`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+import training.encoders  # noqa: F401 - makes them known to CXRNet
 from cxr_node.analyse.enhance import LungCrop
-from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
+from cxr_node.analyse.networks import Networks, load_networks
 from cxr_node.analyse.pipeline import classifier_inputs, segment_batch
+from cxr_node.analyse.torch_engine import use_all_cores
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
-from training.dataset import Radiograph, load_images, load_masks, read_manifest
+from training.dataset import ManifestRow, load_images, load_masks, read_manifest
+from training.errors import TrainingError
 from training.explain_pictures import draw_curves, draw_examples, draw_lungs
-from training.explained import Explained, Kept
+from training.explanation_scores import ExplanationCache, ExplanationScores
 from training.explanations import METHODS, explanations
 from training.perturbation import STEPS, aoppc, area_under, by_rank, correlation, deleted, inserted, normalised, perturbed
 from training.probabilities import probabilities
@@ -55,9 +58,9 @@ def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int 
     networks = load_networks(InferenceSettings(weights_dir=weights))
     rows = _spread(read_manifest(data, split), limit)
     if not rows:
-        raise ValueError(f"{data / 'manifest.csv'} has no rows of the split {split!r}")
+        raise TrainingError(f"{data / 'manifest.csv'} has no rows of the split {split!r}")
     stored = _stored(out / "metrics.json", split, networks)
-    kept = Kept(out / "explained.jsonl", networks.model.digest)
+    kept = ExplanationCache(out / "explained.jsonl", networks.model.digest)
     for start in tqdm(range(0, len(rows), _BATCH), desc="explain", mininterval=5):
         batch = [row for row in rows[start : start + _BATCH] if row.image not in kept.images]
         if not batch:
@@ -75,8 +78,8 @@ def explain(data: Path, split: str, weights: Path | None, out: Path, limit: int 
 
 
 def _heats(
-    data: Path, rows: list[Radiograph], networks: Networks
-) -> Iterator[tuple[Radiograph, NDArray[np.uint8], LungCrop, dict[str, NDArray[np.float32]]]]:
+    data: Path, rows: list[ManifestRow], networks: Networks
+) -> Iterator[tuple[ManifestRow, NDArray[np.uint8], LungCrop, dict[str, NDArray[np.float32]]]]:
     """For each row its prepared image, what the classifier gets of it, and its heat maps by METHODS."""
     images = list(load_images(data, rows))
     masks, _ = segment_batch(images, networks)
@@ -87,7 +90,7 @@ def _heats(
         yield row, images[index], crop, {method: heats[method][index] for method in METHODS}
 
 
-def _draw(data: Path, rows: list[Radiograph], explained: list[Explained], networks: Networks, out: Path) -> None:
+def _draw(data: Path, rows: list[ManifestRow], explained: list[ExplanationScores], networks: Networks, out: Path) -> None:
     """Figures 8 and 12: the first radiographs with annotated lungs, and the first of COVID-19 that are called so."""
     annotated = [row for row in rows if row.mask][:_SEGMENTED]
     if annotated:
@@ -109,7 +112,7 @@ def _draw(data: Path, rows: list[Radiograph], explained: list[Explained], networ
         draw_examples(examples, out / "figure-12.png")
 
 
-def _spread(rows: list[Radiograph], limit: int) -> list[Radiograph]:
+def _spread(rows: list[ManifestRow], limit: int) -> list[ManifestRow]:
     """At most `limit` rows of each class, drawn from all over the manifest; all for 0. More are those of fewer and others."""
     chosen = []
     for label in LABELS:
@@ -123,26 +126,26 @@ def _stored(path: Path, split: str, networks: Networks) -> dict[str, Any]:
     """What is in metrics.json already, if it is of the same split and weights.
 
     Raises:
-        ValueError: it isn't, and would be mixed up.
+        TrainingError: it isn't, and would be mixed up.
     """
     if not path.exists():
         return {}
     figures: dict[str, Any] = json.loads(path.read_text())
     model = {"name": networks.model.name, "version": networks.model.version}
     if figures.get("split") != split or figures.get("model") != model:
-        raise ValueError(
+        raise TrainingError(
             f"{path} holds figures of the split {figures.get('split')!r} and of {figures.get('model')}: choose another --out"
         )
     return figures
 
 
 def _explained(
-    row: Radiograph,
+    row: ManifestRow,
     crop: LungCrop,
     heat: dict[str, NDArray[np.float32]],
     annotated: NDArray[np.bool_] | None,
     networks: Networks,
-) -> Explained:
+) -> ExplanationScores:
     changed = [crop.image]
     for method in METHODS:
         importance = normalised(heat[method], crop.shown)
@@ -161,7 +164,7 @@ def _explained(
         for place, method in enumerate(METHODS)
     }
     whole = {method: crop.to_prepared(heat[method], annotated.shape) for method in METHODS} if annotated is not None else {}
-    return Explained(
+    return ExplanationScores(
         row.class_index,
         curves,
         {method: _share(heat[method], crop.mask) for method in METHODS},
@@ -175,7 +178,7 @@ def _share(heat: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
     return float(heat[inside].sum()) / total if total > 0 else 1.0
 
 
-def _figures(explained: list[Explained], split: str, limit: int, networks: Networks) -> dict[str, Any]:
+def _figures(explained: list[ExplanationScores], split: str, limit: int, networks: Networks) -> dict[str, Any]:
     methods: dict[str, Any] = {}
     for method in METHODS:
         annotated = [share for one in explained if (share := one.heat_in_annotated_lungs[method]) is not None]
@@ -206,12 +209,12 @@ def _figures(explained: list[Explained], split: str, limit: int, networks: Netwo
     }
 
 
-def _of_class(explained: list[Explained], method: str, kind: str, label: int, figure: Any) -> float | None:
+def _of_class(explained: list[ExplanationScores], method: str, kind: str, label: int, figure: Any) -> float | None:
     curves = [one.curves[method][kind] for one in explained if one.label == label]
     return float(figure(np.array(curves))) if curves else None
 
 
-def _write_curves(explained: list[Explained], path: Path) -> None:
+def _write_curves(explained: list[ExplanationScores], path: Path) -> None:
     """Mean probability of the true class by label, method, curve and x, with the number of images."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,6 +1,6 @@
 """The explanations that are compared: CXRNet's own, Grad-CAM, the saliency map, and the image itself.
 
-Each gives for a batch a heat map of what speaks for one class, float32 (N, S, S), nowhere negative.
+Each computes heat maps of the evidence for one class for a batch, float32 (N, S, S), nowhere negative.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Classifier(nn.Module):
         if self.answer is None:
             return self.network.classify(features[-1])
         evidence = self.network.draw_logits(features, image)
-        second = self.network.second_look(image, evidence)
-        which = self.network.which_pneumonia(features[-1].mean((2, 3)), second) / self.answer.temperature
+        second = self.network.second_pass(image, evidence)
+        which = self.network.type_logits(features[-1].mean((2, 3)), second) / self.answer.temperature
         lungs = torch.ones_like(evidence, dtype=torch.bool) if self.lungs is None else self.lungs
         ill = self.answer.slope * pooled_evidence(evidence, lungs) + self.answer.intercept
         kinds = functional.logsigmoid(ill)[:, None] + functional.log_softmax(which, dim=1)
@@ -66,18 +66,18 @@ def explanations(
         classes: for each crop the class that Grad-CAM and the saliency map explain; CXRNet's own explanation has none.
         lungs: bool (S, S) each, where evidence counts; None: anywhere.
     """
-    with networks.running():
-        image = networks.to_device(crops)
-        representation, relevance = networks.cxrnet.decode(networks.cxrnet.encode(image), image)
+    with networks.torch.running():
+        image = networks.torch.to_device(crops)
+        representation, relevance = networks.torch.cxrnet.decode(networks.torch.cxrnet.encode(image), image)
         own = {"cxrnet": heat_of(_heat(relevance)), "representation": _heat(representation), "input": _heat(image)}
-    inside = None if lungs is None else torch.from_numpy(np.stack(lungs)).unsqueeze(1).to(networks.device)
-    classifier = Classifier(networks.cxrnet, networks.answer, inside).eval()
-    target = torch.tensor(classes, device=networks.device)
+    inside = None if lungs is None else torch.from_numpy(np.stack(lungs)).unsqueeze(1).to(networks.torch.device)
+    classifier = Classifier(networks.torch.cxrnet, networks.answer, inside).eval()
+    target = torch.tensor(classes, device=networks.torch.device)
     with torch.enable_grad():
-        image = networks.to_device(crops).requires_grad_()
+        image = networks.torch.to_device(crops).requires_grad_()
         coarse = LayerGradCam(classifier, classifier.deepest).attribute(image, target=target, relu_attributions=True)
         gradcam = LayerAttribution.interpolate(coarse, tuple(image.shape[2:]), "bilinear")
-        image = networks.to_device(crops).requires_grad_()
+        image = networks.torch.to_device(crops).requires_grad_()
         saliency = Saliency(classifier).attribute(image, target=target)
     return {**own, "gradcam": _heat(gradcam), "saliency": _heat(saliency)}
 

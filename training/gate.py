@@ -1,8 +1,8 @@
 """Fit the gate that tells a frontal chest radiograph from anything else (`cxr_node.analyse.gate`).
 
-Right ones are the manifest's radiographs; wrong ones the folder's `not_frontal.csv` (lateral views, CT slices), and
-radiographs turned, upside down, cut to a small part, or replaced by noise. The threshold is chosen on `val`; how many
-not-frontal images are rejected is measured by leaving their patients out in turn.
+Positives are the manifest's radiographs. Negatives are those of `not_frontal.csv` (lateral views, CT slices), and radiographs
+that are rotated, upside down, cropped to a small part, or replaced by noise. The threshold is chosen on `val`; the rejection
+rate of not-frontal images is measured by leave-one-patient-out.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def fit(segment: Path, data: Path, out: Path) -> dict[str, Any]:
     chosen = [train_rows[i] for i in rng.choice(len(train_rows), _RIGHT, replace=False)]
     right = load_images(data, chosen)
     varied = np.stack([_varied(image, rng) for image in right])
-    turned = np.stack([_spoilt(image, rng) for image in right[:_TURNED]])
+    turned = np.stack([_corrupted(image, rng) for image in right[:_TURNED]])
     other, patients = read_not_frontal(data)
     other_varied = np.stack([_varied(image, rng) for image in other for _ in range(_COPIES)])
     groups = np.array([patient for patient in patients for _ in range(_COPIES)])
@@ -114,7 +114,7 @@ def _varied(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
     return augment.decorate(augment.resharpen(augment.regrade(image, rng), rng), rng)
 
 
-def _spoilt(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _corrupted(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """A radiograph that is none any more: turned, a small part, noise, an empty field."""
     kind = rng.integers(10)
     if kind < 6:
@@ -122,10 +122,11 @@ def _spoilt(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
     elif kind < 8:
         side = int(rng.uniform(0.2, 0.4) * image.shape[0])
         top, left = rng.integers(0, image.shape[0] - side, 2)
-        spoilt = cv2.resize(image[top : top + side, left : left + side], image.shape[::-1], None, 0, 0, cv2.INTER_CUBIC)
+        part = image[top : top + side, left : left + side]
+        spoilt = np.asarray(cv2.resize(part, image.shape[::-1], None, 0, 0, cv2.INTER_CUBIC), np.uint8)
     elif kind == 8:
         noise = rng.normal(128, 40, (int(rng.integers(8, 225)),) * 2).clip(0, 255).astype(np.uint8)
-        spoilt = cv2.resize(noise, image.shape[::-1], None, 0, 0, cv2.INTER_LINEAR)
+        spoilt = np.asarray(cv2.resize(noise, image.shape[::-1], None, 0, 0, cv2.INTER_LINEAR), np.uint8)
     else:
         ramp = np.linspace(rng.uniform(0, 255), rng.uniform(0, 255), image.shape[0]).astype(np.uint8)
         spoilt = np.rot90(np.tile(ramp, (image.shape[1], 1)), int(rng.integers(0, 4)))

@@ -1,7 +1,7 @@
-"""Fit CXRNet's fully connected head anew on radiographs as serving sees them, without augmentation.
+"""Refits CXRNet's fully connected head on radiographs as serving sees them, without augmentation.
 
-Differs: the paper has no such step. Where training was short, the head lags behind the encoder that it was trained
-with; a logistic regression over the encoder's pooled features puts it right in minutes.
+Differs: the paper has no such step. After short training the head lags behind its encoder; a logistic regression on the encoder's
+pooled features corrects it in minutes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
+import training.encoders  # noqa: F401 - makes them known to CXRNet
 from cxr_node.analyse.enhance import classifier_input
 from cxr_node.nets.cxrnet import CXRNet
+from cxr_node.records import LABELS
+from training.recipe import OfNetwork
 from training.run import save_checkpoint
 from training.split import Split, load_split, load_unet
 
@@ -24,10 +27,10 @@ _STRENGTHS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 """Inverse regularisation, tried on `val`."""
 
 
-def pooled_features(network: CXRNet, split: Split, recipe: dict[str, Any], batch_size: int = 16) -> NDArray[np.float32]:
+def pooled_features(network: CXRNet, split: Split, recipe: OfNetwork, batch_size: int = 16) -> NDArray[np.float32]:
     """What the head sees of each radiograph of a split, float32 (N, K)."""
     network.eval()
-    size_px, segmented = recipe["input_size_px"], recipe["segmented"]
+    size_px, segmented = recipe.input_size_px, recipe.segmented
     features = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(split.rows), batch_size), mininterval=10):
@@ -61,11 +64,11 @@ def fit_head(
 def refit(data: Path, segment: Path, classify: Path, out: Path) -> dict[str, Any]:
     """Fit on `train`, choose the strength on `val`, and write OUT (a checkpoint like `classify`'s last.pt)."""
     state = torch.load(classify, map_location="cpu", weights_only=True)
-    recipe = state["recipe"]
-    network = CXRNet(recipe["encoder"], representation=recipe["representation"])
+    recipe = OfNetwork.model_validate(state["recipe"])
+    network = CXRNet(recipe.encoder, len(state.get("classes", LABELS)), recipe.representation)
     network.load_state_dict(state["network"])
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    unet = load_unet(segment) if recipe["segmented"] else None
+    unet = load_unet(segment) if recipe.segmented else None
     found = {}
     for name in ("train", "val"):
         split = load_split(data, name, unet, classify.parent)
@@ -75,7 +78,7 @@ def refit(data: Path, segment: Path, classify: Path, out: Path) -> dict[str, Any
     with torch.no_grad():
         network.fc.weight.copy_(torch.from_numpy(weight))
         network.fc.bias.copy_(torch.from_numpy(bias))
-    save_checkpoint(out, {**state, "network": network.state_dict(), "recipe": {**recipe, "head": figures}})
+    save_checkpoint(out, {**state, "network": network.state_dict(), "recipe": {**state["recipe"], "head": figures}})
     return figures
 
 

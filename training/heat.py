@@ -1,8 +1,8 @@
-"""Does the heat lie where radiologists see disease? CXRNet's, Grad-CAM's, a saliency map's, and what needs no network at all.
+"""Compares heat with radiologists' marks: CXRNet's, Grad-CAM's, a saliency map's, and baselines without a network.
 
-By marks (marks.csv): how a map orders the lungs' pixels, whether its peak lies in a mark, how much of it does, how well it
-agrees in extent. By severity scores of six zones (zone_scores.csv). On healthy lungs: how much of them it calls diseased.
-By the answer: what becomes of it when pixels are taken away or shown in the map's order (`perturbation`).
+With marks (marks.csv): pixel ranking, location of the peak, share of the heat inside the marks, overlap. With severity scores
+of six zones (zone_scores.csv): rank correlation. On healthy lungs: the share with heat. With the answer: deletion and insertion
+(`perturbation`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 from tqdm import tqdm
 
-from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
+import training.encoders  # noqa: F401 - makes them known to CXRNet
+from cxr_node.analyse.networks import Networks, load_networks
 from cxr_node.analyse.pipeline import classifier_inputs, segment_batch
 from cxr_node.analyse.segment import right_and_left, zone_rows
+from cxr_node.analyse.torch_engine import use_all_cores
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import LABELS, ZONES
 from cxr_node.settings import InferenceSettings
 from training.dataset import load_prepared
-from training.evidence_set import Item, read_items, read_mark
+from training.errors import TrainingError
+from training.evidence_set import KnownRadiograph, read_items, read_mark
 from training.explanations import explanations
 from training.perturbation import STEPS, area_under, by_rank, deleted, inserted
 from training.probabilities import probabilities
@@ -54,14 +57,14 @@ def heat(data: Path, split: str, weights: Path | None, out: Path, limit: int = 1
         healthy: at most so many healthy images.
 
     Raises:
-        ValueError: no image of the split has marks.
+        TrainingError: no image of the split has marks.
     """
     use_all_cores()
     networks = load_networks(InferenceSettings(weights_dir=weights))
     items = read_items(data, split)
     marked = [item for item in items if item.mark]
     if not marked:
-        raise ValueError(f"{data / 'marks.csv'} marks no image of the split {split!r}")
+        raise TrainingError(f"{data / 'marks.csv'} marks no image of the split {split!r}")
     figures: dict[str, Any] = {"split": split, "model": {"name": networks.model.name, "version": networks.model.version}}
     by_kind = {kind: [item for item in marked if item.kind == kind] for kind in ("outline", "box")}
     figures["marks"] = {kind: _by_marks(data, chosen, networks) for kind, chosen in by_kind.items()}
@@ -131,7 +134,7 @@ def read_zone_scores(path: Path) -> dict[str, dict[tuple[str, str], float]]:
         }
 
 
-def _by_marks(data: Path, items: list[Item], networks: Networks) -> dict[str, Any]:
+def _by_marks(data: Path, items: list[KnownRadiograph], networks: Networks) -> dict[str, Any]:
     found: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
     areas = []
     for item, lungs, maps in _maps(data, items, networks):
@@ -148,7 +151,7 @@ def _by_marks(data: Path, items: list[Item], networks: Networks) -> dict[str, An
 
 
 def _by_zones(
-    data: Path, items: list[Item], scores: dict[str, dict[tuple[str, str], float]], networks: Networks
+    data: Path, items: list[KnownRadiograph], scores: dict[str, dict[tuple[str, str], float]], networks: Networks
 ) -> dict[str, Any]:
     given: list[float] = []
     seen: dict[str, list[float]] = {method: [] for method in METHODS}
@@ -172,12 +175,12 @@ def _by_zones(
     }
 
 
-def _on_healthy(data: Path, items: list[Item], networks: Networks) -> dict[str, Any]:
+def _on_healthy(data: Path, items: list[KnownRadiograph], networks: Networks) -> dict[str, Any]:
     shares = [float((relevance[lungs] >= _WARM).mean()) for _, lungs, relevance in _own(data, items, networks)]
     return {"count": len(shares), "share_warm": float(np.mean(shares)) if shares else None}
 
 
-def _by_answer(data: Path, items: list[Item], networks: Networks) -> dict[str, Any]:
+def _by_answer(data: Path, items: list[KnownRadiograph], networks: Networks) -> dict[str, Any]:
     """Area under deletion and insertion curves of the true class's probability, by method."""
     curves: dict[str, dict[str, list[list[float]]]] = {method: {"deletion": [], "insertion": []} for method in METHODS}
     for item, crop, maps in _crops(data, items, networks):
@@ -199,7 +202,9 @@ def _by_answer(data: Path, items: list[Item], networks: Networks) -> dict[str, A
     return {"count": len(items), **areas}
 
 
-def _maps(data: Path, items: list[Item], networks: Networks) -> Iterator[tuple[Item, Mask, dict[str, Heat]]]:
+def _maps(
+    data: Path, items: list[KnownRadiograph], networks: Networks
+) -> Iterator[tuple[KnownRadiograph, Mask, dict[str, Heat]]]:
     """For each item its lungs, bool (H, W), and its maps by METHODS, float32 (H, W) in 0..1."""
     for item, crop, maps in _crops(data, items, networks):
         shape = (NETWORK_SIZE_PX, NETWORK_SIZE_PX)
@@ -207,7 +212,7 @@ def _maps(data: Path, items: list[Item], networks: Networks) -> Iterator[tuple[I
         yield item, lungs, {method: crop.to_prepared(one, shape) for method, one in maps.items()}
 
 
-def _own(data: Path, items: list[Item], networks: Networks) -> Iterator[tuple[Item, Mask, Heat]]:
+def _own(data: Path, items: list[KnownRadiograph], networks: Networks) -> Iterator[tuple[KnownRadiograph, Mask, Heat]]:
     """For each item its lungs and CXRNet's relevance alone, which is cheap."""
     for start in tqdm(range(0, len(items), _BATCH), desc="healthy", mininterval=10):
         batch = items[start : start + _BATCH]
@@ -218,7 +223,9 @@ def _own(data: Path, items: list[Item], networks: Networks) -> Iterator[tuple[It
             yield item, crop.mask, relevance
 
 
-def _crops(data: Path, items: list[Item], networks: Networks) -> Iterator[tuple[Item, Any, dict[str, Heat]]]:
+def _crops(
+    data: Path, items: list[KnownRadiograph], networks: Networks
+) -> Iterator[tuple[KnownRadiograph, Any, dict[str, Heat]]]:
     """For each item what the classifier gets of it, and its maps by METHODS in that frame, float32 (S, S) in 0..1."""
     for start in tqdm(range(0, len(items), _BATCH), desc="maps", mininterval=10):
         batch = items[start : start + _BATCH]
@@ -249,6 +256,6 @@ def _to_one(values: Heat, lungs: Mask) -> Heat:
     return np.clip(values / top, 0, 1).astype(np.float32) if top > 0 else np.zeros_like(values)
 
 
-def _spread(items: list[Item], most: int) -> list[Item]:
+def _spread(items: list[KnownRadiograph], most: int) -> list[KnownRadiograph]:
     """At most so many items, from all over the list."""
     return items if len(items) <= most else [items[int(k)] for k in np.linspace(0, len(items) - 1, most)]

@@ -1,4 +1,4 @@
-"""Draw heat beside radiologists' marks, on radiographs drawn at random: successes and failures as they come."""
+"""Draws heat beside radiologists' marks, on randomly drawn radiographs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cxr_node.analyse.networks import load_networks
 from cxr_node.analyse.pipeline import classify_batch, segment_batch
 from cxr_node.settings import InferenceSettings
 from training.dataset import load_prepared
+from training.errors import TrainingError
 from training.evidence_set import read_items, read_mark
 
 
@@ -17,7 +18,7 @@ def draw_heat(data: Path, split: str, weights: Path | None, out: Path, source: s
     """Write OUT, a PNG of `count` marked radiographs of a source: marks as outlines, heat as colour, the answer above.
 
     Raises:
-        ValueError: no radiograph of the source is marked.
+        TrainingError: no radiograph of the source is marked.
     """
     import matplotlib as mpl
 
@@ -26,7 +27,7 @@ def draw_heat(data: Path, split: str, weights: Path | None, out: Path, source: s
 
     items = [item for item in read_items(data, split) if item.mark and item.source == source]
     if not items:
-        raise ValueError(f"No radiograph of {source} in the split {split!r} is marked.")
+        raise TrainingError(f"No radiograph of {source} in the split {split!r} is marked.")
     chosen = [items[k] for k in np.random.default_rng(seed).permutation(len(items))[:count]]
     networks = load_networks(InferenceSettings(weights_dir=weights))
     images = [load_prepared(data / item.image) for item in chosen]

@@ -1,10 +1,9 @@
 """Builds the manifest and its folder of prepared images from a public set or from one's own radiographs.
 
-OUT afterwards holds manifest.csv (`dataset` reads it), images/SOURCE/*.network.png (what the networks see, prepared as in
-serving), not_frontal.csv (pictures that teach the gate), origins.csv (which file an image was made from) and
-import-SOURCE.json (what was left out and why). Several sets can be imported into one OUT, in any order; importing a set
-again replaces its rows. File names and numbers of patients become hashes in the manifest, but not in origins.csv and
-import-SOURCE.json.
+OUT then contains manifest.csv (read by `dataset`), images/SOURCE/*.network.png (network images, prepared as in serving),
+not_frontal.csv (negatives for the gate), origins.csv (the source file of each image) and import-SOURCE.json (files left out, with
+reasons). Several sets can be imported into one OUT, in any order; importing a set again replaces its rows. The manifest contains
+hashes of file names and patient numbers; origins.csv and import-SOURCE.json contain the originals.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,14 +23,17 @@ import cv2
 from tqdm import tqdm
 
 from cxr_node.errors import Rejected
+from cxr_node.records import FindingClass
+from training.classes import add_classes, classes_of, read_classes
 from training.dataset import PREPARED_SUFFIX, load_prepared
-from training.found import NOT_FRONTAL, UNKNOWN_POPULATION, Found, LeftOut, prepare, reasons_of
+from training.errors import TrainingError
 from training.manifest import MANIFEST, NOT_FRONTAL_TABLE, ORIGINS, Row, read_table, write_table
 from training.own_set import POPULATIONS, own_set
-from training.patients import Patients, digest_of, pseudonym
+from training.patients import Patients, pixel_digest, pseudonym
 from training.public_sets import copied_from, ieee8023, kermany, radiography_db
+from training.source_image import NOT_FRONTAL, UNKNOWN_POPULATION, LeftOut, SourceImage, prepare, reasons_of
 
-SETS: dict[str, Callable[[Path], Iterator[Found | LeftOut]]] = {
+SETS: dict[str, Callable[[Path], Iterator[SourceImage | LeftOut]]] = {
     "kermany": kermany,
     "ieee8023": ieee8023,
     "radiography-db": radiography_db,
@@ -43,13 +45,21 @@ SETS: dict[str, Callable[[Path], Iterator[Found | LeftOut]]] = {
 class _Prepared:
     """A picture that was prepared: `image` is its file, relative to OUT; `patient` is the manifest's name for the patient."""
 
-    found: Found
+    found: SourceImage
     image: str
     digest: str
     patient: tuple[str, str]
 
 
-def import_set(kind: str, source: Path, out: Path, name: str = "", population: str = "", licence: str = "") -> dict[str, Any]:
+def import_set(
+    kind: str,
+    source: Path,
+    out: Path,
+    name: str = "",
+    population: str = "",
+    licence: str = "",
+    classes: Path | None = None,
+) -> dict[str, Any]:
     """Import a set into OUT.
 
     Args:
@@ -59,6 +69,7 @@ def import_set(kind: str, source: Path, out: Path, name: str = "", population: s
         name: what the manifest calls the source; empty: `kind`, for `folder` the folder's name.
         population: of pictures of which neither set nor header says it.
         licence: of pictures of which the set doesn't say it.
+        classes: for `folder`: a CSV file that describes labels beyond LABELS; they are added to OUT/classes.csv.
 
     Returns:
         the report: rows, by_label_and_split, unknown_population, not_frontal, and lists of duplicates and of left_out
@@ -66,12 +77,15 @@ def import_set(kind: str, source: Path, out: Path, name: str = "", population: s
     """
     name = name or (kind if kind != "folder" else source.resolve().stem)
     if not re.fullmatch(r"[\w .-]+", name) or population not in ("", *POPULATIONS):
-        raise ValueError(f"name {name!r} must be letters, digits, . - _; population {population!r} {', '.join(POPULATIONS)}")
+        raise TrainingError(f"name {name!r} must be letters, digits, . - _; population {population!r} {', '.join(POPULATIONS)}")
     left_out: list[LeftOut] = []
     prepared: list[_Prepared] = []
     (out / "images" / name).mkdir(parents=True, exist_ok=True)
+    if classes is not None:
+        add_classes(out, _described(classes))
+    found = own_set(source, classes_of(out)) if kind == "folder" else SETS[kind](source)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        work = pool.map(lambda item: _prepared(item, source, out, name, population, licence), list(SETS[kind](source)))
+        work = pool.map(lambda item: _prepared(item, source, out, name, population, licence), list(found))
         for outcome in tqdm(work, desc=name, mininterval=5):
             if isinstance(outcome, LeftOut):
                 left_out.append(outcome)
@@ -79,7 +93,7 @@ def import_set(kind: str, source: Path, out: Path, name: str = "", population: s
                 prepared.append(outcome)
     if not prepared:
         reasons = "; ".join(sorted({item.reason for item in left_out})[:3]) or "no file looks like one of this set"
-        raise ValueError(f"{source}: nothing to import as {kind} ({reasons})")
+        raise TrainingError(f"{source}: nothing to import as {kind} ({reasons})")
 
     others = [row for row in read_table(out / MANIFEST.file) if row["source"] != name]
     replaced = {row["image"]: row for row in read_table(out / MANIFEST.file) if row["source"] == name}
@@ -109,7 +123,9 @@ def import_set(kind: str, source: Path, out: Path, name: str = "", population: s
     return report
 
 
-def _prepared(item: Found | LeftOut, source: Path, out: Path, name: str, population: str, licence: str) -> _Prepared | LeftOut:
+def _prepared(
+    item: SourceImage | LeftOut, source: Path, out: Path, name: str, population: str, licence: str
+) -> _Prepared | LeftOut:
     if isinstance(item, LeftOut):
         return item
     try:
@@ -119,7 +135,7 @@ def _prepared(item: Found | LeftOut, source: Path, out: Path, name: str, populat
     if found.population in ("", UNKNOWN_POPULATION):
         found = replace(found, population=population or UNKNOWN_POPULATION)
     found = replace(found, licence=found.licence or licence)
-    digest = digest_of(image)
+    digest = pixel_digest(image)
     relative = f"images/{name}/{name}-{digest[:12]}{PREPARED_SUFFIX}"
     # two files with the same pixels are written to the same place, perhaps by two threads at once
     temporary = out / f"{relative}.{uuid.uuid4().hex}"
@@ -141,18 +157,19 @@ class _Kept:
 
 
 def _unique(
-    prepared: Iterable[_Prepared], others: list[Row], out: Path, left_out: list[LeftOut]
+    prepared: Sequence[_Prepared], others: list[Row], out: Path, left_out: list[LeftOut]
 ) -> tuple[_Kept, list[dict[str, str]]]:
     """Drop pictures whose pixels are there already; patients who share pixels are kept in one split.
 
     Identical means: identical as the networks see them. A picture that has two labels has none.
     """
     patients = Patients()
+    _place_as_said(prepared, patients)
     known: dict[str, tuple[str, str, tuple[str, str]]] = {}  # digest: file, label, patient
     for row in others:
         key = (row["source"], row["patient_id"])
         patients.place(key, row["split"])
-        known[digest_of(load_prepared(out / row["image"]))] = (row["image"], row["label"], key)
+        known[pixel_digest(load_prepared(out / row["image"]))] = (row["image"], row["label"], key)
     firsts: dict[str, _Prepared] = {}
     contradicted: set[str] = set()
     duplicates: list[dict[str, str]] = []
@@ -180,6 +197,32 @@ def _unique(
     frontal = [item for item in firsts.values() if item.found.label not in NOT_FRONTAL]
     not_frontal = [item for item in firsts.values() if item.found.label in NOT_FRONTAL]
     return _Kept(frontal, not_frontal, patients), duplicates
+
+
+def _described(path: Path) -> tuple[FindingClass, ...]:
+    if not path.is_file():
+        raise TrainingError(f"--classes: {path} is not there.")
+    return read_classes(path)
+
+
+def _place_as_said(prepared: Sequence[_Prepared], patients: Patients) -> None:
+    """Put patients into the splits that who gave the set wants them in.
+
+    Raises:
+        TrainingError: one is wanted in two, or has radiographs in a split and others in none.
+    """
+    wanted: dict[tuple[str, str], dict[str, Path]] = {}
+    for item in prepared:
+        wanted.setdefault(item.patient, {}).setdefault(item.found.split, item.found.path)
+    for patient, splits in wanted.items():
+        if len(splits) > 1:
+            told = ", ".join(f"{path.name} in {split or 'none'}" for split, path in sorted(splits.items()))
+            raise TrainingError(
+                f"One patient is wanted in several splits ({told}): give all radiographs of a patient one `split`."
+            )
+        (split,) = splits
+        if split:
+            patients.place(patient, split)
 
 
 def _without_copies(rows: list[Row], origins: dict[str, Row]) -> tuple[list[Row], dict[str, str]]:

@@ -1,9 +1,8 @@
-"""What CXRNet is trained on: radiographs drawn by a recipe, moved, regraded, mirrored, and blanked in part."""
+"""Inputs of CXRNet's training: radiographs drawn and augmented by a recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import cv2
 import numpy as np
@@ -12,23 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cxr_node.analyse.enhance import LungCrop, classifier_input
-from cxr_node.records import LABELS
 from training import augment
-from training.dataset import Radiograph
-from training.place import Place, made_ahead
+from training.dataset import ManifestRow
+from training.process_rank import ProcessRank, made_ahead
+from training.recipe import ClassifyRecipe
 from training.split import Split
 from training.stages import HEALTHY
 
-_BY_LUNGS = ("lungs_emptied", "context_hidden", "surrounded", "framed")
-"""Shares of a recipe whose inputs depend on where the lungs are."""
 
-
-def group_weights(rows: list[Radiograph], balance: float) -> NDArray[np.float64]:
+def group_weights(rows: list[ManifestRow], balance: float) -> NDArray[np.float64]:
     """Chance of each row to be drawn: groups (label × source × population) weigh size ** balance; sums to 1."""
     groups = [(row.label, row.source, row.population) for row in rows]
     sizes = {group: groups.count(group) for group in set(groups)}
     weights = np.array([sizes[group] ** (balance - 1.0) for group in groups])
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def augmented(
@@ -57,17 +53,17 @@ def augmented(
     return classifier_input(image, lungs, size_px, segmented)
 
 
-def bias_of_draws(rows: list[Radiograph], recipe: dict[str, Any]) -> NDArray[np.float64]:
+def bias_of_draws(rows: list[ManifestRow], recipe: ClassifyRecipe) -> NDArray[np.float64]:
     """How much more often each class is there than it is drawn, as a logarithm, float64 (C,).
 
     Added to the head's bias, it turns answers for balanced draws into answers for the classes' frequencies in `rows`.
     """
     classes = np.array([row.class_index for row in rows])
-    there = np.bincount(classes, minlength=len(LABELS)) / len(rows)
-    emptied = recipe["emptied"] + recipe.get("lungs_emptied", 0.0)
-    drawn = np.bincount(classes, group_weights(rows, recipe["balance"]), minlength=len(LABELS)) * (1 - emptied)
+    there = np.bincount(classes, minlength=len(rows[0].classes)) / len(rows)
+    emptied = recipe.emptied + recipe.lungs_blanked
+    drawn = np.bincount(classes, group_weights(rows, recipe.balance), minlength=len(rows[0].classes)) * (1 - emptied)
     drawn[HEALTHY] += emptied
-    return np.log(np.maximum(there, 1e-6) / np.maximum(drawn, 1e-6))
+    return np.asarray(np.log(np.maximum(there, 1e-6) / np.maximum(drawn, 1e-6)))
 
 
 def blanked(crop: NDArray[np.uint8], share: float, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -75,11 +71,6 @@ def blanked(crop: NDArray[np.uint8], share: float, rng: np.random.Generator) -> 
     cells = int(rng.integers(3, 9))
     kept = (rng.random((cells, cells)) >= share).astype(np.uint8)
     return crop * np.asarray(cv2.resize(kept, crop.shape, None, 0, 0, cv2.INTER_NEAREST), np.uint8)
-
-
-def needs_lungs(recipe: dict[str, Any]) -> bool:
-    """Whether a recipe's inputs depend on where the lungs are."""
-    return bool(recipe["segmented"] or any(recipe.get(key) for key in _BY_LUNGS))
 
 
 def widened(lungs: NDArray[np.bool_], most_px: int, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -90,80 +81,78 @@ def widened(lungs: NDArray[np.bool_], most_px: int, rng: np.random.Generator) ->
 
 
 def training_input(
-    split: Split, index: int, recipe: dict[str, Any], size_px: int, strength: float, rng: np.random.Generator
+    split: Split, index: int, recipe: ClassifyRecipe, size_px: int, strength: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
     """An augmented crop, uint8 (S, S), its lungs, bool (S, S), and its class.
 
     By the shares that the recipe gives, some are
 
-    - `borrowed`: as sharp as a radiograph of any other source and class, so that no class has a sharpness of its own;
+    - `sharpness_transferred`: as sharp as any other radiograph, so that no class has a sharpness of its own;
     - `decorated`: given borders and letters, perhaps;
-    - `surrounded`: put, by their lungs, into what lies around another radiograph's, so that no class has surroundings of its own;
+    - `surroundings_swapped`: put, by their lungs, into the surroundings of another, so that no class has surroundings of its own;
     - `framed`: cut more or less closely to the lungs, so that no class has a framing of its own;
     - `mirrored`: no class prefers a side;
     - `emptied`: nearly all blanked, and count as healthy, so that where no sign of disease is left, none is found;
-    - `lungs_emptied`: the lungs alone blanked, and count as healthy, so that what lies around them, which tells a
+    - `lungs_blanked`: the lungs alone blanked, and count as healthy, so that what lies around them, which tells a
       hospital from another, is no disease. They are of every class, as they are drawn;
     - `random_masking`: partly blanked, and keep their class, so that a masked image stays familiar;
     - `context_hidden`: the lungs alone shown, and keep their class, so that the lungs suffice.
     """
     radiograph, lungs = split.images[index], split.lungs[index]
-    if (share := recipe.get("borrowed", 0.0)) and rng.random() < share:
-        radiograph = augment.borrow_sharpness(radiograph, split.images[rng.integers(len(split.rows))], rng)
-    if (share := recipe.get("surrounded", 0.0)) and rng.random() < share:
+    if (share := recipe.sharpness_transferred) and rng.random() < share:
+        radiograph = augment.transfer_sharpness(radiograph, split.images[rng.integers(len(split.rows))], rng)
+    if (share := recipe.surroundings_swapped) and rng.random() < share:
         other = rng.integers(len(split.rows))
-        radiograph, lungs = augment.borrow_surroundings(radiograph, lungs, split.images[other], split.lungs[other])
-    if (share := recipe.get("framed", 0.0)) and rng.random() < share:
+        radiograph, lungs = augment.swap_surroundings(radiograph, lungs, split.images[other], split.lungs[other])
+    if (share := recipe.framed) and rng.random() < share:
         radiograph, lungs = augment.frame(radiograph, lungs, rng)
-    crop = augmented(radiograph, lungs, size_px, recipe["segmented"], strength, rng, recipe.get("decorated", 0.0))
+    crop = augmented(radiograph, lungs, size_px, recipe.segmented, strength, rng, recipe.decorated)
     image, lungs = crop.image, crop.mask
-    if (share := recipe.get("mirrored", 0.0)) and rng.random() < share:
+    if (share := recipe.mirrored) and rng.random() < share:
         image, lungs = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(lungs[:, ::-1])
     target, drawn = split.rows[index].class_index, rng.random()
-    if (drawn := drawn - recipe["emptied"]) < 0:
+    if (drawn := drawn - recipe.emptied) < 0:
         return blanked(image, rng.uniform(0.9, 1.0), rng), lungs, HEALTHY
-    if (drawn := drawn - recipe["random_masking"]) < 0:
+    if (drawn := drawn - recipe.random_masking) < 0:
         return blanked(image, rng.uniform(0.1, 0.5), rng), lungs, target
-    if (drawn := drawn - recipe.get("lungs_emptied", 0.0)) < 0:
+    if (drawn := drawn - recipe.lungs_blanked) < 0:
         inside = blanked(image, rng.uniform(0.85, 1.0), rng)
         return np.where(widened(lungs, size_px // 40, rng), inside, image), lungs, HEALTHY
-    if drawn - recipe.get("context_hidden", 0.0) < 0:
+    if drawn - recipe.context_hidden < 0:
         return image * widened(lungs, size_px // 10, rng), lungs, target
     return image, lungs, target
 
 
-def size_at(recipe: dict[str, Any], share: float) -> int:
+def size_at(first: int, last: int, share: float) -> int:
     """Side of the inputs when `share` (0..1) of a stage's steps are done, in pixels.
 
-    It grows from the stage's `first_size_px`, if it has one, to `input_size_px` in steps of 32 px over seven tenths of
-    the stage: what can be learnt from small images is learnt in less time (cf. Howard 2018, Tan and Le 2021).
+    It grows from `first` to `last` in steps of 32 px over seven tenths of the stage: what can be learnt from small images
+    is learnt in less time (cf. Howard 2018, Tan and Le 2021).
     """
-    last: int = recipe["input_size_px"]
-    first = recipe.get("first_size_px", last)
     sizes = [*range(first, last, 32), last]
     return sizes[min(len(sizes) - 1, int(share / 0.7 * (len(sizes) - 1)))] if len(sizes) > 1 else last
 
 
 def batches(
-    split: Split, recipe: dict[str, Any], steps: range, stage: int, place: Place
+    split: Split, recipe: ClassifyRecipe, first_size_px: int, steps: range, stage: int, place: ProcessRank
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches float (B, 1, S, S) in 0..1, their lungs, float 0 or 1 (B, 1, S, S), and targets int64 (B,).
 
     Drawn anew at each step from a seed of its own.
     """
-    weights = group_weights(split.rows, recipe["balance"])
-    strongest, weakest = recipe["augmentation"]
+    weights = group_weights(split.rows, recipe.balance)
+    strongest, weakest = recipe.augmentation
 
     def make(step: int) -> tuple[Tensor, Tensor, Tensor]:
-        rng = np.random.default_rng((recipe["seed"], stage, step, place.rank))
-        chosen = rng.choice(len(split.rows), recipe["batch_size"], p=weights)
+        rng = np.random.default_rng((recipe.seed, stage, step, place.rank))
+        chosen = rng.choice(len(split.rows), recipe.batch_size, p=weights)
         strength = strongest + (weakest - strongest) * step / steps.stop
-        size_px = size_at(recipe, step / steps.stop)
+        size_px = size_at(first_size_px, recipe.input_size_px, step / steps.stop)
         images, lungs, targets = zip(
             *(training_input(split, index, recipe, size_px, strength, rng) for index in chosen), strict=True
         )
         image = torch.from_numpy(np.stack(images)).float().div(255).unsqueeze(1)
         return image, torch.from_numpy(np.stack(lungs)).float().unsqueeze(1), torch.tensor(targets)
 
-    for image, lungs, target in made_ahead(make, steps, recipe.get("loaders", 1)):
+    for image, lungs, target in made_ahead(make, steps, recipe.loaders):
         yield place.put(image), place.put(lungs), place.put(target)

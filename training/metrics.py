@@ -1,7 +1,8 @@
-"""Figures of merit as pure functions of probabilities and truths."""
+"""Metrics as pure functions of probabilities and labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,19 @@ ANSWERED_ACCURACY = 0.95
 """Share of right answers that is wanted among the radiographs that aren't called indeterminate."""
 
 
-def confusion_matrix(targets: Targets, predicted: Targets) -> NDArray[np.int64]:
-    """Counts int64 (C, C): row the truth, column the prediction (CXRNet figure 11)."""
-    matrix = np.zeros((len(LABELS), len(LABELS)), np.int64)
+def confusion_matrix(targets: Targets, predicted: Targets, count: int = len(LABELS)) -> NDArray[np.int64]:
+    """Counts int64 (C, C) of `count` classes: row the truth, column the prediction (CXRNet figure 11)."""
+    matrix = np.zeros((count, count), np.int64)
     np.add.at(matrix, (targets, predicted), 1)
     return matrix
 
 
-def per_class(confusion: NDArray[np.int64], targets: Targets, probabilities: Probabilities) -> dict[str, dict[str, float | None]]:
+def per_class(
+    confusion: NDArray[np.int64], targets: Targets, probabilities: Probabilities, classes: Sequence[str] = LABELS
+) -> dict[str, dict[str, float | None]]:
     """Precision, recall, F1 (CXRNet eq. 8 to 10) and AUROC against all others; None where a class doesn't occur."""
     figures: dict[str, dict[str, float | None]] = {}
-    for index, label in enumerate(LABELS):
+    for index, label in enumerate(classes):
         true_positive = int(confusion[index, index])
         found, there = int(confusion[:, index].sum()), int(confusion[index].sum())
         precision = true_positive / found if found else 0.0
@@ -47,14 +50,14 @@ def auroc(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> float | No
     return float(roc_auc_score(positive, score)) if 0 < positive.sum() < positive.size else None
 
 
-def summary(targets: Targets, probabilities: Probabilities) -> dict[str, Any]:
+def summary(targets: Targets, probabilities: Probabilities, classes: Sequence[str] = LABELS) -> dict[str, Any]:
     """Accuracy (CXRNet eq. 11), per-class figures and the confusion matrix of one group."""
     predicted = probabilities.argmax(axis=1)
-    confusion = confusion_matrix(targets, predicted)
+    confusion = confusion_matrix(targets, predicted, len(classes))
     return {
         "count": int(targets.size),
         "accuracy": float((predicted == targets).mean()),
-        "per_class": per_class(confusion, targets, probabilities),
+        "per_class": per_class(confusion, targets, probabilities, classes),
         "confusion": confusion.tolist(),
     }
 
@@ -146,9 +149,9 @@ def indeterminate(targets: Targets, probabilities: Probabilities, below: float) 
     }
 
 
-def given(targets: Targets, answers: list[str]) -> dict[str, float | int | None]:
+def given(targets: Targets, answers: list[str], classes: Sequence[str] = LABELS) -> dict[str, float | int | None]:
     """The same for what was answered, whatever kept the rest from an answer; "" is none."""
-    right = [answer == LABELS[target] for target, answer in zip(targets, answers, strict=True) if answer]
+    right = [answer == classes[target] for target, answer in zip(targets, answers, strict=True) if answer]
     return {
         "count": len(answers) - len(right),
         "coverage": len(right) / len(answers),

@@ -1,6 +1,6 @@
-"""What the node answers to radiographs of every label and source, those beyond LABELS included.
+"""The node's answers by label and source, labels beyond LABELS included.
 
-Who is called what, and how many get no answer.
+A confusion table of all labels, with the images that get no answer.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ from cxr_node.analyse.pipeline import classify_batch, segment_batch
 from cxr_node.records import LABELS, Findings
 from training import metrics
 from training.dataset import load_prepared
-from training.evidence_set import OTHER, UNSPECIFIED, Item
+from training.evidence_labels import OTHER, UNSPECIFIED
+from training.evidence_set import KnownRadiograph
 
 HEALTHY, COVID = "healthy", "covid19_pneumonia"
 _BATCH = 16
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImageOutcome:
     """What was answered to one radiograph.
 
-    answer: one of LABELS, or "" where the result is indeterminate for `reason`. likeliest: the most probable class all the
-    same. probabilities: of LABELS, in that order.
+    answer: a class, or "" where the result is indeterminate for `reason`. likeliest: the most probable class all the
+    same. probabilities: of the data's classes, in their order; 0 of those that the network doesn't know.
     """
 
-    item: Item
+    item: KnownRadiograph
     answer: str
     reason: str
     likeliest: str
     probabilities: tuple[float, ...]
 
 
-def outcomes_of(data: Path, items: Sequence[Item], networks: Networks) -> list[Outcome]:
+def outcomes_of(
+    data: Path, items: Sequence[KnownRadiograph], networks: Networks, classes: Sequence[str] = LABELS
+) -> list[ImageOutcome]:
     """What the node answers, through the very functions that serve."""
     found = []
     for start in tqdm(range(0, len(items), _BATCH), desc="answers", mininterval=10):
@@ -47,26 +50,26 @@ def outcomes_of(data: Path, items: Sequence[Item], networks: Networks) -> list[O
         images = [load_prepared(data / item.image) for item in batch]
         masks, _ = segment_batch(images, networks)
         for item, findings in zip(batch, classify_batch(images, masks, networks), strict=True):
-            found.append(outcome(item, findings))
+            found.append(outcome(item, findings, classes))
     return found
 
 
-def outcome(item: Item, findings: Findings) -> Outcome:
+def outcome(item: KnownRadiograph, findings: Findings, classes: Sequence[str] = LABELS) -> ImageOutcome:
     """What findings answer to an item."""
     answer = "" if findings.indeterminate else findings.label
-    chances = tuple(findings.probabilities[label] for label in LABELS)
-    return Outcome(item, answer, findings.indeterminate_reason, findings.label, chances)
+    chances = tuple(findings.probabilities.get(label, 0.0) for label in classes)
+    return ImageOutcome(item, answer, findings.indeterminate_reason, findings.label, chances)
 
 
-def by_group(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
+def by_group(outcomes: Sequence[ImageOutcome]) -> dict[str, dict[str, Any]]:
     """Figures of each "label source population"."""
-    groups: dict[str, list[Outcome]] = {}
+    groups: dict[str, list[ImageOutcome]] = {}
     for one in outcomes:
         groups.setdefault(f"{one.item.label} {one.item.source} {one.item.population}", []).append(one)
     return {name: answered(group) for name, group in sorted(groups.items())}
 
 
-def answered(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def answered(outcomes: Sequence[ImageOutcome]) -> dict[str, Any]:
     """Shares of all these radiographs, those without an answer included, and why those have none."""
     count = len(outcomes)
     answers = [one.answer for one in outcomes]
@@ -74,7 +77,7 @@ def answered(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "count": count,
         "coverage": sum(map(bool, answers)) / count,
-        **{f"called_{label}": answers.count(label) / count for label in LABELS},
+        **{f"called_{label}": answers.count(label) / count for label in (*LABELS, *sorted({*answers} - {*LABELS, ""}))},
         "called_ill": sum(answer not in ("", HEALTHY) for answer in answers) / count,
         "likeliest_covid": sum(one.likeliest == COVID for one in outcomes) / count,
         "likeliest_healthy": sum(one.likeliest == HEALTHY for one in outcomes) / count,
@@ -82,7 +85,7 @@ def answered(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def by_source(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
+def by_source(outcomes: Sequence[ImageOutcome]) -> dict[str, dict[str, Any]]:
     """Figures within each source: AUROC of opacity against healthy where it has both, and the calibration error."""
     figures = {}
     for source in sorted({one.item.source for one in outcomes}):
@@ -101,7 +104,7 @@ def by_source(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def headline(outcomes: Sequence[Outcome]) -> dict[str, float | int | None]:
+def headline(outcomes: Sequence[ImageOutcome]) -> dict[str, float | int | None]:
     """The figures that a recipe is chosen by; None where no radiograph is of that kind.
 
     All are shares of all adults' radiographs of the kind, answered or not.
@@ -128,9 +131,9 @@ def headline(outcomes: Sequence[Outcome]) -> dict[str, float | int | None]:
     return figures
 
 
-def written(outcomes: Sequence[Outcome]) -> str:
+def written(outcomes: Sequence[ImageOutcome], classes: Sequence[str] = LABELS) -> str:
     """A CSV with a line for each radiograph."""
-    lines = [f"image,label,source,population,answer,reason,{','.join(LABELS)}"]
+    lines = [f"image,label,source,population,answer,reason,{','.join(classes)}"]
     for one in outcomes:
         chances = ",".join(f"{chance:.6f}" for chance in one.probabilities)
         item = one.item

@@ -1,4 +1,4 @@
-"""What the paper reports, number by number. What it shows in a picture alone is None: nothing is read off a drawing."""
+"""The figures that the paper reports. Values that it shows only in a plot are None."""
 
 from __future__ import annotations
 

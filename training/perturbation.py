@@ -1,4 +1,4 @@
-"""How an explanation is judged: take away what it calls important, and see what the classifier then says (CXRNet eq. 12).
+"""Perturbation tests of an explanation: remove its most relevant pixels, and classify again (CXRNet eq. 12).
 
 The probability perturbation curve (PPC) of the paper's section IV-B is p(f(x)) over x = 0, 0.1 … 1, "the procedure in
 which all the pixels with a value of x were replaced with zeros". How f(x) is read here, and why:

@@ -1,4 +1,4 @@
-"""Calibrated probabilities of images that were changed to see what the classifier goes by."""
+"""Calibrated probabilities of perturbed images."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def probabilities(
     for start in range(0, len(chosen), _FORWARD_BATCH):
         part = chosen[start : start + _FORWARD_BATCH]
         if networks.answer is None:
-            with networks.running():
-                image = networks.to_device([crops[index] for index in part])
-                logits = networks.cxrnet.classify(networks.cxrnet.encode(image)[-1])
+            with networks.torch.running():
+                image = networks.torch.to_device([crops[index] for index in part])
+                logits = networks.torch.cxrnet.classify(networks.torch.cxrnet.encode(image)[-1])
                 found.append(torch.softmax(logits.double() / networks.temperature, dim=1).cpu().numpy())
         else:
             inside = None if each is None else [each[index] for index in part]

@@ -1,7 +1,7 @@
-"""What the public sets hold, as they are downloaded: each function lists one set's pictures.
+"""The contents of the public sets as downloaded: one function lists the pictures of one set.
 
-What a set says of its pictures is taken over; what it doesn't say is not made up. `train`, `val` and `test` folders are
-ignored: they were not made by patient.
+Metadata come from the set only; missing values stay missing. `train`, `val` and `test` folders are ignored, because they do not
+separate patients.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.found import UNKNOWN_POPULATION, Found, LeftOut, population_at, visible_files
+from training.errors import TrainingError
+from training.source_image import UNKNOWN_POPULATION, LeftOut, SourceImage, population_at, visible_files
 
 KERMANY_URL = "https://www.kaggle.com/paultimothymooney/chest-xray-pneumonia"
 
@@ -50,7 +51,7 @@ _RADIOGRAPHY_LABELS = {
 }
 
 
-def kermany(source: Path) -> Iterator[Found | LeftOut]:
+def kermany(source: Path) -> Iterator[SourceImage | LeftOut]:
     """Kermany's children: chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/person123_bacteria_45.jpeg.
 
     One person's bacterial and viral pictures count as one patient's, and so do the two series of healthy ones that share
@@ -73,10 +74,10 @@ def kermany(source: Path) -> Iterator[Found | LeftOut]:
         if (label == "healthy") != (folder == "NORMAL"):
             yield LeftOut(path, f"Its name says {label}, its folder {folder}.")
             continue
-        yield Found(path, label, patient.lower(), "paediatric", view="AP", licence="CC BY 4.0", url=KERMANY_URL)
+        yield SourceImage(path, label, patient.lower(), "paediatric", view="AP", licence="CC BY 4.0", url=KERMANY_URL)
 
 
-def ieee8023(source: Path) -> Iterator[Found | LeftOut]:
+def ieee8023(source: Path) -> Iterator[SourceImage | LeftOut]:
     """The covid-chestxray-dataset of ieee8023: metadata.csv beside the folder images/.
 
     Its patients are grown-up unless their age says otherwise. Lateral views and CT slices come as NOT_FRONTAL.
@@ -91,10 +92,10 @@ def ieee8023(source: Path) -> Iterator[Found | LeftOut]:
                 continue
             view, modality = row["view"].lower(), row.get("modality", "").lower()
             if modality == "ct" or view in _CT_VIEWS:
-                yield Found(path, "ct", patient, licence=licence)
+                yield SourceImage(path, "ct", patient, licence=licence)
                 continue
             if view == "l":
-                yield Found(path, "lateral", patient, licence=licence)
+                yield SourceImage(path, "lateral", patient, licence=licence)
                 continue
             label = _ieee8023_label(row["finding"], row.get("rt_pcr_positive", ""))
             if view not in _FRONTAL_VIEWS:
@@ -104,7 +105,7 @@ def ieee8023(source: Path) -> Iterator[Found | LeftOut]:
             else:
                 age = row.get("age", "")
                 population = population_at(float(age)) if re.fullmatch(r"\d+(\.\d+)?", age) else "adult"
-                yield Found(path, label, patient, population, row["view"], licence, row.get("url", ""))
+                yield SourceImage(path, label, patient, population, row["view"], licence, row.get("url", ""))
 
 
 def _ieee8023_label(finding: str, rt_pcr_positive: str) -> str | None:
@@ -119,7 +120,7 @@ def _ieee8023_label(finding: str, rt_pcr_positive: str) -> str | None:
     return "viral_pneumonia" if viral else "bacterial_pneumonia"
 
 
-def radiography_db(source: Path) -> Iterator[Found | LeftOut]:
+def radiography_db(source: Path) -> Iterator[SourceImage | LeftOut]:
     """The COVID-19_Radiography_Dataset: COVID/, Normal/ and Viral Pneumonia/, with or without images/ inside.
 
     It names no patients: each picture counts as one. Its masks are a network's and are not taken. Its healthy ones are
@@ -140,7 +141,7 @@ def radiography_db(source: Path) -> Iterator[Found | LeftOut]:
                 population = "paediatric"
             else:
                 population = "adult" if url else UNKNOWN_POPULATION
-            yield Found(path, label, path.stem, population, licence="Kaggle dataset terms; research use", url=url)
+            yield SourceImage(path, label, path.stem, population, licence="Kaggle dataset terms; research use", url=url)
 
 
 def copied_from(url: str) -> str | None:
@@ -162,7 +163,7 @@ def _metadata_urls(folder: Path) -> dict[str, str]:
         book.close()
     header = [title.upper() for title in rows[0]] if rows else []
     if "FILE NAME" not in header or "URL" not in header:
-        raise ValueError(f"{sheets[0]} has no columns FILE NAME and URL")
+        raise TrainingError(f"{sheets[0]} has no columns FILE NAME and URL")
     name, url = header.index("FILE NAME"), header.index("URL")
     return {_plain(row[name]): row[url] for row in rows[1:] if row[name]}
 

@@ -1,4 +1,4 @@
-"""Let weights be served in int8: measure how far activations reach, and whether the answers stay as good."""
+"""Enables int8 for weights: measures the ranges of activations, and whether the answers stay as accurate."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
-from cxr_node.analyse.openvino_engine import activation_ranges
+import training.encoders  # noqa: F401 - makes them known to CXRNet
+from cxr_node.analyse.networks import Networks, load_networks
+from cxr_node.analyse.openvino_convert import activation_ranges
 from cxr_node.analyse.pipeline import classifier_inputs
+from cxr_node.analyse.torch_engine import use_all_cores
 from cxr_node.nets import weights
 from cxr_node.settings import InferenceSettings
 from training.dataset import load_images, read_manifest
+from training.errors import TrainingError
 
 MOST_LOST = 0.005
 """Of the accuracy on `val`."""
@@ -34,21 +37,21 @@ def quantise(data: Path, folder: Path, images: int) -> dict[str, Any]:
         accuracy of fp32 and of int8 on `val`, the share of equal answers, the mean correlation of heat maps.
 
     Raises:
-        ValueError: int8 costs more than half a point; what the JSON says of int8 is taken out.
+        TrainingError: int8 costs more than half a point; what the JSON says of int8 is taken out.
     """
     use_all_cores()
-    description = weights.describe(folder, "cxrnet")
+    description = weights.network_description(folder, "cxrnet")
     description.pop("int8", None)
     plain = load_networks(InferenceSettings(weights_dir=folder, device="cpu", precision="fp32"))
     crops, _ = _crops(plain, data, "train", images)
-    activations = activation_ranges(plain.cxrnet, plain.input_size_px, crops)
+    activations = activation_ranges(plain.torch.cxrnet, plain.input_size_px, crops)
     _write(folder, {**description, "int8": {"activations": activations}})
     try:
         rounded = load_networks(InferenceSettings(weights_dir=folder, device="cpu", precision="int8", engine="openvino"))
         crops, targets = _crops(plain, data, "val")
         figures = _compare(plain, rounded, crops, targets)
         if figures["fp32_accuracy"] - figures["int8_accuracy"] > MOST_LOST:
-            raise ValueError(f"int8 loses too much: {figures}. {folder} stays without it.")
+            raise TrainingError(f"int8 loses too much: {figures}. {folder} stays without it.")
     except BaseException:
         _write(folder, description)
         raise

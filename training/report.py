@@ -1,7 +1,7 @@
 """Writes RESULTS.md: every table and figure of the paper, its numbers beside those of stored runs.
 
-Only what a run left on disk is shown (`stored_runs`) and only what the paper prints (`paper`); where either is missing
-there is a dash, and a note that says what to run.
+It shows only stored runs (`stored_runs`) and only figures that the paper prints (`paper`). Missing values are a dash, with a note
+that says what to run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.report_beyond import beyond
 from training.report_commands import all_commands, commands_of, missing_runs, reported
 from training.report_evidence import answers_and_heat
 from training.report_pictures import SHORT, draw_accuracies, draw_confusions, draw_losses
-from training.report_text import DASH, budget, figure_or_note, missing, number, table
+from training.report_text import DASH, budget, figure_or_note, missing, number, pair_text, run_text, table
 from training.stored_runs import (
     IMAGE_FORM,
     LEFT_OUT_PREFIX,
@@ -90,6 +90,7 @@ def write_report(runs: Path, out: Path) -> Path:
         _explanations(shipped, figures),
         beyond(shipped, stored[IMAGE_FORM], unseen),
         answers_and_heat(shipped),
+        _trials(figures),
         missing_runs(everything),
         all_commands(which, everything),
     ]
@@ -97,6 +98,12 @@ def write_report(runs: Path, out: Path) -> Path:
     for run in (*everything, segmentation):
         keep_run(run, kept)
     return out
+
+
+def _trials(figures: Path) -> str:
+    """The chapter that is written by hand: trials that were not shipped, and figures that no run keeps."""
+    page = figures / "trials.md"
+    return page.read_text("utf-8").strip() if page.exists() else ""
 
 
 def _introduction(shipped: Run) -> str:
@@ -134,10 +141,10 @@ def _table_1(shipped: Run, original: Run, segmented: Run, figures: Path) -> str:
     for label in LABELS:
         for title, printed, run in columns:
             ours = [run.figure("per_class", label, key) for key in ("precision", "recall", "f1")]
-            cells = [_pair(*both) for both in zip(printed[label], ours, strict=True)]
+            cells = [pair_text(*both) for both in zip(printed[label], ours, strict=True)]
             rows.append([SHORT[label], title, *cells, number(shipped.figure("per_class", label, "f1")) if run is alike else ""])
     for key, (title, _, run) in zip(("original", "segmented"), columns, strict=True):
-        accuracy = _pair(paper.ACCURACY[key], run.figure("accuracy"))
+        accuracy = pair_text(paper.ACCURACY[key], run.figure("accuracy"))
         rows.append(["**accuracy**", title, "", "", accuracy, number(shipped.figure("accuracy")) if run is alike else ""])
     header = ["", "images", "precision", "recall", "F1", "F1, shipped weights"]
     drawn = [(title, run) for title, run in (("original", original), ("lung-segmented", segmented), ("shipped", shipped))]
@@ -151,7 +158,7 @@ def _table_1(shipped: Run, original: Run, segmented: Run, figures: Path) -> str:
         [
             "## Table I and figure 11: original against lung-segmented images, ResNet-50",
             "Paper / ours. Both of ours start from ImageNet's weights and see as many images as the budget allows "
-            f"({_in_words(original)}; {_in_words(segmented)}); the shipped weights were trained for longer.",
+            f"({run_text(original)}; {run_text(segmented)}); the shipped weights were trained for longer.",
             table(header, rows),
             *(note for run in (original, segmented) if (note := missing(run))),
             figure_or_note(path, "Confusion matrices; rows the truth", "No run to draw figure 11 from."),
@@ -275,15 +282,6 @@ def _explained_on(shipped: Run) -> str:
     counts = ", ".join(f"{count} {SHORT[label]}" for label, count in explanations["images"].items())
     limit = f", at most {explanations['limit']} of a class" if explanations["limit"] else ""
     return f"The explanations were measured on {counts} images{limit}."
-
-
-def _pair(printed: float | None, ours: float | None) -> str:
-    return f"{number(printed)} / {number(ours)}"
-
-
-def _in_words(run: Run) -> str:
-    size, images = budget(run)
-    return f"`{run.name}`: {images} images at {size} px" if run.recipe() else f"`{run.name}`: not run"
 
 
 def _copied(run: Run, name: str, figures: Path) -> Path:

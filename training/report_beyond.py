@@ -1,4 +1,4 @@
-"""The part of RESULTS.md that the paper has no counterpart of: groups, calibration, gate, unseen sources, explanations."""
+"""The part of RESULTS.md beyond the paper: groups, calibration, gate, unseen sources, explanations."""
 
 from __future__ import annotations
 

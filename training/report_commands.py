@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cxr_node.nets.weights import describe, shipped_folder
+from cxr_node.nets.weights import network_description, shipped_folder
 from training.experiments import LEFT_OUT, LEFT_OUT_RECIPE, RECIPE, Experiment, Paths, experiments, steps, without
-from training.recipe import RECIPES
-from training.run import read_recipe
+from training.recipe import RECIPES, ClassifyRecipe, read_recipe
 from training.stored_runs import LEFT_OUT_PREFIX, Run
 
-LEGS = ("classify.toml", "classify-further.toml", "classify-framed.toml")
+PHASES = ("classify.toml", "classify-further.toml", "classify-framed.toml")
 """Recipes in conf/ that go on from each other: the shipped classifier's, as far as it came."""
 
 
@@ -43,7 +42,7 @@ def commands_of(which: Experiment, run: Run) -> str:
     path = RECIPES / name if (RECIPES / name).exists() else usual
     limit = (run.metrics or {}).get("explanations", {}).get("limit", Paths.explained)
     paths = Paths(recipe=f"conf/{path.name}", left_out=f"conf/{path.name}", explained=limit)
-    return "\n".join(str(step) for step in steps(which, read_recipe(path), paths))
+    return "\n".join(str(step) for step in steps(which, read_recipe(path, ClassifyRecipe), paths))
 
 
 def all_commands(which: list[Experiment], runs: list[Run]) -> str:
@@ -55,22 +54,22 @@ def all_commands(which: list[Experiment], runs: list[Run]) -> str:
 
 
 def _shipping() -> str:
-    """How the weights that come with the program were made, as their JSON tells it: leg after leg."""
-    description = describe(shipped_folder(), "cxrnet")
+    """How the weights that come with the program were made, as their JSON tells it: phase after phase."""
+    description = network_description(shipped_folder(), "cxrnet")
     training = description.get("training", {})
     recipe = training.get("recipe", {})
-    last = recipe.get("file", LEGS[0])
+    last = recipe.get("file", PHASES[0])
     further = bool(training.get("begun_with"))
-    legs = LEGS[: LEGS.index(last) + 1] if further and last in LEGS else (last,)
+    phases = PHASES[: PHASES.index(last) + 1] if further and last in PHASES else (last,)
     lines = ["python -m training segment --data DIR", "python -m training gate --data DIR"]
-    begun = "--begin-with WEIGHTS" if further and len(legs) == 1 else f"--imagenet {Paths.imagenet}"
+    begun = "--begin-with WEIGHTS" if further and len(phases) == 1 else f"--imagenet {Paths.imagenet}"
     checkpoint = ""
-    for leg in legs:
-        run = f"runs/{Path(leg).stem}"
+    for phase in phases:
+        run = f"runs/{Path(phase).stem}"
         if checkpoint:
             lines.append(f"python -m training export --data DIR --version begun --classify {checkpoint} --out {run}/begun")
             begun = f"--begin-with {run}/begun"
-        lines.append(f"python -m training classify --recipe conf/{leg} --data DIR {begun} --out {run}")
+        lines.append(f"python -m training classify --recipe conf/{phase} --data DIR {begun} --out {run}")
         checkpoint = f"{run}/last.pt"
     if "head" in recipe:
         lines.append(f"python -m training head --data DIR --classify {checkpoint} --out {run}/refit.pt")

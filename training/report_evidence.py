@@ -1,4 +1,4 @@
-"""The part of RESULTS.md on answers to every label and source, and on heat against radiologists' marks."""
+"""The part of RESULTS.md on answers by label and source, and on heat against radiologists' marks."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.errors import TrainingError
 from training.stored_runs import Run
 
 DASH = "—"
@@ -19,7 +20,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of cells; every row is as long as the header."""
     for row in rows:
         if len(row) != len(header):
-            raise ValueError(f"{row} has {len(row)} cells for {len(header)} columns")
+            raise TrainingError(f"{row} has {len(row)} cells for {len(header)} columns")
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -39,3 +40,14 @@ def budget(run: Run) -> list[str]:
 def figure_or_note(path: Path, caption: str, note: str) -> str:
     """A figure that was drawn, or why there is none."""
     return f"![{caption}](results/{path.name})\n\n*{caption}.*" if path.exists() else note
+
+
+def pair_text(printed: float | None, ours: float | None) -> str:
+    """The paper's number and ours."""
+    return f"{number(printed)} / {number(ours)}"
+
+
+def run_text(run: Run) -> str:
+    """What a run had to learn from."""
+    size, images = budget(run)
+    return f"`{run.name}`: {images} images at {size} px" if run.recipe() else f"`{run.name}`: not run"

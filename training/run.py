@@ -1,22 +1,13 @@
-"""What every training run needs: its recipe, a checkpoint to resume from, a log that plots and tables read."""
+"""Shared parts of training runs: a checkpoint to resume from, and a log for plots and tables."""
 
 from __future__ import annotations
 
 import csv
-import json
 import math
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import torch
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe as a dictionary: TOML as a person writes it, or JSON as `keep_recipe` does."""
-    text = path.read_text()
-    recipe: dict[str, Any] = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    return recipe
 
 
 def cosine_learning_rate(step: int, total_steps: int, first: float, last: float, warmup_steps: int = 0) -> float:

@@ -10,12 +10,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cxr_node.nets.losses import segmentation_loss
 from cxr_node.nets.unet import UNet
 from training import augment
 from training.dataset import load_images, load_masks, read_manifest
-from training.place import take_place
-from training.run import Log, cosine_learning_rate, load_checkpoint, read_recipe, save_checkpoint
+from training.errors import TrainingError
+from training.losses import segmentation_loss
+from training.process_rank import take_place
+from training.recipe import SegmentRecipe, read_recipe
+from training.run import Log, cosine_learning_rate, load_checkpoint, save_checkpoint
+from training.times import announced
 
 
 def intersection_over_union(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -31,7 +34,7 @@ def predict_masks(network: UNet, images: NDArray[np.uint8], batch_size: int = 16
     masks = np.empty(images.shape, np.bool_)
     with torch.inference_mode():
         device = next(network.parameters()).device
-        for start in range(0, len(images), batch_size):
+        for start in announced(range(0, len(images), batch_size), f"Lungs of {len(images)} radiographs"):
             batch = torch.from_numpy(images[start : start + batch_size]).float().div(255).unsqueeze(1)
             batch = batch.to(device, memory_format=torch.channels_last)
             masks[start : start + batch_size] = (network(batch)[0] > 0).squeeze(1).cpu().numpy()
@@ -39,21 +42,29 @@ def predict_masks(network: UNet, images: NDArray[np.uint8], batch_size: int = 16
 
 
 def train(recipe_path: Path, data: Path, out: Path) -> None:
-    """Train by the recipe, resuming from OUT/checkpoint.pt if it is there; keeps the best of `val` as OUT/best.pt."""
-    recipe = read_recipe(recipe_path)
-    place = take_place(recipe.get("threads"))
-    torch.manual_seed(recipe["seed"])
+    """Train by the recipe, resuming from OUT/checkpoint.pt if it is there; keeps the best of `val` as OUT/best.pt.
+
+    Over 60 lines: a training loop reads from top to bottom.
+    """
+    recipe = read_recipe(recipe_path, SegmentRecipe)
+    place = take_place(recipe.threads)
+    torch.manual_seed(recipe.seed)
     log = Log(out)
     splits = {}
     for split in ("train", "val"):
         rows = [row for row in read_manifest(data, split) if row.mask]
+        if not rows:
+            raise TrainingError(
+                f"{data / 'manifest.csv'} has no radiograph of the split {split!r} with a lung mask: `import v7` attaches masks; "
+                "without any, the shipped U-Net serves (--segment cxr_node/nets/weights)."
+            )
         splits[split] = (load_images(data, rows), load_masks(data, rows))
     images, masks = splits["train"]
 
-    network = UNet(tuple(recipe["widths"]), recipe["patch"])
+    network = UNet(recipe.widths, recipe.patch)
     network = network.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe["learning_rate"], weight_decay=recipe["weight_decay"])
-    batch_size, epochs = recipe["batch_size"], recipe["epochs"]
+    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    batch_size, epochs = recipe.batch_size, recipe.epochs
     steps = len(images) // batch_size
     first_epoch, best = 0, 0.0
     if (state := load_checkpoint(out / "checkpoint.pt")) is not None:
@@ -62,18 +73,18 @@ def train(recipe_path: Path, data: Path, out: Path) -> None:
         first_epoch, best = state["epoch"] + 1, state["best"]
 
     for epoch in range(first_epoch, epochs):
-        rng = np.random.default_rng((recipe["seed"], epoch))
+        rng = np.random.default_rng((recipe.seed, epoch))
         order = rng.permutation(len(images))
         network.train()
         losses = []
         started = time.monotonic()
         for step in tqdm(range(steps), desc=f"epoch {epoch}", mininterval=10):
             chosen = order[step * batch_size : (step + 1) * batch_size]
-            pairs = [_augmented(images[index], masks[index], recipe["augmentation"], rng) for index in chosen]
+            pairs = [_augmented(images[index], masks[index], recipe.augmentation, rng) for index in chosen]
             batch = torch.from_numpy(np.stack([image for image, _ in pairs])).float().div(255).unsqueeze(1)
             target = torch.from_numpy(np.stack([mask for _, mask in pairs])).float().unsqueeze(1)
             rate = cosine_learning_rate(
-                epoch * steps + step, epochs * steps, recipe["learning_rate"], recipe["final_learning_rate"], steps // 2
+                epoch * steps + step, epochs * steps, recipe.learning_rate, recipe.final_learning_rate, steps // 2
             )
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -81,7 +92,7 @@ def train(recipe_path: Path, data: Path, out: Path) -> None:
             with place.autocast():
                 logits = network(place.put(batch))[0]
             loss = segmentation_loss(logits.float(), place.put(target))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             losses.append(loss.item())
         iou = float(intersection_over_union(predict_masks(network, splits["val"][0]), splits["val"][1]).mean())
@@ -90,7 +101,7 @@ def train(recipe_path: Path, data: Path, out: Path) -> None:
             best = iou
             save_checkpoint(
                 out / "best.pt",
-                {"network": network.state_dict(), "widths": recipe["widths"], "patch": recipe["patch"], "val_iou": iou},
+                {"network": network.state_dict(), "widths": list(recipe.widths), "patch": recipe.patch, "val_iou": iou},
             )
         save_checkpoint(
             out / "checkpoint.pt",

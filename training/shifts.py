@@ -1,7 +1,7 @@
-"""How COVID-19 is told from health among adults when radiographs look as another hospital might have made them.
+"""Simulates radiographs of other hospitals and measures COVID-19 against healthy among adults.
 
-No substitute for another hospital's radiographs, but there is nearly no healthy adult of a second one in public sets. Each
-look is one change of pictures that the network hasn't seen, far enough that a person sees it at once.
+It does not replace radiographs of another hospital, but public sets contain nearly no healthy adults of a second one. Each
+variant is one change that the network has not seen, strong enough to be obvious to a reader.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cxr_node.analyse.networks import Networks, load_networks, use_all_cores
+import training.encoders  # noqa: F401 - makes them known to CXRNet
+from cxr_node.analyse.networks import Networks, load_networks
 from cxr_node.analyse.pipeline import classifier_inputs, segment_batch
+from cxr_node.analyse.torch_engine import use_all_cores
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from training import metrics
 from training.dataset import load_images, read_manifest
+from training.errors import TrainingError
 
 Image = NDArray[np.uint8]
 
@@ -30,7 +33,7 @@ _TOLD_APART = ("healthy", "covid19_pneumonia")
 
 
 def _grey(values: NDArray[np.floating[Any]]) -> Image:
-    return np.clip(values, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(values, 0, 255), np.uint8)
 
 
 def _gamma(power: float) -> Callable[[Image], Image]:
@@ -92,13 +95,13 @@ def shifted(data: Path, split: str, weights: Path | None, out: Path) -> dict[str
         by look: AUROC of COVID-19 against healthy, the share of healthy ones called COVID-19, of COVID-19 found.
 
     Raises:
-        ValueError: there are no such adults, or of one kind only.
+        TrainingError: there are no such adults, or of one kind only.
     """
     use_all_cores()
     networks = load_networks(InferenceSettings(weights_dir=weights))
     rows = [row for row in read_manifest(data, split) if row.population == "adult" and row.label in _TOLD_APART]
     if {row.label for row in rows} != set(_TOLD_APART):
-        raise ValueError(f"{data / 'manifest.csv'} has no healthy adults, or none with COVID-19, in the split {split!r}")
+        raise TrainingError(f"{data / 'manifest.csv'} has no healthy adults, or none with COVID-19, in the split {split!r}")
     images = load_images(data, rows)
     targets = np.array([row.class_index for row in rows])
     figures = {name: _figures(targets, _probabilities(networks, images, look, name)) for name, look in LOOKS.items()}

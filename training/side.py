@@ -1,8 +1,8 @@
-"""Fit the judge of sides (`cxr_node.nets.side`): does the patient's right lie on the picture's left?
+"""Trains the side network (`cxr_node.nets.side`): is the patient's right on the left of the picture?
 
-Every radiograph of `train` is also its own counter-example, mirrored. Letters on the film mustn't count: some are burned in
-after the mirroring, so letters and bright patches are put in at random. The threshold is chosen on `val`, mirrored or not
-being the same by construction of the network; accuracy and coverage are measured on `test`, by source and age.
+Every radiograph of `train` is also used mirrored, with the opposite label. Film letters must not matter, because some are
+burned in after the mirroring, so random letters and bright patches are added. The threshold is chosen on `val`; by construction
+the network treats an image and its mirror image alike. Accuracy and coverage are measured on `test`, by source and age.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cxr_node.nets.side import SIZE_PX, WIDTHS, SideNet
+from cxr_node.nets.constants import SIDE_SIZE_PX
+from cxr_node.nets.side import WIDTHS, SideNet
 from training.dataset import load_prepared, manifest_digest, read_manifest
 
 WANTED_ACCURACY = 0.997
@@ -32,7 +33,7 @@ _LETTERS = ("R", "L", "D", "AP", "PA", "E", "I", "G", "P")
 
 
 @dataclass(frozen=True)
-class Pictures:
+class SideImages:
     """Prepared radiographs of a split: uint8 (N, 224, 224), where each is from, and whose they are."""
 
     names: list[str]
@@ -41,7 +42,7 @@ class Pictures:
     images: NDArray[np.uint8]
 
 
-def read_pictures(data: Path, split: str) -> Pictures:
+def read_pictures(data: Path, split: str) -> SideImages:
     """The radiographs of manifest.csv, and of nih/manifest.csv where it is there."""
     found = [(row.image, row.source, row.population) for row in read_manifest(data, split)]
     more = data / "nih" / "manifest.csv"
@@ -50,12 +51,12 @@ def read_pictures(data: Path, split: str) -> Pictures:
             rows = [row for row in csv.DictReader(file) if row["split"] == split]
         found += [(f"nih/{row['image']}", row["source"], row["population"]) for row in rows]
     names, sources, populations = (list(column) for column in zip(*found, strict=True))
-    return Pictures(names, sources, populations, np.stack([load_prepared(data / name) for name in names]))
+    return SideImages(names, sources, populations, np.stack([load_prepared(data / name) for name in names]))
 
 
 def as_input(images: NDArray[np.uint8]) -> Tensor:
     """Prepared images, uint8 (N, 224, 224), as the network gets them: float (N, 1, 96, 96) in 0..1."""
-    small = np.stack([cv2.resize(image, (SIZE_PX, SIZE_PX), None, 0, 0, cv2.INTER_AREA) for image in images])
+    small = np.stack([cv2.resize(image, (SIDE_SIZE_PX, SIDE_SIZE_PX), None, 0, 0, cv2.INTER_AREA) for image in images])
     return torch.from_numpy(small).float().div(255).unsqueeze(1)
 
 
@@ -78,7 +79,7 @@ def fit(data: Path, out: Path, epochs: int = _EPOCHS) -> dict[str, Any]:
             # softened: a few films of public sets are mirrored themselves
             loss = nn.functional.binary_cross_entropy_with_logits(network(batch), torch.full((len(batch),), 0.99))
             rate.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             rate.step()
             schedule.step()
             losses.append(loss.item())
@@ -105,7 +106,7 @@ def fit(data: Path, out: Path, epochs: int = _EPOCHS) -> dict[str, Any]:
     return description
 
 
-def scores(network: SideNet, pictures: Pictures) -> NDArray[np.float64]:
+def scores(network: SideNet, pictures: SideImages) -> NDArray[np.float64]:
     """Log-odds of every picture, float64 (N,)."""
     network.eval()
     with torch.inference_mode():
@@ -123,7 +124,7 @@ def choose_threshold(log_odds: NDArray[np.float64], accuracy: float = WANTED_ACC
     return float(sizes[-1])
 
 
-def figures(log_odds: NDArray[np.float64], pictures: Pictures, threshold: float) -> dict[str, dict[str, float | int]]:
+def figures(log_odds: NDArray[np.float64], pictures: SideImages, threshold: float) -> dict[str, dict[str, float | int]]:
     """How many get an answer and how many answers are right, by source and age.
 
     The network is antisymmetric, so the same holds of the mirrored pictures; each counts as right or wrong both ways.

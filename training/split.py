@@ -1,4 +1,4 @@
-"""One split of the manifest in memory, its lungs found by the U-Net as serving finds them."""
+"""One split of the manifest in memory, with lungs segmented by the U-Net as in serving."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import nn
 from cxr_node.analyse.segment import clean_mask
 from cxr_node.nets import weights
 from cxr_node.nets.unet import UNet
-from training.dataset import Radiograph, load_images, manifest_digest, read_manifest
+from training.dataset import ManifestRow, load_images, manifest_digest, read_manifest
+from training.errors import TrainingError
 from training.segment import predict_masks
 
 
@@ -23,7 +24,7 @@ from training.segment import predict_masks
 class Split:
     """One split in memory: rows, prepared images uint8 (N, 224, 224) and lung masks bool (N, 224, 224)."""
 
-    rows: list[Radiograph]
+    rows: list[ManifestRow]
     images: NDArray[np.uint8]
     lungs: NDArray[np.bool_]
 
@@ -39,7 +40,17 @@ class Split:
 
 
 def load_unet(path: Path) -> UNet:
-    """A U-Net from a training checkpoint (best.pt of `segment`), or from a folder of weights such as the shipped ones."""
+    """A U-Net from a training checkpoint (best.pt of `segment`), or from a folder of weights such as the shipped ones.
+
+    Raises:
+        TrainingError: there is nothing.
+        WeightsError: the weights are damaged.
+    """
+    if not path.exists():
+        raise TrainingError(
+            f"No lung U-Net at {path}: name one with --segment, such as the shipped one (--segment cxr_node/nets/weights), "
+            "or make one with `python -m training segment`."
+        )
     if path.is_dir():
         shipped = weights.load_unet(path).network
         return shipped.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -63,6 +74,11 @@ def load_split(data: Path, split: str, unet: UNet | None, run: Path) -> Split:
     Without a U-Net, everything is lung.
     """
     rows = read_manifest(data, split)
+    if not rows:
+        raise TrainingError(
+            f"{data / 'manifest.csv'} has no radiograph of the split {split!r}: import more patients, or say in a CSV file which "
+            "patient is in which split (`split` in training/README.md)."
+        )
     images = load_images(data, rows)
     if unet is None:
         return Split(rows, images, np.ones(images.shape, np.bool_))

@@ -1,16 +1,15 @@
-"""What the stages of CXRNet's training learn and by which loss: encoder and head, decoder, or everything at once."""
+"""The stages of CXRNet's training and their losses: encoder and head, decoder, or all jointly."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cxr_node.nets.cxrnet import CXRNet
-from cxr_node.nets.losses import fusion_loss
 from cxr_node.records import LABELS
+from training import recipe
+from training.losses import fusion_loss
 
 HEALTHY = LABELS.index("healthy")
 
@@ -21,10 +20,9 @@ Figures = dict[str, Tensor]
 class Stage(nn.Module):
     """A loss over CXRNet, and the parts of the network that it trains; the rest stays at rest, batch statistics too."""
 
-    def __init__(self, network: CXRNet, plan: dict[str, Any], parts: list[nn.Module]) -> None:
+    def __init__(self, network: CXRNet, parts: list[nn.Module]) -> None:
         super().__init__()
         self.network = network
-        self.plan = plan
         self.parts = parts
         for parameter in network.parameters():
             parameter.requires_grad_(False)
@@ -45,13 +43,14 @@ class Stage(nn.Module):
 class EncoderStage(Stage):
     """First encoder and head, by cross-entropy."""
 
-    def __init__(self, network: CXRNet, plan: dict[str, Any]) -> None:
-        super().__init__(network, plan, [network.encoder, network.fc])
+    def __init__(self, network: CXRNet, label_smoothing: float) -> None:
+        super().__init__(network, [network.encoder, network.fc])
+        self.label_smoothing = label_smoothing
 
     def forward(self, image: Tensor, lungs: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
         """Image float (B, 1, S, S) in 0..1, lungs 0 or 1 (B, 1, S, S) and target int64 (B,) to loss and figures."""
         logits = self.network.classify(self.network.encode(image)[-1])
-        loss = functional.cross_entropy(logits, target, label_smoothing=self.plan["label_smoothing"])
+        loss = functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
         return loss, {"accuracy": _agreement(logits, target)}
 
 
@@ -63,12 +62,13 @@ class DecoderStage(Stage):
     must be as little as both allow (`sparsity`, `outside`, `smoothness`, `certainty`); cf. Dabkowski and Gal 2017.
     """
 
-    def __init__(self, network: CXRNet, plan: dict[str, Any]) -> None:
-        super().__init__(network, plan, [network.decoder, network.draw])
+    def __init__(self, network: CXRNet, weights: recipe.DecoderStageRecipe) -> None:
+        super().__init__(network, [network.decoder, network.draw])
+        self.weights = weights
 
     def forward(self, image: Tensor, lungs: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
         """Image float (B, 1, S, S) in 0..1, lungs 0 or 1 (B, 1, S, S) and target int64 (B,) to loss and figures."""
-        network, plan = self.network, self.plan
+        network, weights = self.network, self.weights
         with torch.no_grad():
             features = network.encode(image)
         representation, relevance = network.decode(features, image)
@@ -79,7 +79,7 @@ class DecoderStage(Stage):
         outside = (relevance * (1 - lungs)).sum() / (1 - lungs).sum().clamp(min=1)
         roughness = relevance.diff(dim=2).abs().mean() + relevance.diff(dim=3).abs().mean()
         doubt = (relevance * (1 - relevance) * lungs).sum() / lungs.sum().clamp(min=1)
-        loss = fusion + plan["sparsity"] * inside + plan["outside"] * outside + plan["smoothness"] * roughness
+        loss = fusion + weights.sparsity * inside + weights.outside * outside + weights.smoothness * roughness
         figures = {
             "fusion": fusion,
             "inside": inside,
@@ -87,11 +87,11 @@ class DecoderStage(Stage):
             "doubt": doubt,
             "agreement": _agreement(second, first.argmax(1)),
         }
-        loss = loss + plan["certainty"] * doubt
-        if plan["removal"]:
+        loss = loss + weights.certainty * doubt
+        if weights.removal:
             left = network.classify(network.encode(image * (1 - relevance))[-1])
             removal = functional.cross_entropy(left, torch.full_like(target, HEALTHY))
-            loss = loss + plan["removal"] * removal
+            loss = loss + weights.removal * removal
             figures["removal"] = removal
         return loss, figures
 
@@ -99,25 +99,26 @@ class DecoderStage(Stage):
 class JointStage(Stage):
     """Everything at once by the fusion loss, as in the paper (CXRNet eq. 5 and 6)."""
 
-    def __init__(self, network: CXRNet, plan: dict[str, Any]) -> None:
-        super().__init__(network, plan, [network])
+    def __init__(self, network: CXRNet, label_smoothing: float) -> None:
+        super().__init__(network, [network])
+        self.label_smoothing = label_smoothing
 
     def forward(self, image: Tensor, lungs: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
         """Image float (B, 1, S, S) in 0..1, lungs 0 or 1 (B, 1, S, S) and target int64 (B,) to loss and figures."""
         output = self.network(image)
-        loss = fusion_loss(output.logits, output.representation_logits, target, self.plan["label_smoothing"])
+        loss = fusion_loss(output.logits, output.representation_logits, target, self.label_smoothing)
         return loss, {
             "accuracy": _agreement(output.logits, target),
             "agreement": _agreement(output.representation_logits, output.logits.argmax(1)),
         }
 
 
-STAGES: dict[str, type[EncoderStage] | type[DecoderStage] | type[JointStage]] = {
-    "encoder_stage": EncoderStage,
-    "decoder_stage": DecoderStage,
-    "joint_stage": JointStage,
-}
-"""By their tables in a recipe, in the order in which they run; a recipe leaves out what it doesn't want."""
+def stage_of(name: str, network: CXRNet, of: recipe.ClassifyRecipe) -> Stage:
+    """The stage that a recipe's table of this name (`recipe.STAGES`) asks for."""
+    if name == "decoder_stage":
+        assert of.decoder_stage is not None
+        return DecoderStage(network, of.decoder_stage)
+    return (EncoderStage if name == "encoder_stage" else JointStage)(network, of.label_smoothing)
 
 
 def _agreement(logits: Tensor, classes: Tensor) -> Tensor:

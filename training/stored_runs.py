@@ -1,7 +1,7 @@
-"""Reads what runs left on disk. A run that isn't there, or lacks a figure, is None, never a number.
+"""Reads stored runs. A run that does not exist, or lacks a figure, is None, never a number.
 
-RUNS/NAME is what `segment` or `classify` wrote, RUNS/NAME/weights what `export` made of it, and RUNS/NAME/test what
-`evaluate` and `explain` measured with it on the split `test`. RUNS/shipped/test is measured with the weights that come
+RUNS/NAME is the output of `segment` or `classify`, RUNS/NAME/weights that of `export`, and RUNS/NAME/test that of `evaluate` and
+`explain` on the split `test`. RUNS/shipped/test is measured with the weights that come
 with the program. RUNS/without-SOURCE/unseen is measured on all radiographs of the source that the training left out.
 
 `report` keeps what it read of each run in results/stored beside its page, without networks and pictures: the page can be
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr_node.nets.weights import shipped_folder
+from training.errors import TrainingError
 
 SHIPPED = "shipped"
 SEGMENTATION = "segment"
@@ -83,7 +84,7 @@ def read_run(runs: Path, name: str, kept: Path | None = None) -> Run:
     """A run by its name, whether it is there or not; where RUNS doesn't have it, as it was kept.
 
     Raises:
-        ValueError: it was measured on other radiographs than its name says.
+        TrainingError: it was measured on other radiographs than its name says.
     """
     folder = runs / name
     if kept is not None and not folder.exists():
@@ -94,7 +95,7 @@ def read_run(runs: Path, name: str, kept: Path | None = None) -> Run:
     meant = ("all" if source else "test", source)
     if metrics is not None and (metrics.get("split"), metrics.get("source", "")) != meant:
         found = f"of the split {metrics.get('split')!r} and the source {metrics.get('source', '')!r}"
-        raise ValueError(f"{path} is {found}, not of the split {meant[0]!r} and the source {meant[1]!r}")
+        raise TrainingError(f"{path} is {found}, not of the split {meant[0]!r} and the source {meant[1]!r}")
     return Run(name, folder, metrics)
 
 

@@ -1,7 +1,7 @@
-"""Judge a recipe by hospitals that it hasn't seen: each source left out of everything in turn, in the form that is shipped.
+"""Evaluates a recipe on unseen hospitals: each source is left out in turn, in the shipped architecture.
 
-Weights that were shipped have seen every source, so each of these networks begins with ImageNet's, learns to draw and to
-answer from evidence without the source, is calibrated on `val` without it, and is measured on all of it.
+The shipped weights have seen every source. Each of these networks therefore starts from ImageNet weights, is trained on evidence
+without the source, calibrated on `val` without it, and evaluated on all of it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from cxr_node.analyse.networks import load_networks, use_all_cores
+from cxr_node.analyse.networks import load_networks
+from cxr_node.analyse.torch_engine import use_all_cores
 from cxr_node.settings import InferenceSettings
 from training import evidence
+from training.errors import TrainingError
 from training.evidence_set import read_items
 from training.export import export
 from training.outcomes import by_group, by_source, headline, outcomes_of, written
-from training.recipe import keep_recipe
+from training.recipe import EvidenceRecipe, keep_recipe
 
 SPLITS = ("train", "val", "test")
 
@@ -50,15 +52,15 @@ def unseen(
         figures by source, and "mean", over the sources that have such radiographs.
 
     Raises:
-        ValueError: there is no such source.
+        TrainingError: there is no such source.
     """
     sources = sorted({item.source for item in read_items(data, "train")})
     if unknown := set(only) - set(sources):
-        raise ValueError(f"No source {', '.join(sorted(unknown))}: there are {', '.join(sources)}.")
+        raise TrainingError(f"No source {', '.join(sorted(unknown))}: there are {', '.join(sources)}.")
     for source in only or sources:
         run = runs / f"without-{source}"
         if not (run / "last.pt").exists():
-            evidence.train(keep_recipe(recipe, settings, run), data, segment, None, run, source, imagenet)
+            evidence.train(keep_recipe(recipe, EvidenceRecipe, settings, run), data, segment, None, run, source, imagenet)
         if not (run / "weights" / "cxrnet.json").exists():
             export(segment, run / "last.pt", None, data, f"without-{source}", run / "weights")
         if not (run / "outcomes.json").exists():

@@ -1,7 +1,7 @@
-"""Attaches V7's lung annotations (COVID-19 chest X-ray dataset, Darwin JSON) to radiographs that were imported.
+"""Attaches V7's lung annotations (COVID-19 chest X-ray dataset, Darwin JSON) to imported radiographs.
 
-The annotations are of Kermany's and ieee8023's pictures under their original file names, by which origins.csv knows them.
-Import those sets first.
+The annotations refer to pictures of Kermany and ieee8023 by their original file names, which origins.csv contains. Import those
+sets first.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from training.dataset import PREPARED_SUFFIX
-from training.found import visible_files
+from training.errors import TrainingError
 from training.manifest import MANIFEST, ORIGINS, read_table, write_table
+from training.source_image import visible_files
 
 _CLASS = "lung"
 
@@ -36,7 +37,7 @@ def attach_masks(source: Path, out: Path) -> dict[str, Any]:
     """
     rows = read_table(out / MANIFEST.file)
     if not rows:
-        raise ValueError(f"{out / MANIFEST.file} has no rows: import the pictures (kermany, ieee8023) before their masks")
+        raise TrainingError(f"{out / MANIFEST.file} has no rows: import the pictures (kermany, ieee8023) before their masks")
     originals = {row["image"]: row["original"] for row in read_table(out / ORIGINS.file)}
     by_name: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
@@ -61,7 +62,7 @@ def attach_masks(source: Path, out: Path) -> dict[str, Any]:
             (out / row["mask"]).write_bytes(cv2.imencode(".png", mask)[1].tobytes())
             attached.add(row["image"])
     if not attached:
-        raise ValueError(f"{source}: none of its {len(left_out)} annotations belongs to a picture in {out / MANIFEST.file}")
+        raise TrainingError(f"{source}: none of its {len(left_out)} annotations belongs to a picture in {out / MANIFEST.file}")
     write_table(out, MANIFEST, rows)
     report = {"source": "v7", "masks": len(attached), "left_out": left_out}
     (out / "import-v7.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")

@@ -1,7 +1,7 @@
-"""From what a network sees to what it answers, and when it had better not: plain arithmetic on arrays.
+"""From network outputs to the answer, or to "indeterminate": plain arithmetic on arrays.
 
-For networks that answer from evidence (`CXRNet.examine`). Whether there is pneumonia is said by the strongest evidence in
-the lungs, which one it is by the second pass; the numbers by which both become probabilities come with the weights.
+For networks that answer from evidence (`CXRNet.examine`). The strongest evidence in the lungs decides whether there is
+pneumonia, the second pass decides which one; the weights contain the calibration of both.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_node.errors import WeightsError
-from cxr_node.nets.cxrnet import STRONGEST_SHARE
+from cxr_node.nets.constants import STRONGEST_SHARE
 
 UNLIKE = "unlike the training images"
 OTHER = "other abnormality suspected"
 
 _FEW_PX = 50
-"""Lungs smaller than this say nothing of where to look."""
+"""With lungs smaller than this the whole image counts."""
 
 
 @dataclass(frozen=True)
 class AnswerRule:
-    """How the answer follows, chosen on `val`: `answer` in the weights' JSON.
+    """The decision rule, chosen on `val`: `answer` in the weights' JSON.
 
     slope, intercept: the log-odds of pneumonia are slope x pooled evidence + intercept.
     temperature: logits of the kind of pneumonia are divided by it.
@@ -58,7 +58,7 @@ def pooled(evidence: NDArray[np.float32], lungs: NDArray[np.bool_]) -> NDArray[n
 
     Args:
         evidence: float32 (N, H, W), log-odds.
-        lungs: bool (N, H, W); where there are next to none, all of the image counts.
+        lungs: bool (N, H, W); if they are nearly empty, the whole image counts.
     """
     scores = np.empty(len(evidence))
     for index, (one, lung) in enumerate(zip(evidence, lungs, strict=True)):
@@ -70,11 +70,11 @@ def pooled(evidence: NDArray[np.float32], lungs: NDArray[np.bool_]) -> NDArray[n
 
 
 def probabilities(scores: NDArray[np.float64], which_logits: NDArray[np.float32], rule: AnswerRule) -> NDArray[np.float64]:
-    """Probabilities of LABELS, float64 (N, 4).
+    """Probabilities of the classes, float64 (N, C).
 
     Args:
         scores: float64 (N,), from `pooled`.
-        which_logits: float32 (N, 3), of LABELS without healthy.
+        which_logits: float32 (N, C - 1), of the classes without healthy.
         rule: see above.
     """
     ill = 1 / (1 + np.exp(-np.clip(rule.slope * scores + rule.intercept, -30, 30)))
@@ -85,7 +85,7 @@ def probabilities(scores: NDArray[np.float64], which_logits: NDArray[np.float32]
 
 
 def doubt(other_logit: float, distance: float, rule: AnswerRule) -> str:
-    """Why an image gets no class however sure the network is of one; empty: no reason."""
+    """Why an image gets no class, whatever its probability; empty: no reason."""
     if distance > rule.unlike_above:
         return UNLIKE
     return OTHER if other_logit > rule.other_above else ""

@@ -1,6 +1,6 @@
-"""What the classifier sees of a prepared image (CXRNet section III-A): its lungs cut out, or all of it, contrast enhanced.
+"""The classifier's input from a prepared image (CXRNet section III-A): segmented lungs or the whole image, contrast enhanced.
 
-Pure array work; where the lungs are is `segment`'s to say.
+Pure array code; `segment` finds the lungs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 CLAHE_CLIP_LIMIT = 2.0
 CLAHE_TILES = 8
 _MARGIN = 0.03
-"""Room left around the lungs, as a share of their box."""
+"""Margin around the lungs, as a fraction of their box."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The gate that looks at the image itself: is this a frontal chest radiograph?
+"""The gate on the image content: is this a frontal chest radiograph?
 
-A linear classifier over what the U-Net's deepest layer saw and over the shape of the lungs it found. Headers are
-`prepare.quality`'s to judge; its weights are made by `python -m training gate`.
+A linear classifier on the U-Net's deepest features and on the shape of the lungs. `prepare.quality` checks headers;
+`python -m training gate` makes the weights.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def frontal_score(bottleneck: NDArray[np.float32], lungs: NDArray[np.bool_], gat
 def check_frontal(
     bottleneck: NDArray[np.float32], lungs: NDArray[np.bool_], gate: dict[str, Any], above_threshold: float = 0.0
 ) -> None:
-    """Turn away what doesn't look like a frontal chest radiograph.
+    """Reject what doesn't look like a frontal chest radiograph.
 
     Raises:
         Rejected: the score is not `above_threshold` above the gate's threshold.
@@ -64,5 +64,5 @@ def check_frontal(
     if score < gate["threshold"] + above_threshold:
         raise Rejected(
             "The image does not look like an upright frontal chest radiograph "
-            f"(score {score:.1f}, at least {gate['threshold']:.1f} is asked): lateral view, other body part or turned?"
+            f"(score {score:.1f}, at least {gate['threshold']:.1f} is required): lateral view, other body part or rotated?"
         )

@@ -1,28 +1,56 @@
-"""Loads the networks onto a device in the precision that suits it."""
+"""The networks of an analysis: engine, device and precision.
+
+Loads no torch if OpenVINO runs networks that are already converted.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator, Sequence
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cxr_node.analyse.answer import AnswerRule, doubt, pooled, probabilities
-from cxr_node.analyse.openvino_engine import OpenVINOEngine
 from cxr_node.errors import SettingsError
-from cxr_node.nets.cxrnet import CXRNet
-from cxr_node.nets.unet import UNet
-from cxr_node.nets.weights import indeterminate_below, load_cxrnet, load_unet, model_of, shipped_folder
-from cxr_node.prepare.network_image import NETWORK_SIZE_PX
+from cxr_node.nets.weights import indeterminate_below, model_of, network_description, shipped_folder
 from cxr_node.records import Model
 from cxr_node.settings import InferenceSettings
+
+if TYPE_CHECKING:
+    from cxr_node.analyse.torch_engine import TorchEngine
+
+_GPU_FILES = ("nvidia0", "nvidiactl", "dxg", "kfd")
+"""In /dev: what drivers of GPUs that torch computes on leave there. Looked at first, since torch takes seconds to load."""
+
+
+class Engine(Protocol):
+    """Computes the networks; what it takes and gives are arrays."""
+
+    @property
+    def name(self) -> str:
+        """What `inference.engine` calls it."""
+
+    @property
+    def device(self) -> Any:
+        """Where it computes; its text is as `inference.device` has it."""
+
+    @property
+    def precision(self) -> str:
+        """What `inference.precision` calls it; never "auto"."""
+
+    def segment(self, images: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Lung logits, float32 (N, 1, H, W), and bottlenecks, float32 (N, K), of images uint8 (H, W)."""
+
+    def classify(self, crops: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        """What `CXRNet.serve` gives, float32 each, of crops uint8 (S, S)."""
+
+    def side_log_odds(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Log-odds, float32 (N,), that the patient's right lies on the left of images uint8 (N, 96, 96)."""
 
 
 class Examined(NamedTuple):
@@ -42,38 +70,41 @@ class Examined(NamedTuple):
 class Networks:
     """What an analysis runs on.
 
-    precision: "fp32", "bf16", or with OpenVINO "int8".
+    engine: computes them.
     input_size_px: side of the image that CXRNet was trained on.
     segmented: whether it was trained on lungs cut out; else on whole images.
-    temperature: logits are divided by it, so that probabilities mean what they say (Guo et al. 2017).
+    temperature: logits are divided by it, which calibrates the probabilities (Guo et al. 2017).
     indeterminate_below: a likeliest class less probable than this is called indeterminate; 0: never.
     gate: weights of the frontal gate over the U-Net's bottleneck: mean, scale, coefficients (vectors), intercept, threshold.
-    openvino: computes `segment` and `examine` instead of torch, if it is there.
-    answer: how answers follow from evidence; None: CXRNet's first pass answers, which knows no doubts.
+    answer: how answers follow from evidence; None: CXRNet's first pass answers, without doubts.
     """
 
-    unet: UNet
-    cxrnet: CXRNet
+    engine: Engine
     model: Model
-    device: torch.device
-    precision: str
     input_size_px: int
     segmented: bool
     temperature: float
     gate: dict[str, Any] | None
-    stream: torch.cuda.Stream | None = None
     indeterminate_below: float = 0.0
-    openvino: OpenVINOEngine | None = None
     answer: AnswerRule | None = None
+
+    @property
+    def torch(self) -> TorchEngine:
+        """The engine, for those who need gradients or inner layers.
+
+        Raises:
+            SettingsError: another engine computes.
+        """
+        from cxr_node.analyse.torch_engine import TorchEngine
+
+        if not isinstance(self.engine, TorchEngine):
+            raise SettingsError('This needs inference.engine "torch".')
+        return self.engine
 
     def segment(self, images: list[NDArray[np.uint8]]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Where the U-Net sees lung, bool (N, H, W), and its bottlenecks, float32 (N, K), of images uint8 (H, W)."""
-        if self.openvino is not None:
-            found, bottlenecks = self.openvino.segment(images)
-            return (found > 0)[:, 0], bottlenecks
-        with self.running():
-            logits, seen = self.unet(self.to_device(images))
-            return (logits > 0).squeeze(1).cpu().numpy(), seen.float().cpu().numpy()
+        found, bottlenecks = self.engine.segment(images)
+        return (found > 0)[:, 0], bottlenecks
 
     def classify(
         self, crops: list[NDArray[np.uint8]], lungs: Sequence[NDArray[np.bool_]] | None = None
@@ -89,14 +120,10 @@ class Networks:
             crops: what `classifier_input` makes.
             lungs: bool (S, S) each, where evidence counts; None: anywhere.
         """
-        if self.openvino is not None:
-            found = self.openvino.classify(crops)
-        else:
-            with self.running():
-                found = [part.float().cpu().numpy() for part in self.cxrnet.serve(self.to_device(crops))]
+        found = self.engine.classify(crops)
         if self.answer is None:
             logits, relevance = found
-            return Examined(self._calibrated(torch.from_numpy(logits)), relevance[:, 0], [""] * len(crops))
+            return Examined(self._calibrated(logits), relevance[:, 0], [""] * len(crops))
         evidence, which, other, distance = found
         inside = np.ones((len(crops), *evidence.shape[2:]), np.bool_) if lungs is None else np.stack(list(lungs))
         return Examined(
@@ -105,60 +132,68 @@ class Networks:
             [doubt(float(one), float(far), self.answer) for one, far in zip(other, distance, strict=True)],
         )
 
-    def _calibrated(self, logits: Tensor) -> NDArray[np.float64]:
-        probabilities: NDArray[np.float64] = torch.softmax(logits.double() / self.temperature, dim=1).cpu().numpy()
-        return probabilities
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Run the networks in torch: without gradients, in `precision`, and on a GPU in a stream of their own."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            if self.precision == "bf16":
-                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
-            if self.stream is not None:
-                stack.enter_context(torch.cuda.stream(self.stream))
-            yield
-
-    def to_device(self, images: list[Any]) -> Tensor:
-        """uint8 (H, W) arrays of one size to a batch float (N, 1, H, W) in 0..1 on the device; within `running`."""
-        batch = torch.stack([torch.from_numpy(image) for image in images]).unsqueeze(1)
-        if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-        return batch.float().div(255).contiguous(memory_format=torch.channels_last)
+    def _calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        scaled = logits.astype(np.float64) / self.temperature
+        chances = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        calibrated: NDArray[np.float64] = chances / chances.sum(axis=1, keepdims=True)
+        return calibrated
 
 
-def choose_device(setting: str) -> torch.device:
+def choose_device(setting: str) -> str:
     """The device that `inference.device` names; auto: the first GPU, else the CPU.
 
     Raises:
-        SettingsError: a GPU is asked for and there is none.
+        SettingsError: the settings require a GPU and there is none.
     """
+    if setting == "cpu":
+        return setting
+    if setting == "auto" and not any(Path("/dev", name).exists() for name in _GPU_FILES):
+        return "cpu"
+    import torch
+
     if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(setting)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise SettingsError(
             f'inference.device is "{setting}" but torch sees {torch.cuda.device_count()} GPU(s): '
             'check the driver and that the CUDA build of torch is installed, or set "auto" or "cpu".'
         )
-    return device
+    return setting
 
 
-def choose_precision(settings: InferenceSettings, device: torch.device, can_int8: bool = False) -> str:
+def choose_engine(settings: InferenceSettings, device: str, *, stays: bool = False) -> str:
+    """Torch or OpenVINO, as `inference.engine` says; auto: OpenVINO on a CPU where it is installed, else torch.
+
+    Args:
+        settings: of the inference.
+        device: to compute on.
+        stays: the networks stay loaded for long. OpenVINO takes seconds to convert them, so that auto is torch otherwise.
+
+    Raises:
+        SettingsError: the settings require OpenVINO on a GPU.
+    """
+    if settings.engine == "openvino" and device != "cpu":
+        raise SettingsError(f'inference.engine "openvino" is for the CPU: set inference.device to "cpu" instead of "{device}".')
+    if settings.engine != "auto":
+        return settings.engine
+    wanted = stays or settings.precision == "int8"
+    faster = wanted and device == "cpu" and importlib.util.find_spec("openvino") is not None
+    return "openvino" if faster else "torch"
+
+
+def choose_precision(settings: InferenceSettings, device: str, engine: str, can_int8: bool = False) -> str:
     """`inference.precision`; auto: int8 with OpenVINO where the weights allow it, else bf16 where the hardware has it, else fp32.
 
     Raises:
-        SettingsError: OpenVINO is asked for on a GPU, or int8 without OpenVINO or of weights that don't allow it.
+        SettingsError: the settings require int8 without OpenVINO, or with weights that don't allow it.
     """
-    openvino = settings.engine == "openvino"
-    if openvino and device.type != "cpu":
-        raise SettingsError(f'inference.engine "openvino" is for the CPU: set inference.device to "cpu" instead of "{device}".')
+    openvino = engine == "openvino"
     if settings.precision == "int8" and not openvino:
         raise SettingsError('inference.precision "int8" needs inference.engine "openvino".')
     if settings.precision == "int8" and not can_int8:
         raise SettingsError(
-            'These weights know nothing of int8 ("python -m training quantise"): set inference.precision to "auto".'
+            'These weights have no int8 ranges ("python -m training quantise"): set inference.precision to "auto".'
         )
     if settings.precision != "auto":
         return settings.precision
@@ -167,48 +202,57 @@ def choose_precision(settings: InferenceSettings, device: torch.device, can_int8
     return "bf16" if has_bf16(device) else "fp32"
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether the hardware computes in bf16."""
-    if device.type == "cuda":
+def has_bf16(device: str) -> bool:
+    """Whether the hardware computes in bf16; of "cpu" or a GPU such as "cuda:0"."""
+    if device.startswith("cuda"):
+        import torch
+
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
 
 
-def load_networks(settings: InferenceSettings) -> Networks:
+def load_networks(
+    settings: InferenceSettings, *, stay: bool = False, all_cores: bool = False, converted: Path | None = None
+) -> Networks:
     """Load the weights that the settings name, ready to run.
+
+    Args:
+        settings: of the inference.
+        stay: the networks stay loaded for long, see `choose_engine`.
+        all_cores: torch may use all cores of this process; OpenVINO does in any case.
+        converted: a folder that keeps what OpenVINO converted, for the next time; None: it is converted each time.
 
     Raises:
         WeightsError: they are missing or damaged.
-        SettingsError: the device is not there.
+        SettingsError: the device or the engine is not there.
     """
     folder = settings.weights_dir or shipped_folder()
     device = choose_device(settings.device)
-    unet, cxrnet = load_unet(folder), load_cxrnet(folder)
-    precision = choose_precision(settings, device, can_int8="int8" in cxrnet.description)
-    for loaded in (unet, cxrnet):
-        loaded.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    assert isinstance(unet.network, UNet)
-    assert isinstance(cxrnet.network, CXRNet)
-    input_size_px = cxrnet.description["preprocessing"]["input_size_px"]
-    engine = None
-    if settings.engine == "openvino":
-        activations = cxrnet.description.get("int8", {}).get("activations")
-        engine = OpenVINOEngine(unet.network, cxrnet.network, NETWORK_SIZE_PX, input_size_px, precision, activations)
+    of_unet, of_cxrnet = network_description(folder, "unet"), network_description(folder, "cxrnet")
+    chosen = choose_engine(settings, device, stays=stay)
+    precision = choose_precision(settings, device, chosen, can_int8="int8" in of_cxrnet)
     return Networks(
-        unet.network,
-        cxrnet.network,
+        _load_engine(chosen, folder, device, precision, all_cores=all_cores, converted=converted),
         model_of(folder),
-        device,
-        precision,
-        input_size_px=input_size_px,
-        segmented=cxrnet.description["preprocessing"].get("segmented", True),
-        temperature=cxrnet.description["calibration"]["temperature"],
-        gate=unet.description.get("gate"),
-        indeterminate_below=indeterminate_below(cxrnet.description),
-        openvino=engine,
-        answer=AnswerRule.of(cxrnet.description) if cxrnet.network.answer == "evidence" else None,
-        stream=torch.cuda.Stream(device) if device.type == "cuda" else None,  # type: ignore[no-untyped-call]
+        input_size_px=of_cxrnet["preprocessing"]["input_size_px"],
+        segmented=of_cxrnet["preprocessing"].get("segmented", True),
+        temperature=of_cxrnet["calibration"]["temperature"],
+        gate=of_unet.get("gate"),
+        indeterminate_below=indeterminate_below(of_cxrnet),
+        answer=AnswerRule.of(of_cxrnet) if of_cxrnet["architecture"].get("answer") == "evidence" else None,
     )
+
+
+def _load_engine(name: str, folder: Path, device: str, precision: str, *, all_cores: bool, converted: Path | None) -> Engine:
+    if name == "openvino":
+        from cxr_node.analyse.openvino_engine import OpenVINOEngine
+
+        return OpenVINOEngine.load(folder, precision, converted)
+    from cxr_node.analyse.torch_engine import TorchEngine, use_all_cores
+
+    if all_cores:
+        use_all_cores()
+    return TorchEngine.load(folder, device, precision)
 
 
 def _cpu_flags() -> set[str]:
@@ -217,8 +261,3 @@ def _cpu_flags() -> set[str]:
             if line.startswith("flags"):
                 return set(line.split(":", 1)[1].split())
     return set()
-
-
-def use_all_cores() -> None:
-    """As many threads as this process may use cores (a container's limit counts, not the machine's size)."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))

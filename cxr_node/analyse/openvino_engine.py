@@ -1,88 +1,165 @@
-"""The networks in OpenVINO, which computes them faster on CPUs than torch does: the same weights, converted when they are loaded.
+"""The networks in OpenVINO, which is faster than torch on CPUs; converted from the same weights.
 
-In int8, CXRNet's convolutions compute on 8-bit numbers. The weights are rounded as they are; how far the activations
-reach was measured on radiographs (`python -m training quantise`) and comes with the weights. The U-Net, a tenth of the
-arithmetic, stays as it is, for the gate judges by its deepest layer.
+Loads no torch: a child process converts the networks once (`analyse.openvino_convert`). In int8, CXRNet's convolutions
+compute on 8-bit numbers. The weights are rounded; the ranges of the activations were measured on radiographs
+(`python -m training quantise`) and are stored with the weights. The U-Net, a tenth of the arithmetic, is not quantised, because
+the gate uses its deepest layer.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
 import os
+import shutil
+import subprocess
 import sys
-import warnings
+import tempfile
 from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from cxr_node.errors import SettingsError, WeightsError
-from cxr_node.nets.cxrnet import CXRNet
-from cxr_node.nets.unet import UNet
+from cxr_node.nets.weights import model_of
+from cxr_node.security.nofollow import open_file
 
 if TYPE_CHECKING:
     from openvino import Model, Node, Output
 
+NETWORKS = ("unet", "cxrnet", "side")
+
 _INT8_STEPS = 255
 _MULTIPLIED = ("Convolution", "MatMul")
+_LONGEST_CONVERSION_S = 600
+_LIST = "files.json"
 
 
 class OpenVINOEngine:
-    """Segments and classifies on the CPU.
+    """Implements `analyse.networks.Engine` on the CPU.
 
     Args:
-        unet, cxrnet: in evaluation mode, on the CPU.
-        network_size_px, input_size_px: side of what each of them gets.
-        precision: "fp32", "bf16" or "int8".
-        activations: for int8, `int8.activations` of the weights' JSON.
-
-    Raises:
-        SettingsError: OpenVINO is not installed.
-        WeightsError: the ranges of the activations are those of another network.
+        models: of NETWORKS, in this order.
+        precision: "fp32", "bf16" or "int8"; in int8 CXRNet's model is quantised already.
     """
 
-    def __init__(
-        self,
-        unet: UNet,
-        cxrnet: CXRNet,
-        network_size_px: int,
-        input_size_px: int,
-        precision: str,
-        activations: list[dict[str, Any]] | None = None,
-    ) -> None:
-        classifier = convert(_Served(cxrnet), input_size_px)
-        if precision == "int8":
-            quantise(classifier, activations or [])
-        self._segment = compiled(convert(unet, network_size_px), precision)
-        self._classify = compiled(classifier, precision)
+    name, device = "openvino", "cpu"
 
-    def segment(self, images: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def __init__(self, models: Iterable[Model], precision: str) -> None:
+        self.precision = precision
+        self._segment, self._classify, self._side = (
+            compiled(model, "fp32" if name == "side" else precision) for name, model in zip(NETWORKS, models, strict=True)
+        )
+
+    @classmethod
+    def load(cls, weights_folder: Path, precision: str, kept: Path | None) -> OpenVINOEngine:
+        """The networks of a folder of weights.
+
+        Args:
+            weights_folder: where they lie.
+            precision: as above.
+            kept: a folder that keeps what was converted; None: converted in this process, each time.
+
+        Raises:
+            SettingsError: OpenVINO is not installed.
+            WeightsError: the weights are missing or damaged, or can't be converted.
+        """
+        library()
+        if kept is None:
+            from cxr_node.analyse.openvino_convert import models_of
+
+            return cls(models_of(weights_folder, precision).values(), precision)
+        return cls(_read(_converted(weights_folder, precision, kept)), precision)
+
+    def segment(self, images: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Lung logits, float32 (N, 1, H, W), and bottlenecks, float32 (N, K), of images uint8 (H, W)."""
-        logits, bottlenecks = self._segment([_batch(images)]).values()
+        logits, bottlenecks = self._segment([batch(images)]).values()
         return logits, bottlenecks
 
-    def classify(self, crops: Iterable[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+    def classify(self, crops: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         """What `CXRNet.serve` gives, float32 each, of crops uint8 (S, S)."""
-        return list(self._classify([_batch(crops)]).values())
+        return list(self._classify([batch(crops)]).values())
+
+    def side_log_odds(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Log-odds, float32 (N,), that the patient's right lies on the left of images uint8 (N, 96, 96)."""
+        (log_odds,) = self._side([batch(images)]).values()
+        found: NDArray[np.float32] = log_odds
+        return found
 
 
-def convert(network: nn.Module, size_px: int) -> Model:
-    """A network in evaluation mode as a model that takes any number of images of one size.
+def _converted(weights_folder: Path, precision: str, kept: Path) -> Path:
+    """The folder with the converted networks, which a child process makes if they are not there."""
+    about = [library().__version__, _program(), model_of(weights_folder).digest, "int8" if precision == "int8" else "fp32"]
+    folder = kept / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(open_file(kept / "lock", os.O_RDWR | os.O_CREAT), "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers start at once
+        if _is_whole(folder):
+            return folder
+        for old in kept.iterdir():  # of earlier weights or versions
+            if old.is_dir():
+                shutil.rmtree(old)
+        with tempfile.TemporaryDirectory(dir=kept) as made:
+            _convert(weights_folder, precision, Path(made))
+            digests = {path.name: _digest(path) for path in Path(made).iterdir()}
+            (Path(made) / _LIST).write_text(json.dumps(digests))
+            Path(made).rename(folder)
+    return folder
 
-    Raises:
-        SettingsError: OpenVINO is not installed.
-    """
-    openvino = _openvino()
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # the sizes that tracing takes for constants are constant
-        model: Model = openvino.convert_model(
-            network.eval(),
-            example_input=torch.zeros(1, 1, size_px, size_px),
-            input=[openvino.PartialShape([-1, 1, size_px, size_px])],
+
+def _program() -> str:
+    """The digest of what the converted networks follow from beside the weights: their code, and the side network."""
+    digest = hashlib.sha256()
+    nets = Path(str(resources.files("cxr_node.nets")))
+    for path in sorted([*nets.rglob("*.py"), *(nets / "sides").iterdir(), Path(__file__).with_name("openvino_convert.py")]):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _convert(weights_folder: Path, precision: str, made: Path) -> None:
+    command = [sys.executable, "-P", "-m", "cxr_node.analyse.openvino_convert", str(weights_folder), precision, str(made)]
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    reading, writing = os.pipe()  # the child ends when this closes, also if this process is killed
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=reading,
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST_CONVERSION_S,
+            check=False,
         )
-    return model
+    except subprocess.TimeoutExpired as error:
+        raise WeightsError('OpenVINO took too long to convert the weights: set inference.engine to "torch".') from error
+    finally:
+        os.close(reading)
+        os.close(writing)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise WeightsError(said[-1] if said else 'OpenVINO could not convert the weights: set inference.engine to "torch".')
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        digests: dict[str, str] = json.loads((folder / _LIST).read_text())
+        return all(_digest(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(folder: Path) -> list[Model]:
+    core = library().Core()
+    return [core.read_model(folder / f"{name}.xml") for name in NETWORKS]
 
 
 def compiled(model: Model, precision: str) -> Any:
@@ -92,26 +169,7 @@ def compiled(model: Model, precision: str) -> Any:
         "INFERENCE_NUM_THREADS": max(1, len(os.sched_getaffinity(0))),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return _openvino().Core().compile_model(model, "CPU", settings)
-
-
-def activation_ranges(cxrnet: CXRNet, size_px: int, crops: Iterable[NDArray[np.uint8]]) -> list[dict[str, Any]]:
-    """How far what each convolution gets reaches, on the mean over crops uint8 (S, S): `shape` of its weights, `low`, `high`."""
-    openvino = _openvino()
-    opset = openvino.opset13
-    model = convert(_Served(cxrnet), size_px)
-    multiplied = _multiplied(model)
-    extremes = []
-    for node in multiplied:
-        given = node.input_value(0)
-        axes = opset.constant(np.arange(given.get_partial_shape().rank.get_length()))
-        extremes += [opset.reduce_min(given, axes, False), opset.reduce_max(given, axes, False)]
-    probe = compiled(openvino.Model(extremes, model.get_parameters()), "fp32")
-    found = np.array([[float(value) for value in probe([_batch([crop])]).values()] for crop in crops]).mean(axis=0)
-    return [
-        {"shape": _weight_shape(node), "low": round(float(low), 5), "high": round(float(high), 5)}
-        for node, low, high in zip(multiplied, found[::2], found[1::2], strict=True)
-    ]
+    return library().Core().compile_model(model, "CPU", settings)
 
 
 def quantise(model: Model, activations: list[dict[str, Any]]) -> None:
@@ -120,15 +178,15 @@ def quantise(model: Model, activations: list[dict[str, Any]]) -> None:
     Raises:
         WeightsError: `activations` are of another network.
     """
-    opset = _openvino().opset13
-    multiplied = _multiplied(model)
-    if [one.get("shape") for one in activations] != [_weight_shape(node) for node in multiplied]:
+    opset = library().opset13
+    nodes = multiplied(model)
+    if [one.get("shape") for one in activations] != [weight_shape(node) for node in nodes]:
         raise WeightsError(
             'The ranges for int8 in cxrnet.json are missing or of another network: run "python -m training quantise", '
             'or set inference.precision to "auto".'
         )
     rounded: dict[tuple[str, int], Output] = {}  # what two convolutions share is rounded once
-    for node, one in zip(multiplied, activations, strict=True):
+    for node, one in zip(nodes, activations, strict=True):
         given, weights = node.input_value(0), node.input_value(1)
         place = (given.get_node().get_name(), given.get_index())
         if place not in rounded:
@@ -142,8 +200,8 @@ def quantise(model: Model, activations: list[dict[str, Any]]) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _openvino() -> Any:
-    """The library, kept from reporting to its makers that it is used.
+def library() -> Any:
+    """The library, with its usage telemetry disabled.
 
     Raises:
         SettingsError: it is not installed.
@@ -159,33 +217,24 @@ def _openvino() -> Any:
     return openvino
 
 
-class _Served(nn.Module):
-    """What of CXRNet serving asks for."""
-
-    def __init__(self, cxrnet: CXRNet) -> None:
-        super().__init__()
-        self.cxrnet = cxrnet
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return self.cxrnet.serve(image)
-
-
-def _batch(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
+def batch(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Images uint8 (H, W) of one size to float32 (N, 1, H, W) in 0..1."""
     return np.stack(list(images))[:, None].astype(np.float32) / np.float32(255)
 
 
-def _multiplied(model: Model) -> list[Node]:
+def multiplied(model: Model) -> list[Node]:
     """The nodes that multiply by weights, in the order of computation."""
     nodes = (node for node in model.get_ordered_ops() if node.get_type_name() in _MULTIPLIED)
     return [node for node in nodes if node.input_value(1).get_node().get_type_name() == "Constant"]
 
 
-def _weight_shape(node: Node) -> list[int]:
+def weight_shape(node: Node) -> list[int]:
+    """Of what a node multiplies by."""
     return [int(size) for size in node.input_value(1).get_shape()]
 
 
 def _with_zero(low: float, high: float) -> tuple[np.float32, np.float32]:
-    """A range that holds 0 on one of its 256 levels, so that nothing stays nothing."""
+    """A range that holds 0 on one of its 256 levels, so that 0 stays 0."""
     low, high = min(low, 0.0), max(high, 1e-6)
     step = (high - low) / _INT8_STEPS
     levels_below = round(-low / step)

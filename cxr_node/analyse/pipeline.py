@@ -1,4 +1,4 @@
-"""From prepared radiographs to findings: segment → gate → judge the sides → enhance → classify and explain.
+"""From prepared radiographs to findings: segment → gate → sides → enhance → classify and explain.
 
 Pure: arrays and networks in, findings out; no database, no file, no DICOM. The daemon, the command line and training's
 evaluation all run this.
@@ -16,24 +16,28 @@ from numpy.typing import NDArray
 
 from cxr_node.analyse.enhance import LungCrop, classifier_input
 from cxr_node.analyse.gate import check_frontal
+from cxr_node.analyse.letters import read_marker
 from cxr_node.analyse.networks import Networks
 from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left, zone_rows
-from cxr_node.analyse.side import judge_sides
+from cxr_node.analyse.side import classify_sides
 from cxr_node.errors import Rejected
-from cxr_node.records import LABELS, SIDES, ZONES, Findings
+from cxr_node.records import SIDES, ZONES, Findings, LetterCandidates
 
 _FAINT = 0.05
-"""Relevance below this is no heat: what the decoder leaves everywhere, where it keeps nothing, too."""
+"""Relevance below this is not heat: the decoder leaves this much everywhere."""
 
 _EDGE_PX = 3.0
-"""How far the heat's edges are softened, a standard deviation: the decoder decides, but not to the pixel."""
+"""Smoothing of the heat map's edges, as a standard deviation: the decoder is not accurate to the pixel."""
 
 _SURELY_FRONTAL = 2.0
-"""By so much an image with inverted greys must pass the gate's threshold: the second try must not be a second chance."""
+"""Margin above the gate's threshold for an image with inverted greys, so that the second attempt lets no more pass."""
 
 
 def analyse(
-    network_images: Sequence[NDArray[np.uint8]], networks: Networks, sides_said: Sequence[bool] | None = None
+    network_images: Sequence[NDArray[np.uint8]],
+    networks: Networks,
+    sides_said: Sequence[bool] | None = None,
+    letters: Sequence[LetterCandidates | None] | None = None,
 ) -> list[Findings | Rejected]:
     """Analyse a batch.
 
@@ -41,19 +45,20 @@ def analyse(
         network_images: uint8 (224, 224) each, from `prepare.to_network_image`.
         networks: see `analyse.networks.load_networks`.
         sides_said: of each image, whether its header says where the patient's right is (`Geometry.sides_said`); None: of all.
-            An image that nothing is said of, and that surely lies mirrored, is turned over first: its findings are those of
-            the mirrored image.
+            An image with a silent header that is certainly mirrored is flipped first: its findings are those of the flipped
+            image.
+        letters: of each image, what may be the film's own letters (`Radiograph.letters`); None: of one or of all, not looked for.
 
     Returns:
-        for each image its findings, or the reasons why it is turned away (returned, not raised, so that one image
-        costs the others nothing).
+        for each image its findings, or the reasons of its rejection (returned, not raised, so that one image doesn't affect the
+        others).
     """
     if not network_images:
         return []
     started = time.perf_counter()
     images = list(network_images)
     masks, refusals = _admit(images, networks)
-    # a wrong PhotometricInterpretation shows white lungs, in viewers as here: such an image is analysed the right way round
+    # a wrong PhotometricInterpretation makes lungs white, in viewers too: such an image is inverted and analysed
     refused = list(refusals)
     inverted: set[int] = set()
     if refused and networks.gate is not None:
@@ -66,7 +71,9 @@ def analyse(
                 del refusals[index]
     segment_s = (time.perf_counter() - started) / len(masks)
     accepted = [index for index in range(len(masks)) if index not in refusals]
-    sides = judge_sides([images[i] for i in accepted], [True if sides_said is None else sides_said[i] for i in accepted])
+    said = [True if sides_said is None else sides_said[i] for i in accepted]
+    markers = [read_marker(None if letters is None else letters[i], masks[i]) for i in accepted]
+    sides = classify_sides([images[i] for i in accepted], said, networks.engine.side_log_odds, markers)
     for index, judged in zip(accepted, sides, strict=True):
         if judged.mirrored:
             images[index] = np.ascontiguousarray(images[index][:, ::-1])
@@ -82,7 +89,7 @@ def analyse(
 def _admit(
     images: Sequence[NDArray[np.uint8]], networks: Networks, above_threshold: float = 0.0
 ) -> tuple[list[NDArray[np.bool_]], dict[int, Rejected]]:
-    """Lungs of each image, bool (224, 224), and why some are turned away, by index."""
+    """Lungs of each image, bool (224, 224), and why some are rejected, by index."""
     masks, bottlenecks = segment_batch(images, networks)
     refusals: dict[int, Rejected] = {}
     for index, mask in enumerate(masks):
@@ -98,7 +105,7 @@ def _admit(
 def segment_batch(
     network_images: Sequence[NDArray[np.uint8]], networks: Networks
 ) -> tuple[list[NDArray[np.bool_]], NDArray[np.float32]]:
-    """Cleaned lung masks, bool (224, 224) each, and what the gate judges by, float32 (N, 2 K)."""
+    """Cleaned lung masks, bool (224, 224) each, and the features of the gate, float32 (N, 2 K)."""
     raw, bottlenecks = networks.segment(list(network_images))
     return [clean_mask(mask) for mask in raw], bottlenecks
 
@@ -106,7 +113,7 @@ def segment_batch(
 def classify_batch(
     network_images: Sequence[NDArray[np.uint8]], lungs: Sequence[NDArray[np.bool_]], networks: Networks
 ) -> list[Findings]:
-    """Findings of images whose lungs, bool (224, 224) each, are known and believed."""
+    """Findings of images whose lungs, bool (224, 224) each, passed the checks."""
     if not network_images:
         return []
     started = time.perf_counter()
@@ -147,8 +154,8 @@ def _findings(
     borders = {side: zone_rows(lung) for side, lung in sides.items()}
     by_zone = _heat_by_zone(heatmap, sides, borders)
     return Findings(
-        label=LABELS[int(probabilities.argmax())],
-        probabilities=dict(zip(LABELS, (float(p) for p in probabilities), strict=True)),
+        label=networks.model.classes[int(probabilities.argmax())],
+        probabilities=dict(zip(networks.model.classes, (float(p) for p in probabilities), strict=True)),
         heatmap=heatmap,
         lungs=lungs,
         right_lung=sides["right"],

@@ -1,4 +1,4 @@
-"""From the U-Net's answer to the lungs: cleaned, told apart into right and left, and judged for plausibility."""
+"""From the U-Net's output to the lungs: cleaned, separated into right and left, checked for plausibility."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from cxr_node.errors import Rejected
 
 MIN_LUNG_AREA_FRACTION = 0.06
-"""Of the prepared image. Smaller is no chest; 0.5 % of the annotated training masks are below 0.10."""
+"""Smallest lung area as a fraction of the image; 0.5 % of the annotated training masks are below 0.10."""
 
 _MIN_PART = 0.1
 """Components smaller than this share of the largest are specks, not lung."""
@@ -69,7 +69,7 @@ def zone_rows(lung: NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def check_lungs(lungs: NDArray[np.bool_]) -> None:
-    """Turn away an image whose lungs can't be those of a frontal chest radiograph.
+    """Reject an image whose lungs can't be those of a frontal chest radiograph.
 
     Raises:
         Rejected: no lungs, too small, or only on one side.

@@ -1,44 +1,69 @@
-"""Which side of an image is the patient's right: what its header says, held against what the picture shows.
+"""Determines which side of an image is the patient's right, from its header, its pixels and the film's own letter.
 
-The picture is judged by a small network of its own (`nets.side`); its weights are made by `python -m training side`.
+A small network (`nets.side`) classifies the picture; `python -m training side` makes its weights. `analyse.letters` reads
+the letter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from cxr_node.nets.side import SIZE_PX, SideJudge, shipped_side_judge
-from cxr_node.records import Sides, SidesBy
+from cxr_node.nets.constants import SIDE_SIZE_PX
+from cxr_node.records import Marker, Sides, SidesBy
 
 
-def judge_sides(
-    network_images: Sequence[NDArray[np.uint8]], sides_said: Sequence[bool], judge: SideJudge | None = None
+def classify_sides(
+    network_images: Sequence[NDArray[np.uint8]],
+    sides_said: Sequence[bool],
+    log_odds: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    markers: Sequence[Marker | None] | None = None,
 ) -> list[Sides]:
     """How the sides of each image are known.
 
     Args:
         network_images: uint8 (224, 224) each, turned upright as far as their headers say how they lie.
         sides_said: of each, whether its header says where the patient's right is.
-        judge: None: the shipped one.
+        log_odds: the side network of an engine: uint8 (N, 96, 96) to float32 (N,).
+        markers: the film's own letter of each image; None: none was read, of one or of all.
     """
     if not network_images:
         return []
-    judge = judge or shipped_side_judge()
-    small = np.stack([cv2.resize(image, (SIZE_PX, SIZE_PX), None, 0, 0, cv2.INTER_AREA) for image in network_images])
-    with torch.inference_mode():
-        found = judge.network(torch.from_numpy(small).float().div(255).unsqueeze(1))
-    return [as_sides(float(log_odds), said, judge.threshold) for log_odds, said in zip(found, sides_said, strict=True)]
+    size = (SIDE_SIZE_PX, SIDE_SIZE_PX)
+    small = np.stack([cv2.resize(image, size, None, 0, 0, cv2.INTER_AREA) for image in network_images]).astype(np.uint8)
+    seen = zip(log_odds(small), sides_said, markers or [None] * len(small), strict=True)
+    return [as_sides(float(odds), said, _threshold(), marker) for odds, said, marker in seen]
 
 
-def as_sides(log_odds: float, said: bool, threshold: float) -> Sides:
-    """What is believed: the header unless the picture surely contradicts it; of a silent header, the picture if it is sure."""
-    if abs(log_odds) < threshold:
-        return Sides(SidesBy.HEADER if said else SidesBy.UNKNOWN, log_odds)
+@cache
+def _threshold() -> float:
+    return float(json.loads((files("cxr_node.nets") / "sides" / "side.json").read_text("utf-8"))["threshold"])
+
+
+def as_sides(log_odds: float, said: bool, threshold: float, marker: Marker | None = None) -> Sides:
+    """The decision: header, picture (if it is sure) and marker must not contradict each other; the first that speaks says it.
+
+    A mirrored letter is a marker that lay face down, or of a picture that is mirrored: where it stands may contradict, but is
+    not believed alone.
+    """
+    picture = 0 if abs(log_odds) < threshold else 1 if log_odds > 0 else -1
+    film = 0 if marker is None else 1 if marker.right_at_left else -1
+    header = 1 if said else 0
+    if -1 in (header * picture, header * film, picture * film):
+        against = [name for name, says in (("header", header), ("picture", picture)) if film * says < 0]
+        if header * film > 0:  # it is the picture alone that contradicts
+            against = []
+        return Sides(SidesBy.CONTRADICTED, log_odds, marker=marker, marker_against=" and ".join(against))
     if said:
-        return Sides(SidesBy.HEADER if log_odds > 0 else SidesBy.CONTRADICTED, log_odds)
-    return Sides(SidesBy.PICTURE, log_odds, mirrored=log_odds < 0)
+        return Sides(SidesBy.HEADER, log_odds, marker=marker)
+    if picture:
+        return Sides(SidesBy.PICTURE, log_odds, mirrored=picture < 0, marker=marker)
+    if marker is not None and not marker.mirrored:
+        return Sides(SidesBy.MARKER, log_odds, mirrored=film < 0, marker=marker)
+    return Sides(SidesBy.UNKNOWN, log_odds, marker=marker)

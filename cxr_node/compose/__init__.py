@@ -1,4 +1,4 @@
-"""From findings to the objects that go back to the archive: pictures, segmentations, presentation states and reports."""
+"""From findings to DICOM objects: overlays, segmentations, presentation states and reports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cxr_node.compose.secondary_capture import compose_secondary_capture
 from cxr_node.compose.segmentation import compose_heat_levels, compose_heat_values, compose_lungs
 from cxr_node.compose.sides import stated_orientation, turned
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
+from cxr_node.dicom.uids import derived_uid
 from cxr_node.prepare.content import content_digest as content_digest_of
 from cxr_node.records import ANALYSIS_KINDS, DEFAULT_KINDS, ComposedObject, Findings, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
-from cxr_node.uids import derived_uid
 
 __all__ = ["DEFAULT_KINDS", "compose_not_analysed", "compose_rejection_note", "compose_results", "draw_overlay", "pixel_aspect"]
 
@@ -47,13 +47,13 @@ def compose_results(
 ) -> list[ComposedObject]:
     """The results of one analysis. The same input gives the same bytes, UIDs included.
 
-    What differs in anything that an object shows, its date included, has another SOP instance UID.
+    Objects that differ in anything they show, the date included, have different SOP instance UIDs.
 
     Args:
         source: the source's data set; its pixels are not read, and it is left as it is.
         radiograph: the source, rendered.
-        findings: what the networks said of it.
-        content_digest: of the image, however it is encoded (`prepare.content`); empty: told by what is given here.
+        findings: the networks' findings.
+        content_digest: of the image, independent of its encoding (`prepare.content`); empty: computed from the other arguments.
         kinds: what to make; nothing else is computed.
         overlay: how it is drawn and encoded.
         predecessor: the report of an earlier revision, which this one's replaces: its UIDs are read.
@@ -108,5 +108,5 @@ def _refers_to(made: dict[ResultKind, Dataset], predecessor: Dataset | None) -> 
 
 
 def _content_of(source: Dataset, radiograph: Radiograph) -> str:
-    """What tells an image whose file is not at hand: its header, and its pixels as they are shown."""
+    """A digest of an image whose file is not available: of its header and its rendered pixels."""
     return content_digest_of(source) + hashlib.sha256(radiograph.pixels.tobytes()).hexdigest()

@@ -1,14 +1,17 @@
-"""The coded concepts that result objects use, as highdicom wants them. The codes themselves are data: codes.toml."""
+"""The coded concepts of result objects, for highdicom. The codes are data: codes.toml."""
 
 from __future__ import annotations
 
 import tomllib
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import CodedConcept
+
+if TYPE_CHECKING:
+    from cxr_node.records import Model
 
 
 @cache
@@ -17,9 +20,24 @@ def _table() -> dict[str, Any]:
 
 
 def code(group: str, name: str) -> CodedConcept:
-    """A code of the table, made anew each time: highdicom puts it into the object as it is."""
+    """A code of the table; a new object each time, since highdicom puts it into the data set as it is."""
     entry = _table()[group][name]
     return CodedConcept(entry["value"], entry["scheme"], entry["meaning"])
+
+
+def finding_code(name: str, model: Model) -> CodedConcept:
+    """The code of a class (or of "indeterminate"): the table's, or that of the weights whose own class it is."""
+    own = model.own_class(name)
+    return code("finding", name) if own is None else CodedConcept(own.code_value, own.code_scheme, own.code_meaning)
+
+
+def probability_code(name: str, model: Model) -> CodedConcept:
+    """The code of the probability of a class; of a weights' own class one is made of its name (VR SH, 16 characters)."""
+    own = model.own_class(name)
+    if own is None:
+        return code("probability", name)
+    value = f"P-{name.upper().replace('_', '-')}"[:16]
+    return CodedConcept(value, _table()["scheme"]["designator"], f"P({own.title[0].lower()}{own.title[1:]})"[:64])
 
 
 def private_scheme() -> CodingSchemeIdentificationItem:

@@ -1,6 +1,6 @@
-"""The greys of a presentation state: those that the overlay was rendered with, and nothing that `prepare.render` disbelieved.
+"""The grayscale transformations of a presentation state, as in the overlay.
 
-A presentation state replaces what the image says, and so it may have one window or one VOI LUT only (PS3.3 C.11.8).
+A presentation state replaces those of the image, so it may have only one window or one VOI LUT (PS3.3 C.11.8).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def add_greys(ds: Dataset, source: Dataset, greys: Greys, *, inverted: bool) -> 
         ds: the presentation state.
         source: the image's header.
         greys: how the image was rendered.
-        inverted: it is shown with its greys the other way round from what its header says, as it was analysed.
+        inverted: its greys are inverted against its header, as it was analysed.
     """
     if greys.modality_lut is not None:
         item = _lut(greys.modality_lut, depths=(_LEAST_BITS, _MOST_BITS), scaled=False)
@@ -49,7 +49,7 @@ def add_greys(ds: Dataset, source: Dataset, greys: Greys, *, inverted: bool) -> 
     elif greys.window is not None:
         centre, width, function = *greys.window, greys.function
         if function == "LINEAR_EXACT" and text(source, "VOILUTFunction").upper() != "LINEAR_EXACT":
-            # what the node worked out itself, in the form that every viewer knows
+            # the node's own window, in the form that every viewer supports
             centre, width, function = centre + 0.5, width + 1, "LINEAR"
         voi.WindowCenter, voi.WindowWidth = format_number_as_ds(float(centre)), format_number_as_ds(float(width))
         if function != "LINEAR":

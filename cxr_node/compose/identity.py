@@ -1,8 +1,8 @@
-"""Who a result object says it is: its UIDs, the patient and study it belongs to, and the equipment that made it.
+"""The identity of a result object: its UIDs, patient, study and equipment.
 
-What the object shows is left to the module of its kind.
+The module of each kind adds the content.
 
-Over 300 lines: who, where and when an object is from stays in one place, for all kinds of object.
+Over 300 lines: patient, study, equipment, dates and UIDs of all kinds of object stay in one place.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pydicom.charset import convert_encodings, python_encoding
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
-from pydicom.valuerep import validate_value
+from pydicom.valuerep import PersonName, validate_value
 
 from cxr_node.compose.requests import add_requests
+from cxr_node.dicom.uids import derived_uid
 from cxr_node.prepare.header import first_of, number, value_of
 from cxr_node.records import KINDS_OF_RESULT, MODEL_NAME, ComposedObject, Findings, Model, ResultKind
-from cxr_node.uids import derived_uid
 
 _TYPE_2 = (
     "PatientName",
@@ -59,13 +59,16 @@ _COPIED = (
 _TEXT = frozenset(("LO", "SH", "PN", "ST", "LT", "UT", "UC"))
 """VRs that Specific Character Set governs (PS3.5 section 6.1.2.3)."""
 
+_LONGEST_TEXT, _LONGEST_SEQUENCE, _OVERHEAD = 1024, 65536, 8
+"""Characters of a value that are copied, and of all values in a sequence; how many each element counts besides its own."""
+
 _VERBATIM = _TEXT | {"SQ"}
-"""Copied even where a value breaks its VR (an accession number that is too long): an archive matches by it."""
+"""Copied even if a value breaks its VR (a long accession number): archives match by it."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a result stands in its study. All of it is derived, so that composing twice makes the same object."""
+class ResultIdentity:
+    """The place of a result in its study. All of it is derived, so that composing twice makes the same object."""
 
     sop_instance_uid: str
     series_instance_uid: str
@@ -88,21 +91,21 @@ class Place:
         }
 
     def tracking_uid(self, what: str) -> str:
-        """What ties together all that the objects of one analysis say of the same thing, such as a lung."""
+        """The tracking UID of one thing, such as a lung, in all objects of one analysis."""
         return derived_uid("tracking", self.analysis_uid, what)
 
 
 def content_key(model: Model, *parts: str) -> str:
-    """What the content of a result follows from: the model, the program, and parts that say what was analysed and how.
+    """The key of a result's content: the model, the program, and what was analysed and how.
 
-    One UID, one content: whatever shows in an object is in its key, and nothing else is.
+    One UID, one content: everything that shows in an object is in its key, and nothing else.
     """
     text = "\0".join((model.name, model.version, model.digest, program_version(), *parts))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def findings_digest(findings: Findings) -> str:
-    """What was found, to the last bit; not how long it took."""
+    """A digest of the findings, without the times."""
     hasher = hashlib.sha256()
     for name in sorted(each.name for each in fields(findings) if each.name != "seconds"):
         value = getattr(findings, name)
@@ -111,12 +114,11 @@ def findings_digest(findings: Findings) -> str:
     return hasher.hexdigest()
 
 
-def place(source: Dataset, model: Model, kind: ResultKind, key: str, variant: str = "") -> Place:
-    """Where the result of a kind stands.
+def place(source: Dataset, model: Model, kind: ResultKind, key: str, variant: str = "") -> ResultIdentity:
+    """The place of a result of one kind.
 
     One new series for each series of the source, kind, model and program, and one more where patient or study were
-    corrected: all instances of a series share them. A variant, which tells something else with the same kind of object,
-    has a series of its own.
+    corrected: all instances of a series share them. A variant (other content in the same kind of object) has its own series.
 
     Args:
         source: the image.
@@ -129,7 +131,7 @@ def place(source: Dataset, model: Model, kind: ResultKind, key: str, variant: st
     of_patient = content_key(model, *(str(value_of(source, keyword)) for keyword in _COPIED))
     instance_number, source_series = number(source, "InstanceNumber", 1), number(source, "SeriesNumber", 0)
     series_number = int(source_series) if 0 <= source_series < 1_000_000 else 0
-    return Place(
+    return ResultIdentity(
         sop_instance_uid=derived_uid("instance", source.SOPInstanceUID, key, *made_by),
         series_instance_uid=derived_uid("series", source.StudyInstanceUID, source_series_uid(source), of_patient, *made_by),
         series_number=int(f"{KINDS_OF_RESULT[kind].series_number}{series_number:03d}"),
@@ -149,7 +151,7 @@ def device_uid(model: Model) -> str:
 
 
 def serial_number(model: Model) -> str:
-    """What tells one set of weights from another, 16 characters."""
+    """Identifies a set of weights, 16 characters."""
     return model.digest[:16] or hashlib.sha256(f"{model.name}\0{model.version}".encode()).hexdigest()[:16]
 
 
@@ -168,7 +170,7 @@ def software_versions(model: Model) -> str:
 
 
 def bare_reference(source: Dataset) -> Dataset:
-    """The least that highdicom wants of a source: its UIDs, and empty patient and study attributes.
+    """The minimum source for highdicom: its UIDs, and empty patient and study attributes.
 
     highdicom refuses values that real files hold (a birth date of hex digits); `identify` fills in what can be used.
     """
@@ -257,6 +259,7 @@ def _copy(source: Dataset, ds: Dataset, keyword: str) -> None:
         value = source[tag].value if tag in source else None
     except (ValueError, TypeError, OverflowError, NotImplementedError):
         value = None
+    value = _capped(vr, value)
     if value is not None and vr not in _VERBATIM:
         value = _valid(vr, keyword, value)
     if value is None and keyword not in _TYPE_2:
@@ -266,8 +269,27 @@ def _copy(source: Dataset, ds: Dataset, keyword: str) -> None:
     ds[tag] = DataElement(tag, vr, copy.deepcopy(value) if vr == "SQ" else value, validation_mode=0)
 
 
+def _capped(vr: str, value: Any) -> Any:
+    """The value, or the beginning of a text that is too long for any; None for a sequence that holds too much.
+
+    All that is copied goes into every result: a name of 20 MiB would be stored and sent as often.
+    """
+    if vr == "SQ":
+        left = _LONGEST_SEQUENCE
+        for item in value or ():
+            for element in item.iterall():
+                left -= _OVERHEAD + len(str(element.value)) if element.VR != "SQ" else _OVERHEAD
+                if left < 0:
+                    return None
+            left -= _OVERHEAD
+        return value if left >= 0 else None
+    if vr in _TEXT and value is not None and len(str(value)) > _LONGEST_TEXT:
+        return str(value if isinstance(value, str | PersonName) else next(iter(value), ""))[:_LONGEST_TEXT]
+    return value
+
+
 def _valid(vr: str, keyword: str, value: Any) -> Any:
-    """The value in the form that its VR wants, or None: a wrong date is worse than none."""
+    """The value in the form of its VR, or None: a wrong date is worse than none."""
     text = str(value)
     if vr == "DA" and re.fullmatch(r"\d{4}\.\d{2}\.\d{2}", text):  # ACR-NEMA, PS3.5 table 6.2-1
         text = text.replace(".", "")
@@ -298,7 +320,8 @@ def _equipment(source: Dataset, model: Model, made_at: datetime) -> list[Dataset
     items: list[Dataset] = []
     # Skipped where the source says too little, or says it in a form that can't be written.
     with suppress(ValueError, TypeError, AttributeError, KeyError, NotImplementedError, OverflowError):
-        items.append(ContributingEquipment.for_image_acquisition(source))
+        acquisition = ContributingEquipment.for_image_acquisition(source)
+        items += [acquisition] if _capped("SQ", [acquisition]) is not None else []
     items.append(
         ContributingEquipment(
             MODEL_NAME,

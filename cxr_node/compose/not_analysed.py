@@ -1,4 +1,4 @@
-"""What tells the reader that an image was not analysed, and why: silence must not look like health."""
+"""Notices that an image was not analysed, and why: a missing result must not look like a healthy one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from highdicom.sr import (
 from pydicom import Dataset
 
 from cxr_node.compose.codes import code
-from cxr_node.compose.identity import Place, bare_reference, content_key, identify, place, to_composed
+from cxr_node.compose.identity import ResultIdentity, bare_reference, content_key, identify, place, to_composed
 from cxr_node.compose.overlay import draw_not_analysed
-from cxr_node.compose.report import document, region
+from cxr_node.compose.report import document
+from cxr_node.compose.report_regions import region
 from cxr_node.compose.secondary_capture import NOTICE, compose_secondary_capture
 from cxr_node.prepare.content import content_digest as content_digest_of
 from cxr_node.prepare.header import number
@@ -38,14 +39,14 @@ def compose_not_analysed(
     predecessor: Dataset | None = None,
     now: datetime,
 ) -> list[ComposedObject]:
-    """A notice of each kind that there is one of: a picture (overlay) and a structured report.
+    """Notices of an unanalysed image: a picture (overlay) and a structured report.
 
     Args:
         source: the image's header; it has to say study, class and instance.
         reasons: sentences for a radiographer.
         model: what would have analysed it.
         content_digest: of the image, or what else tells its content.
-        kinds: others than overlay and report are passed over.
+        kinds: others than overlay and report are ignored.
         predecessor: the report of an earlier revision, which this one's replaces.
         now: when the notices are made, with a time zone.
     """
@@ -68,7 +69,7 @@ def compose_not_analysed(
 
 
 def _group(
-    source: Dataset, image: Dataset, reasons: Sequence[str], model: Model, where: Place
+    source: Dataset, image: Dataset, reasons: Sequence[str], model: Model, where: ResultIdentity
 ) -> PlanarROIMeasurementsAndQualitativeEvaluations:
     """TID 1410 without a measurement. Its region is the whole image: viewers show nothing of a group without one."""
     columns, rows = (max(1.0, number(source, keyword, 1.0)) for keyword in ("Columns", "Rows"))

@@ -1,4 +1,4 @@
-"""The overlay as a picture: the radiograph with the heat map inside the lungs and a panel that says what was found."""
+"""Draws the overlay: the radiograph with the heat map inside the lungs, and a panel with the findings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from cxr_node.compose.identity import program_version
 from cxr_node.compose.sides import note
-from cxr_node.compose.words import NOT_ANALYSED, TITLES, title
+from cxr_node.compose.words import NOT_ANALYSED, title, title_of
 from cxr_node.prepare.geometry import mask_to_source, to_source
 from cxr_node.records import LABELS, MODEL_NAME, NOT_FOR_DIAGNOSIS, Findings, Geometry, Radiograph
 
 _COLOURS = cv2.COLORMAP_PLASMA
-"""Perceptually even, readable by the colour-blind, and without the greys of the radiograph it lies on."""
+"""Perceptually uniform, readable by the colour-blind, and without the greys of the radiograph below."""
 _TOP_COLOUR = 238.0
 """Where on the map the strongest heat is: the yellows above turn green over grey."""
 _FULL_OPACITY = 0.6
@@ -57,7 +57,7 @@ def draw_overlay(
     below = _PANEL + (_NOTE if said else 0)
     height, width = _picture_size(rows * pixel_aspect, columns, max_side_px, 2 if side_by_side else 1, below)
     grey = _to_grey(radiograph.pixels, height, width, radiograph.greys.shutter_grey)
-    if findings.greys_inverted:  # shown as it was read, not as a wrong header has it
+    if findings.greys_inverted:  # shown as it was analysed, not as the wrong header says
         grey = 255 - grey
     plain: Picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
     picture = plain.copy()
@@ -78,7 +78,7 @@ def draw_overlay(
 
 
 def draw_not_analysed(reasons: Sequence[str], width: int = 1024) -> Picture:
-    """A notice that says that there is no result, and why.
+    """A notice that there is no result, and why.
 
     Args:
         reasons: sentences.
@@ -115,7 +115,7 @@ def _picture_size(height: float, width: float, max_side_px: int, pictures: int, 
 def _to_grey(pixels: NDArray[np.float32], height: int, width: int, hidden: float) -> NDArray[np.uint8]:
     """The radiograph, uint8 (height, width). Padding, and what is behind a shutter (NaN), gets the grey `hidden`, 0..1."""
     factor = min(pixels.shape[0] // height, pixels.shape[1] // width)
-    if factor > 1:  # a whole factor first: four times as fast as one step, and the few pixels cut off don't show
+    if factor > 1:  # first by an integer factor: four times as fast, and the few pixels cut off are invisible
         rows, columns = (side // factor for side in pixels.shape)
         whole = pixels[: rows * factor, : columns * factor]
         pixels = np.asarray(cv2.resize(whole, (columns, rows), None, 0, 0, cv2.INTER_AREA), np.float32)
@@ -141,7 +141,7 @@ def _letters(geometry: Geometry) -> tuple[str, str]:
 
 
 def _header(letters: tuple[str, str], width: int, text: str = "") -> Picture:
-    """The patient's sides where they lie, and what this is; above the picture, so that no marker of the film is hidden."""
+    """The patient's sides and a title, above the picture, so that no film marker is hidden."""
     header = np.zeros((round(_HEADER * width), width, 3), np.uint8)
     baseline, size = round(0.034 * width), max(8, round(0.034 * width))
     _text(header, letters[0], (round(0.025 * width), baseline), size, _WHITE, _BOLD)
@@ -151,7 +151,7 @@ def _header(letters: tuple[str, str], width: int, text: str = "") -> Picture:
 
 
 def _panel(findings: Findings, width: int, said: str, height: int) -> Picture:
-    """What was found, in words and numbers. Measures are shares of the width, so that every overlay looks alike.
+    """The findings in words and numbers. Sizes are fractions of the width, so that all overlays look alike.
 
     `said`: of the sides, in a line of its own.
     """
@@ -164,7 +164,7 @@ def _panel(findings: Findings, width: int, said: str, height: int) -> Picture:
         return max(6, round(share * width))
 
     cv2.line(panel, (0, 0), (width, 0), _DARK, 1)
-    named = findings.answer if findings.answer in LABELS else None
+    named = findings.answer if findings.answer in findings.probabilities else None
     _text(panel, title(findings), at(0.025, 0.05), size(0.042), _WHITE, _BOLD, room=round(0.467 * width))
     if named:
         _text(panel, f"{findings.probabilities[named]:.0%}", at(0.625, 0.05), size(0.042), _WHITE, _BOLD, "right")
@@ -174,15 +174,16 @@ def _panel(findings: Findings, width: int, said: str, height: int) -> Picture:
     room = round(0.295 * width)
     _text(panel, model, at(0.975, 0.035), size(0.021), _LIGHT, _REGULAR, "right", room)
     _text(panel, f"{MODEL_NAME} {program_version()}", at(0.975, 0.062), size(0.0175), _DIM, _REGULAR, "right")
-    for row, label in enumerate(LABELS):
-        y = 0.088 + 0.03 * row
+    pitch = 0.03 * len(LABELS) / max(len(LABELS), len(findings.probabilities))
+    for row, label in enumerate(findings.probabilities):
+        y = 0.088 + pitch * row
         colour, weight = (_WHITE, _BOLD) if label == named else (_LIGHT, _REGULAR)
-        _text(panel, TITLES[label], at(0.025, y), size(0.021), colour, weight)
+        _text(panel, title_of(label, findings.model), at(0.025, y), size(0.7 * pitch), colour, weight)
         left, right = 0.268, 0.53
-        cv2.rectangle(panel, at(left, y - 0.014), at(right, y), _DARK, cv2.FILLED)
+        cv2.rectangle(panel, at(left, y - 0.47 * pitch), at(right, y), _DARK, cv2.FILLED)
         filled = left + (right - left) * findings.probabilities[label]
-        cv2.rectangle(panel, at(left, y - 0.014), at(filled, y), _BAR if label == named else _DIM, cv2.FILLED)
-        _text(panel, f"{findings.probabilities[label]:.1%}", at(0.625, y), size(0.021), colour, weight, "right")
+        cv2.rectangle(panel, at(left, y - 0.47 * pitch), at(filled, y), _BAR if label == named else _DIM, cv2.FILLED)
+        _text(panel, f"{findings.probabilities[label]:.1%}", at(0.625, y), size(0.7 * pitch), colour, weight, "right")
     if said:
         _text(panel, said, at(0.025, _PANEL + 0.014), size(0.021), _AMBER, _BOLD, room=round(0.95 * width))
     _text(panel, "Heat: what the answer rests on, 0 to 1", at(0.68, 0.105), size(0.0185), _LIGHT, _REGULAR, room=room)

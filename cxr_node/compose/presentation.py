@@ -1,7 +1,7 @@
 """The presentation state: lung outlines, zones and the result as layers that a reader switches on and off over the
 original image.
 
-The greys are those of the overlay (`compose.greys`). Patient, study and equipment are `identity`'s to fill in.
+The greys are those of the overlay (`compose.greys`). `identity` adds patient, study and equipment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from highdicom.pr import GraphicTypeValues as PresentationGraphicTypeValues
 from pydicom import Dataset
 
 from cxr_node.compose.greys import add_greys, add_shutter
-from cxr_node.compose.identity import Place, bare_reference
+from cxr_node.compose.identity import ResultIdentity, bare_reference
 from cxr_node.compose.sides import note
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.compose.words import headline
@@ -31,7 +31,7 @@ _PIXEL, _DISPLAY = AnnotationUnitsValues.PIXEL, AnnotationUnitsValues.DISPLAY
 _POLYLINE = PresentationGraphicTypeValues.POLYLINE
 
 
-def compose_presentation(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
+def compose_presentation(source: Dataset, maps: SourceMaps, place: ResultIdentity) -> Dataset:
     """The presentation state as a data set, not yet identified.
 
     Args:

@@ -1,6 +1,6 @@
 """The rejection note that withdraws results: a Key Object Selection after IHE RAD Imaging Object Change Management (IOCM).
 
-Which results are to be withdrawn, where and when, is for others to decide.
+Callers decide which results to withdraw, where and when.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr_node.compose.codes import code
 from cxr_node.compose.identity import bare_reference, identify, program_version, to_composed
+from cxr_node.dicom.references import Reference
+from cxr_node.dicom.uids import derived_uid
 from cxr_node.records import MODEL_NAME, ComposedObject, Model, ResultKind
-from cxr_node.references import Reference
-from cxr_node.uids import derived_uid
 
 _SERIES_NUMBER = 97000
 _DESCRIPTION = "Rejection note: AI results withdrawn"
@@ -31,7 +31,7 @@ def compose_rejection_note(
     sent_as: Mapping[str, Reference] | None = None,
     title: str = "incorrect_worklist_entry",
 ) -> ComposedObject:
-    """A note that an archive takes as the order to hide these objects.
+    """A note that tells an archive to hide these objects.
 
     Its UID is derived from what it withdraws, why and when: `now` is the time of what withdraws them, from its row, and not that
     of composing, so that a note made again is the same note.

@@ -1,23 +1,22 @@
 """The structured report: Comprehensive 3D SR after TID 1500, with a measurement group for the finding, for each lung and for
 each region of heat, every one with a region on the source.
 
-Its codes are data (codes.toml). Patient, study and equipment are `identity`'s to fill in.
+Its codes are data (codes.toml). `identity` adds patient, study and equipment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
     CodedConcept,
     Comprehensive3DSR,
+    ContainerContentItem,
+    ContentSequence,
     DeviceObserverIdentifyingAttributes,
     FindingSite,
-    GraphicTypeValues,
     ImageContentItem,
-    ImageRegion,
     LanguageOfContentItemAndDescendants,
     Measurement,
     MeasurementReport,
@@ -26,23 +25,22 @@ from highdicom.sr import (
     PlanarROIMeasurementsAndQualitativeEvaluations,
     RelationshipTypeValues,
     SourceImageForMeasurement,
-    SourceImageForRegion,
     TrackingIdentifier,
 )
-from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
-from cxr_node.compose.codes import code, private_scheme
-from cxr_node.compose.identity import Place, bare_reference, device_uid, program_version, serial_number
+from cxr_node.compose.codes import code, finding_code, private_scheme, probability_code
+from cxr_node.compose.identity import ResultIdentity, bare_reference, device_uid, program_version, serial_number
+from cxr_node.compose.report_regions import area_of, lung_rectangle, region
 from cxr_node.compose.sides import lung_name, note, site
 from cxr_node.compose.source_pixels import SourceMaps
-from cxr_node.prepare.geometry import outlines_in_source, to_source
-from cxr_node.records import LABELS, MODEL_NAME, SIDES, ZONES, Findings, Geometry, Model
+from cxr_node.prepare.geometry import outlines_in_source
+from cxr_node.records import MODEL_NAME, SIDES, ZONES, Findings, Model, SidesBy
 
 _HOT, _LEAST_HEAT, _MOST_HEAT_REGIONS = 0.5, 0.0004, 3
-"""Heat regions begin at this value and cover at least such a share of the image; there are no more than so many."""
+"""Heat regions: least heat, least fraction of the image, largest number of regions."""
 
 FINDING = "AI chest radiograph finding: region looked at"
 
@@ -50,7 +48,7 @@ FINDING = "AI chest radiograph finding: region looked at"
 def compose_report(
     source: Dataset,
     maps: SourceMaps,
-    place: Place,
+    place: ResultIdentity,
     *,
     overlay: Dataset | None = None,
     lungs: Dataset | None = None,
@@ -77,7 +75,7 @@ def document(
     model: Model,
     evidence: Sequence[Dataset | None],
     groups: Sequence[PlanarROIMeasurementsAndQualitativeEvaluations],
-    place: Place,
+    place: ResultIdentity,
     predecessor: Dataset | None,
 ) -> Dataset:
     """A report around measurement groups (TID 1500), not yet identified.
@@ -95,52 +93,39 @@ def document(
         imaging_measurements=groups,
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(code("language", "english")),
     )
-    return Comprehensive3DSR(
-        evidence=[ds for ds in evidence if ds is not None],
-        content=report,
+    root = report[0]
+    # highdicom copies a tree, converts the copy and searches it for references: a third of the time of a report. It gets
+    # the root alone, and the tree then takes its place.
+    bare = ContainerContentItem(root.name, template_id="1500")
+    bare.ContentSequence = ContentSequence()
+    ds = Comprehensive3DSR(
+        evidence=[each for each in evidence if each is not None],
+        content=bare,
         series_instance_uid=place.series_instance_uid,
         series_number=place.series_number,
         sop_instance_uid=place.sop_instance_uid,
         instance_number=place.instance_number,
         is_complete=True,
-        is_final=False,  # a reader's report is the final one
+        is_final=False,  # the reader's report is the final one
         is_verified=False,
         performed_procedure_codes=[code("procedure", "imaging")],
         previous_versions=None if predecessor is None else [predecessor],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         coding_schemes=[private_scheme()],
     )
-
-
-def lung_rectangle(lungs: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.float64]:
-    """The rectangle around the lungs in the source's pixel matrix, as a closed polyline.
-
-    Args:
-        lungs: bool (H, W), upright.
-        geometry: of the source.
-
-    Returns:
-        float64 (5, 2): column, row, from (0, 0) at the outer corner of the first pixel (PS3.3 C.18.6.1.1); around the
-        whole image if the mask is empty.
-    """
-    placed = to_source(lungs.astype(np.float32), geometry, shape=lungs.shape) >= 0.5
-    rows, columns = np.flatnonzero(placed.any(axis=1)), np.flatnonzero(placed.any(axis=0))
-    top, bottom, left, right = 0.0, 1.0, 0.0, 1.0
-    if rows.size:
-        height, width = placed.shape
-        top, bottom = float(rows[0] / height), float((rows[-1] + 1) / height)
-        left, right = float(columns[0] / width), float((columns[-1] + 1) / width)
-    corners = ((left, top), (right, top), (right, bottom), (left, bottom), (left, top))
-    return np.array([(x * geometry.columns, y * geometry.rows) for x, y in corners], np.float64)
+    ds.ContentSequence = root.ContentSequence
+    return ds
 
 
 def _finding(
-    image: Dataset, maps: SourceMaps, place: Place, overlay: Dataset | None, lungs: Dataset | None
+    image: Dataset, maps: SourceMaps, place: ResultIdentity, overlay: Dataset | None, lungs: Dataset | None
 ) -> PlanarROIMeasurementsAndQualitativeEvaluations:
     """TID 1410: what was found, by what, with all its numbers: those that viewers write beside the region come first."""
     findings = maps.findings
-    measurements = [_percent(code("probability", label), findings.probabilities[label]) for label in LABELS]
-    measurements.append(_percent(code("measurement", "threshold"), max(findings.indeterminate_below, 1 / len(LABELS))))
+    measurements = [_percent(probability_code(label, findings.model), value) for label, value in findings.probabilities.items()]
+    measurements.append(
+        _percent(code("measurement", "threshold"), max(findings.indeterminate_below, 1 / len(findings.probabilities)))
+    )
     measurements.append(_percent(code("measurement", "heat_in_lungs"), findings.heat_in_lungs))
     measurements.append(_percent(code("measurement", "lung_area"), findings.lung_area_fraction))
     for side in SIDES:
@@ -148,7 +133,7 @@ def _finding(
     group = PlanarROIMeasurementsAndQualitativeEvaluations(
         TrackingIdentifier(uid=place.tracking_uid(FINDING), identifier=FINDING),
         referenced_region=region(image, lung_rectangle(findings.lungs, maps.geometry)),
-        finding_type=code("finding", findings.answer),
+        finding_type=finding_code(findings.answer, findings.model),
         algorithm_id=_algorithm(findings),
         finding_sites=[FindingSite(code("site", "lung"))],
         measurements=measurements,
@@ -166,9 +151,9 @@ def _finding(
 
 
 def _of_lung(maps: SourceMaps, side: str, lungs: Dataset | None) -> list[Measurement]:
-    """One lung's area and its and its zones' shares of the heat; none where it wasn't found.
+    """One lung's area, and the share of the heat in the lung and in its zones; nothing if it wasn't found.
 
-    They refer to the segmentation, if one was made, as what they were taken from (TID 320).
+    They refer to the segmentation, if one was made, as their source (TID 320).
     """
     if not maps.lung(side).any():
         return []
@@ -186,7 +171,9 @@ def _of_lung(maps: SourceMaps, side: str, lungs: Dataset | None) -> list[Measure
     return measurements
 
 
-def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarROIMeasurementsAndQualitativeEvaluations | None:
+def _lung(
+    image: Dataset, maps: SourceMaps, place: ResultIdentity, side: str
+) -> PlanarROIMeasurementsAndQualitativeEvaluations | None:
     """TID 1410: the outline of one lung, an anatomical region with its side; None where it wasn't found.
 
     It bears the tracking UID of the lung's segment. Its side is in the concept, without numbers and sites: viewers write those at
@@ -205,12 +192,14 @@ def _lung(image: Dataset, maps: SourceMaps, place: Place, side: str) -> PlanarRO
     )
 
 
-def _heat_regions(image: Dataset, maps: SourceMaps, place: Place) -> list[PlanarROIMeasurementsAndQualitativeEvaluations]:
+def _heat_regions(
+    image: Dataset, maps: SourceMaps, place: ResultIdentity
+) -> list[PlanarROIMeasurementsAndQualitativeEvaluations]:
     """TID 1410: where heat of half the scale and more lies, the largest regions first; without sites, as for a lung."""
     findings = maps.findings
     least = _LEAST_HEAT * maps.geometry.rows * maps.geometry.columns
     outlines = outlines_in_source(findings.heatmap >= _HOT, maps.geometry)
-    large = sorted((outline for outline in outlines if _area(outline) >= least), key=_area, reverse=True)
+    large = sorted((outline for outline in outlines if area_of(outline) >= least), key=area_of, reverse=True)
     groups = []
     for number, outline in enumerate(large[:_MOST_HEAT_REGIONS], start=1):
         name = f"Heat region {number}"
@@ -223,17 +212,6 @@ def _heat_regions(image: Dataset, maps: SourceMaps, place: Place) -> list[Planar
             )
         )
     return groups
-
-
-def _area(outline: NDArray[np.float64]) -> float:
-    """Of a closed polyline, float64 (N, 2)."""
-    x, y = outline[:, 0], outline[:, 1]
-    return float(abs((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2)
-
-
-def region(image: Dataset, outline: NDArray[np.float64]) -> ImageRegion:
-    """A closed polyline, float64 (N, 2): column and row, on the source."""
-    return ImageRegion(GraphicTypeValues.POLYLINE, outline, SourceImageForRegion(image.SOPClassUID, image.SOPInstanceUID))
 
 
 def _observer(model: Model) -> ObserverContext:
@@ -251,9 +229,9 @@ def _observer(model: Model) -> ObserverContext:
 
 
 def _algorithm(findings: Findings) -> AlgorithmIdentification:
-    """TID 4019: the network, what of it changes the numbers, and how region and sides are to be read.
+    """TID 4019: the network, its parameters that affect the numbers, and how to read region and sides.
 
-    Parameters are where the templates have a place for words: PixelMed warns of any other.
+    Parameters are the only place for free text in the templates: PixelMed warns about any other.
     """
     model = findings.model
     parameters = [
@@ -266,7 +244,8 @@ def _algorithm(findings: Findings) -> AlgorithmIdentification:
     if said := note(findings.sides):
         parameters.append(f"sides: {said}")
     if findings.sides.mirrored:
-        parameters.append("sides: mirrored before the analysis, as judged from the picture")
+        judge = "the film's marker" if findings.sides.by == SidesBy.MARKER else "the picture"
+        parameters.append(f"sides: mirrored before the analysis, as judged from {judge}")
     if findings.indeterminate:
         parameters.append(f"indeterminate because: {findings.indeterminate_reason}")
     if findings.greys_inverted:

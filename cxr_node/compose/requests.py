@@ -1,6 +1,6 @@
-"""What ties a result to the order that its source was taken for: requests and referenced studies, copied from the source.
+"""Links a result to the order of its source: requests and referenced studies, copied from the source.
 
-Only what the standard has there is copied, each value in the form that its VR wants.
+Only attributes that the standard has there are copied, each value in the form of its VR.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _REQUEST = (
 _CODE = ("CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning")
 _ORDER_NUMBERS = ("PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberImagingServiceRequest")
 
+_MOST_ITEMS = 16
+"""Of a sequence that are copied: they go into every result."""
+
 
 def add_requests(ds: Dataset, source: Dataset, *, is_document: bool) -> None:
     """Copy Request Attributes (or a document's Referenced Request) and Referenced Study Sequence, in place.
@@ -41,7 +44,8 @@ def add_requests(ds: Dataset, source: Dataset, *, is_document: bool) -> None:
     studies = _references(source, "ReferencedStudySequence")
     if studies and not is_document:
         ds.ReferencedStudySequence = studies
-    requests = [item for item in values_of(source, "RequestAttributesSequence") if isinstance(item, Dataset)]
+    given = values_of(source, "RequestAttributesSequence")[:_MOST_ITEMS]
+    requests = [item for item in given if isinstance(item, Dataset)]
     if is_document:
         made = [item for request in requests if (item := _referenced_request(request, source)) is not None]
         if made:
@@ -82,7 +86,7 @@ def _referenced_request(request: Dataset, source: Dataset) -> Dataset | None:
 def _references(ds: Dataset, keyword: str) -> list[Dataset]:
     """Items that name a SOP class and an instance by valid UIDs."""
     items = []
-    for given in values_of(ds, keyword):
+    for given in values_of(ds, keyword)[:_MOST_ITEMS]:
         if not isinstance(given, Dataset):
             continue
         names = (text(given, "ReferencedSOPClassUID"), text(given, "ReferencedSOPInstanceUID"))
@@ -94,7 +98,7 @@ def _references(ds: Dataset, keyword: str) -> list[Dataset]:
 
 
 def _codes(ds: Dataset, keyword: str) -> list[Dataset]:
-    items = [_copied(given, _CODE) for given in values_of(ds, keyword) if isinstance(given, Dataset)]
+    items = [_copied(given, _CODE) for given in values_of(ds, keyword)[:_MOST_ITEMS] if isinstance(given, Dataset)]
     return [item for item in items if all(keyword in item for keyword in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning"))]
 
 

@@ -1,6 +1,6 @@
-"""A picture as a Secondary Capture object: the overlay, or the notice that there is none.
+"""A picture as a Secondary Capture object: the overlay, or the notice that there is no result.
 
-Patient, study and equipment are `identity`'s to fill in.
+`identity` adds patient, study and equipment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cxr_node.compose.identity import Place, bare_reference
+from cxr_node.compose.identity import ResultIdentity, bare_reference
 from cxr_node.compose.source_pixels import compression_of
 from cxr_node.prepare.header import text
 from cxr_node.records import MODEL_NAME
@@ -37,7 +37,7 @@ _ENCODERS = {RLELossless: "pylibjpeg", JPEGLSLossless: "pyjpegls", JPEG2000Lossl
 def compose_secondary_capture(
     source: Dataset,
     picture: NDArray[np.uint8],
-    place: Place,
+    place: ResultIdentity,
     transfer_syntax_uid: str = ExplicitVRLittleEndian,
     description: str = OVERLAY,
     orientation: Sequence[str] | None = None,
@@ -58,7 +58,7 @@ def compose_secondary_capture(
         "RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("L", "F"),  # highdicom wants one of its own list; what is known follows
+        patient_orientation=("L", "F"),  # highdicom requires a value of its list; the real one is set below
         series_instance_uid=place.series_instance_uid,
         series_number=place.series_number,
         sop_instance_uid=place.sop_instance_uid,

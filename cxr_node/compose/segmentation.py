@@ -1,10 +1,10 @@
-"""Segmentations over the source's own pixels: the lungs, and the heat map as levels for readers and as values for machines.
+"""Segmentations in the source's geometry: the lungs, and the heat map as levels for readers and as values for programs.
 
 A radiograph has no frame of reference, so each frame has the source's rows and columns and lies on it pixel for pixel
-(PS3.3 A.51). Patient, study and equipment are `identity`'s to fill in.
+(PS3.3 A.51). `identity` adds patient, study and equipment.
 
-All are of 8 bits, RLE: segments hold nothing but 0 and the maximum. Of 1 bit, frames begin within a byte where rows times
-columns is no multiple of 8 (PS3.5 8.1.1), and Orthanc answers no request for a frame whose columns aren't one.
+All are of 8 bits, RLE: segments hold nothing but 0 and the maximum. With 1 bit, frames begin within a byte if rows times
+columns is not a multiple of 8 (PS3.5 8.1.1), and Orthanc can't return a frame if the number of columns isn't one.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, Se
 from highdicom.seg import Segmentation as HighdicomSegmentation
 from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sr.codedict import codes
-from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from cxr_node.compose.codes import code
-from cxr_node.compose.identity import Place, bare_reference
+from cxr_node.compose.identity import ResultIdentity, bare_reference
+from cxr_node.compose.rle import encode_mask
 from cxr_node.compose.sides import lung_name, picture_side, stated_orientation
 from cxr_node.compose.source_pixels import SourceMaps, compression_of, pixel_aspect, pixel_spacing_mm
+from cxr_node.dicom.uids import derived_uid
 from cxr_node.records import MODEL_NAME, SIDES, Findings
-from cxr_node.uids import derived_uid
-
-_ENCODERS = {RLELossless: "pylibjpeg", JPEGLSLossless: "pyjpegls"}
-"""pydicom's plugins for each compression."""
 
 LEVELS = (0.25, 0.5, 0.75)
 """Lower bounds of the levels of heat; each ends where the next begins, since viewers draw what doesn't overlap."""
@@ -43,7 +42,7 @@ _IN_THE_IMAGE_S_OWN_PLANE = [1, 0, 0, 0, 1, 0]
 """Image Orientation (Patient) that viewers assume for an image without one, as a radiograph is."""
 
 
-def compose_lungs(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
+def compose_lungs(source: Dataset, maps: SourceMaps, place: ResultIdentity) -> Dataset:
     """The right (segment 1) and the left lung (segment 2), 0 or 255; not yet identified.
 
     Where sides aren't known, the segments are named by the side of the picture that they lie on.
@@ -58,10 +57,10 @@ def compose_lungs(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
         modifier = code("site", side) if sides.known else picture_side(side, sides, geometry)
         segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
         segments.append(segment)
-    return _compressed(_compose(source, maps, maps.lungs, segments, "LUNGS", "Lungs", place), RLELossless)
+    return _as_rle(_compose(source, maps, maps.lungs, segments, "LUNGS", "Lungs", place))
 
 
-def compose_heat_levels(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
+def compose_heat_levels(source: Dataset, maps: SourceMaps, place: ResultIdentity) -> Dataset:
     """The heat map as one segment for each of LEVELS, 0 or 255, for viewers; not yet identified."""
     levels = np.zeros(maps.heat.shape, np.uint8)
     for low in LEVELS:
@@ -71,24 +70,28 @@ def compose_heat_levels(source: Dataset, maps: SourceMaps, place: Place) -> Data
         label = f"Heat {low:.0%} to {LEVELS[number]:.0%}" if number < len(LEVELS) else f"Heat {low:.0%} and above"
         segments.append(_heat_segment(number, label, colour, maps.findings, place))
     description = "Heat map as levels of the network's relevance, 0 to 100 %"
-    return _compressed(_compose(source, maps, levels, segments, "HEAT LEVELS", description, place), RLELossless)
+    return _as_rle(_compose(source, maps, levels, segments, "HEAT LEVELS", description, place))
 
 
-def compose_heat_values(source: Dataset, maps: SourceMaps, place: Place) -> Dataset:
-    """The heat map's values, any of 0 to 255 and JPEG-LS, for machines: most viewers can't draw it; not yet identified."""
+def compose_heat_values(source: Dataset, maps: SourceMaps, place: ResultIdentity) -> Dataset:
+    """The heat map's values, 0 to 255, JPEG-LS, for programs: most viewers can't draw it; not yet identified."""
     heat = maps.heat
     segment = _heat_segment(1, "Heat", _LEVEL_COLOURS[-1], maps.findings, place)
     description = "Heat map: the network's relevance, 0 to 1"
-    # highdicom sorts all values to find those beyond 1, which takes a second: it gets where they are, and we put them in
+    # highdicom sorts all values to check them, which takes a second: it gets a mask, and the values are put in afterwards
     where = (heat > 0).astype(np.uint8)
     ds = _compose(source, maps, where, [segment], "HEAT VALUES", description, place)
-    return _compressed(ds, JPEGLSLossless, heat)
+    ds.compress(JPEGLSLossless, heat, encoding_plugin="pyjpegls", generate_instance_uid=False)
+    return ds
 
 
-def _compressed(ds: Dataset, transfer_syntax_uid: str, frames: NDArray[np.uint8] | None = None) -> Dataset:
-    """The object with its frames, or others in their place, in a lossless compression of `_ENCODERS`."""
-    plugin = _ENCODERS[UID(transfer_syntax_uid)]
-    ds.compress(transfer_syntax_uid, frames, encoding_plugin=plugin, generate_instance_uid=False)
+def _as_rle(ds: Dataset) -> Dataset:
+    """The object with its frames, uncompressed masks of 8 bits, in RLE Lossless."""
+    frames = np.frombuffer(ds.PixelData, np.uint8)[: ds.NumberOfFrames * ds.Rows * ds.Columns]
+    encoded = [encode_mask(frame) for frame in frames.reshape(ds.NumberOfFrames, ds.Rows, ds.Columns)]
+    ds["PixelData"] = DataElement("PixelData", "OB", encapsulate(encoded))
+    ds["PixelData"].is_undefined_length = True  # PS3.5 A.4
+    ds.file_meta.TransferSyntaxUID = RLELossless
     return ds
 
 
@@ -99,9 +102,9 @@ def _compose(
     segments: Sequence[SegmentDescription],
     label: str,
     description: str,
-    place: Place,
+    place: ResultIdentity,
 ) -> Dataset:
-    """The object that highdicom makes, with what viewers ask for and highdicom leaves out.
+    """The object that highdicom makes, with the attributes that viewers require and highdicom leaves out.
 
     Args:
         source: the image's header.
@@ -114,7 +117,7 @@ def _compose(
     """
     image = bare_reference(source)
     image.Rows, image.Columns = labels.shape
-    image.Modality = "DX"  # highdicom wants one; nothing of it reaches the object
+    image.Modality = "DX"  # highdicom requires one; it does not appear in the object
     for keyword, value in compression_of(source).items():
         setattr(image, keyword, value)
     ds = HighdicomSegmentation(
@@ -126,7 +129,7 @@ def _compose(
         content_label=label,
         content_description=description,
         pixel_measures=_pixel_measures(source),
-        omit_empty_frames=False,  # an image without heat has its levels all the same, empty
+        omit_empty_frames=False,  # an image without heat has empty levels
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     organization = derived_uid("dimensions", place.sop_instance_uid)  # highdicom's is another each time
@@ -140,8 +143,8 @@ def _compose(
 
 
 def _pixel_measures(source: Dataset) -> PixelMeasuresSequence:
-    """Height and width of a pixel. Viewers show nothing without it: where the source is silent, 1 mm stands in, as it does
-    where they measure in such a source. A projection has no thickness, but highdicom reads nothing without one.
+    """Height and width of a pixel. Viewers show nothing without it: if the source has none, 1 mm is used, as viewers do when
+    they measure in such a source. A projection has no thickness, but highdicom reads nothing without one.
     """
     return PixelMeasuresSequence(pixel_spacing_mm(source) or (pixel_aspect(source), 1.0), 1.0)
 
@@ -149,15 +152,17 @@ def _pixel_measures(source: Dataset) -> PixelMeasuresSequence:
 def _plane_orientation() -> Dataset:
     """Rows to the right, columns down, whatever the source's Patient Orientation says.
 
-    OHIF waits for ever for a segmentation without it, and takes one with another orientation for orthogonal to its source. It
-    is a convention: a projection has no plane in the patient, and so no position is given.
+    OHIF never finishes loading a segmentation without it, and treats one with another orientation as orthogonal to its source.
+    It is a convention: a projection has no plane in the patient, so no position is given.
     """
     item = Dataset()
     item.ImageOrientationPatient = _IN_THE_IMAGE_S_OWN_PLANE
     return item
 
 
-def _heat_segment(number: int, label: str, colour: tuple[int, int, int], findings: Findings, place: Place) -> SegmentDescription:
+def _heat_segment(
+    number: int, label: str, colour: tuple[int, int, int], findings: Findings, place: ResultIdentity
+) -> SegmentDescription:
     segment = _segment(number, label, code("segment", "spatial"), code("segment", "saliency"), colour, findings, place)
     segment.AnatomicRegionSequence = [code("site", "lung")]
     return segment
@@ -170,7 +175,7 @@ def _segment(
     property_type: CodedConcept,
     colour: tuple[int, int, int],
     findings: Findings,
-    place: Place,
+    place: ResultIdentity,
 ) -> SegmentDescription:
     """One segment, made by the network, with a tracking UID of its own."""
     model = findings.model

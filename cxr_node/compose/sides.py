@@ -1,6 +1,6 @@
-"""What result objects may say of the patient's sides: right and left where they are known, else sides of the picture.
+"""How results name the patient's sides: right and left if they are known, else sides of the picture.
 
-How they are known is `analyse.side`'s to judge.
+`analyse.side` decides how they are known.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from cxr_node.records import SIDES, Geometry, Sides, SidesBy
 
 _NOTES = {
     SidesBy.PICTURE: "Sides judged from the picture: its header does not say which side is which.",
+    SidesBy.MARKER: "Sides judged from the film's marker: the header does not say which side is which.",
     SidesBy.UNKNOWN: "Sides unknown: the header does not say, and the picture does not show it clearly.",
     SidesBy.CONTRADICTED: "WARNING: header and picture disagree on right and left. Check the film's marker and the orientation.",
 }
+_WITH_MARKER = {
+    SidesBy.PICTURE: "Sides judged from the picture and the film's marker: the header does not say which side is which.",
+}
+_MARKER_CONTRADICTS = "WARNING: the film's marker disagrees with the {} on right and left. Check the marker and the orientation."
 
 
 def turned(geometry: Geometry, sides: Sides) -> Geometry:
@@ -28,12 +33,31 @@ def turned(geometry: Geometry, sides: Sides) -> Geometry:
 
 
 def note(sides: Sides) -> str:
-    """What the reader must know of the sides; empty where the header says them and the picture agrees."""
+    """A note on the sides for the reader; empty if header, picture and marker agree."""
+    if sides.marker_against:
+        return _MARKER_CONTRADICTS.format(sides.marker_against)
+    if sides.marker is not None and sides.by in _WITH_MARKER:
+        return _WITH_MARKER[sides.by]
     return _NOTES.get(sides.by, "")
 
 
+def marker_text(sides: Sides, geometry: Geometry) -> str:
+    """The film's own letter in words, such as "R on the picture's left"; empty if none was read.
+
+    Args:
+        sides: how it is known which is which.
+        geometry: of the source, as its header has it.
+    """
+    if sides.marker is None:
+        return ""
+    unsaid = replace(sides, by=SidesBy.UNKNOWN)
+    place = side_name(SIDES[0 if sides.marker.at_left else 1], unsaid, geometry)
+    letter = f"mirrored {sides.marker.letter}" if sides.marker.mirrored else sides.marker.letter
+    return f"{letter} on the " + place.replace("picture", "picture's")
+
+
 def warnings(sides: Sides) -> list[str]:
-    """What a person has to look after."""
+    """Warnings for an operator."""
     return [note(sides)] if sides.by == SidesBy.CONTRADICTED else []
 
 
@@ -82,7 +106,7 @@ def picture_side(side: str, sides: Sides, geometry: Geometry) -> CodedConcept:
 
 def stated_orientation(source: Dataset, sides: Sides) -> list[str] | None:
     """The two values of Patient Orientation that a result may state of the source's pixel matrix; None: unknown."""
-    if sides.by == SidesBy.PICTURE:  # the gate lets upright images through alone
+    if sides.by in (SidesBy.PICTURE, SidesBy.MARKER):  # the gate accepts upright images only
         return ["R" if sides.mirrored else "L", "F"]
     if sides.by == SidesBy.HEADER and orientation(source) is not None:
         return [str(part) for part in values_of(source, "PatientOrientation")]

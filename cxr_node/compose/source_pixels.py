@@ -1,4 +1,4 @@
-"""Where things lie in the source's own pixel matrix, which is what segmentations and presentation states are drawn on."""
+"""Findings in the source's pixel matrix, on which segmentations and presentation states are drawn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 @dataclass(frozen=True)
 class SourceMaps:
-    """Findings laid onto the source's pixel matrix, each of them once, when it is first asked for."""
+    """Findings mapped to the source's pixel matrix, each once, on first use."""
 
     findings: Findings
     geometry: Geometry
@@ -49,18 +49,18 @@ class SourceMaps:
 
 
 def pixel_spacing_mm(source: Dataset) -> tuple[float, float] | None:
-    """Height and width of a source pixel, as far as the header says it sensibly: at the patient, or at the detector."""
+    """Height and width of a source pixel if the header has plausible values: at the patient, or at the detector."""
     return _pair(source, _SPACINGS)
 
 
 def pixel_aspect(source: Dataset) -> float:
-    """Height of a source pixel by its width; 1 where the header doesn't say, or says nonsense."""
+    """Height of a source pixel by its width; 1 if the header has none, or an implausible one."""
     pair = _pair(source, (*_SPACINGS, "PixelAspectRatio"))
     return pair[0] / pair[1] if pair else 1.0
 
 
 def compression_of(source: Dataset) -> dict[str, Any]:
-    """What says that the source was once compressed with losses, and so that its results are (PS3.3 C.7.6.1.1.5)."""
+    """Attributes of lossy compression: results of a source that was compressed with losses say so too (PS3.3 C.7.6.1.1.5)."""
     flag = text(source, "LossyImageCompression")
     file_meta = getattr(source, "file_meta", None)
     if file_meta is not None and file_meta.get("TransferSyntaxUID") in (JPEGBaseline8Bit, JPEGExtended12Bit):

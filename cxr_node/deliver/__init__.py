@@ -1,1 +1,1 @@
-"""Results to their destinations, by C-STORE: what is sent, what is tried again, and why something failed."""
+"""Delivers results to their destinations by C-STORE: sending, retries, and explanations of failures."""

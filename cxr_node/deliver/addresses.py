@@ -1,4 +1,4 @@
-"""Where a peer may be: each host of it, each address of each host, in the order in which they are tried."""
+"""The addresses of a peer, in the order in which they are tried: each host, and each address of each host."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from cxr_node.deliver.request import Peer
 
 _MOST_ADDRESSES = 8
-"""Of one peer: each that doesn't answer costs up to ten seconds."""
+"""The limit of addresses tried for one peer: each that doesn't respond costs up to ten seconds."""
 _REMEMBERED_S = 300.0
 _answered: dict[tuple[tuple[str, ...], int], tuple[str, float]] = {}
-"""Hosts and port of a peer: the address that answered last, and until when it is tried first."""
+"""Hosts and port of a peer: the address that answered last, and until when to try it first."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """An IP address to connect to, and the host whose it is."""
+    """An IP address to connect to, and the host it belongs to."""
 
     host: str
     ip: str
 
 
 def addresses_of(peer: Peer) -> tuple[list[Address], dict[str, OSError]]:
-    """What to try, in turn: first what answered in the last minutes, so that a dead first address isn't waited for each time.
+    """The addresses to try, in order. One that answered in the last minutes comes first, so that a dead address costs no wait
+    each time.
 
     Returns:
         the addresses, and the hosts that have none, each with the reason.
@@ -54,7 +55,7 @@ def has_answered(peer: Peer, address: Address) -> None:
     """There is an association with the peer at this address; remembered for a while where there are others too."""
     key = _key(peer)
     known, until = _answered.get(key, ("", 0.0))
-    if known != address.ip or time.monotonic() >= until:  # not renewed: the first of them is tried again in the end
+    if known != address.ip or time.monotonic() >= until:  # not renewed, so that the first address is tried again later
         _answered[key] = address.ip, time.monotonic() + _REMEMBERED_S
 
 

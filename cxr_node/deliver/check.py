@@ -1,4 +1,4 @@
-"""Tries each destination out, and explains each mistake in the settings in words that lead to its cure."""
+"""Tests each destination, and explains each mistake in the settings and how to correct it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cxr_node.commitment.datasets import COMMITMENT
+from cxr_node.commitment.scu import not_supported
 from cxr_node.deliver import reasons
-from cxr_node.deliver.request import COMMITMENT, EXPECTED, Offer, Peer, committing_peer, offers_to, peer_of, report_classes
+from cxr_node.deliver.request import EXPECTED, Offer, Peer, committing_peer, offers_to, peer_of, report_classes
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
-from cxr_node.logs import explain
+from cxr_node.logs import exception_text
 from cxr_node.records import REPORT_CLASS_NAMES, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
 
 
 class Severity(StrEnum):
-    """How grave a finding is: `error` keeps results from arriving, `warning` some of them, or points at a surprise."""
+    """How grave a finding is: `error`: no results would arrive; `warning`: some would not, or something is unexpected."""
 
     OK = "ok"
     WARNING = "warning"
@@ -25,7 +27,7 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class DestinationFinding:
     """What was found at one destination."""
 
     severity: Severity
@@ -33,8 +35,8 @@ class Finding:
     text: str
 
 
-def check_destinations(settings: Settings) -> list[Finding]:
-    """Associate with every destination, C-ECHO it, and see whether it takes what it is to be sent. Stores nothing there.
+def check_destinations(settings: Settings) -> list[DestinationFinding]:
+    """Associate with every destination, C-ECHO it, and check whether it accepts what it would be sent. Stores nothing there.
 
     In the order of the settings, at least one finding for each destination.
     """
@@ -43,29 +45,29 @@ def check_destinations(settings: Settings) -> list[Finding]:
         return [finding for findings in found for finding in findings]
 
 
-def _check_safely(settings: Settings, destination: DestinationSettings) -> list[Finding]:
-    """Whatever one of them does, the others are reported on."""
+def _check_safely(settings: Settings, destination: DestinationSettings) -> list[DestinationFinding]:
+    """An unexpected error at one destination doesn't affect the others."""
     try:
         return _check(settings, destination)
     except Exception as error:
         text = (
-            f"{peer_of(settings, destination)} answers in a way that this program can't follow ({explain(error)}): its log may "
-            "say what it did; report it with this line."
+            f"{peer_of(settings, destination)} responds in a way that this program doesn't support ({exception_text(error)}): "
+            "its log may say what it did; report it with this line."
         )
-        return [Finding(Severity.ERROR, destination.name, text)]
+        return [DestinationFinding(Severity.ERROR, destination.name, text)]
 
 
-def _check(settings: Settings, destination: DestinationSettings) -> list[Finding]:
-    found: list[Finding] = []
+def _check(settings: Settings, destination: DestinationSettings) -> list[DestinationFinding]:
+    found: list[DestinationFinding] = []
 
     def note(severity: Severity, text: str) -> None:
-        found.append(Finding(severity, destination.name, text))
+        found.append(DestinationFinding(severity, destination.name, text))
 
     if _is_this_node(settings, destination):
         note(
             Severity.WARNING,
-            f"{destination.host}:{destination.port} is this node itself: it would take its own results in and keep them, "
-            "unanalysed. Set `host` and `port` to the PACS's.",
+            f"{destination.host}:{destination.port} is this node itself: it would store its own results without analysing "
+            "them. Set `host` and `port` to the PACS's.",
         )
     peer = peer_of(settings, destination)
     asked = committing_peer(settings, destination) if destination.storage_commitment else peer
@@ -82,29 +84,29 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Finding
             severity = Severity.WARNING if len(refused) < len(kinds) else Severity.ERROR
             note(severity, f"The {kind} will be refused: {why}")
         if asked == peer and commitment and not association.accepts(COMMITMENT):
-            note(Severity.ERROR, reasons.no_commitment(peer))
+            note(Severity.ERROR, not_supported(peer))
         try:
             association.echo()
         except DeliveryError as error:
-            note(Severity.WARNING, f"{error} Storing may work all the same.")
+            note(Severity.WARNING, f"{error} Storing may still work.")
     finally:
         association.release()
     if asked != peer and (trouble := _commitment_trouble(asked)):
         note(Severity.ERROR, f"Storage commitment: {trouble}")
     if not found:
         taken = " and ".join(_described(association, destination, kind) for kind in kinds) or "nothing"
-        note(Severity.OK, f"{association.peer} answers C-ECHO and takes: {taken}.")
+        note(Severity.OK, f"{association.peer} responds to C-ECHO and accepts: {taken}.")
     return found
 
 
 def _commitment_trouble(peer: Peer) -> str:
-    """Why a peer can't be asked for storage commitment alone; empty if it can."""
+    """Why storage commitment can't be requested from a peer; empty if it can."""
     try:
         association = Association(peer, {COMMITMENT})
     except DeliveryError as error:
         return str(error)
     try:
-        return "" if association.accepts(COMMITMENT) else reasons.no_commitment(peer)
+        return "" if association.accepts(COMMITMENT) else not_supported(peer)
     finally:
         association.release()
 
@@ -119,7 +121,7 @@ def _refusal(association: Association, destination: DestinationSettings, kind: R
 
 
 def _described(association: Association, destination: DestinationSettings, kind: ResultKind) -> str:
-    """The kind, and for a report that goes as a plainer class, as which."""
+    """The kind, and for a report that is sent in a simpler class, that class."""
     form = _form(association, destination, kind)
     if form is None or form == EXPECTED[kind]:
         return str(kind)
@@ -131,7 +133,7 @@ def _form(association: Association, destination: DestinationSettings, kind: Resu
 
 
 def _forms(destination: DestinationSettings, kind: ResultKind) -> list[Offer]:
-    """What the kind may go as, the best first."""
+    """The forms in which the kind may be sent, the best first."""
     if kind is not ResultKind.REPORT:
         return [EXPECTED[kind]]
     return [(sop_class_uid, EXPECTED[kind][1]) for sop_class_uid in report_classes(destination)]

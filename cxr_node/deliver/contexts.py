@@ -1,4 +1,4 @@
-"""What an association request proposes: presentation contexts, with what can stand in for another, roles, and our user."""
+"""The content of an association request: presentation contexts, alternative transfer syntaxes, roles, user identity."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.deliver.request import Offer, Peer
-from cxr_node.passcode import read_passcode
+from cxr_node.dicom.passcode import read_passcode
 
 MOST_OFFERS = 60
 """An association has room for 128 presentation contexts (PS3.8 9.3.2.2); an offer takes up to two."""
 
 LITTLE_ENDIAN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 LOSSLESS = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
-"""What can be decompressed and stay the same instance."""
+"""Transfer syntaxes that can be decompressed without becoming another instance."""
 
 
 def presentation_contexts(offers: Iterable[Offer]) -> list[PresentationContext]:
@@ -34,7 +34,7 @@ def presentation_contexts(offers: Iterable[Offer]) -> list[PresentationContext]:
 
 
 def convertible(transfer_syntax_uid: str) -> bool:
-    """Whether it can be encoded anew without a loss."""
+    """Whether it can be re-encoded without loss."""
     syntax = UID(transfer_syntax_uid)
     return syntax in LOSSLESS or (syntax.is_transfer_syntax and not syntax.is_compressed and syntax.is_little_endian)
 
@@ -42,7 +42,7 @@ def convertible(transfer_syntax_uid: str) -> bool:
 def extended_negotiation(
     peer: Peer, as_scp_of: Iterable[str]
 ) -> list[SCP_SCU_RoleSelectionNegotiation | UserIdentityNegotiation]:
-    """The SOP classes of which we are the provider (PS3.7 D.3.3.4), and who our user is, if the peer is to be told (D.3.3.7).
+    """Role selection for the SOP classes that the node provides (PS3.7 D.3.3.4), and the user identity if there is one (D.3.3.7).
 
     Raises:
         SettingsError: the file with the passcode can't be read.

@@ -1,4 +1,4 @@
-"""Says in a PACS administrator's words why a peer didn't take something, and what to do about it."""
+"""Explains to a PACS administrator why a peer refused something, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Sequence
 from pydicom.uid import UID
 
 from cxr_node.deliver.request import DUPLICATE_INSTANCE, Peer
+from cxr_node.dicom.tls import tls_error_text
 from cxr_node.store.deliveries import OUT_OF_RESOURCES
-from cxr_node.tls import explain
 
 
 def not_connected(peer: Peer, error: OSError | None, waited_s: float) -> str:
     """Why there is no connection. `error`: None if the peer didn't answer in `waited_s` seconds."""
     where = f"{peer.host}:{peer.port}"
     if isinstance(error, ssl.SSLError) or (peer.tls is not None and isinstance(error, ConnectionResetError)):
-        return f"No TLS connection to {where}: {explain(error)}."
+        return f"No TLS connection to {where}: {tls_error_text(error)}."
     if isinstance(error, socket.gaierror):
-        return f"The host name {peer.host!r} is unknown here: correct `host`, or write the IP address."
+        return f"The host name {peer.host!r} cannot be resolved: correct `host`, or write the IP address."
     if error is None or isinstance(error, TimeoutError):
         return (
-            f"{where} didn't answer within {waited_s:.0f} s: is the machine switched on, its address right, "
-            "and does no firewall lie between?"
+            f"{where} didn't answer within {waited_s:.0f} s: is the machine running, is its address right, "
+            "and does a firewall block the port?"
         )
     if isinstance(error, ConnectionRefusedError):
         return (
@@ -32,12 +32,12 @@ def not_connected(peer: Peer, error: OSError | None, waited_s: float) -> str:
             "(it is the PACS's DICOM port, not its web port)."
         )
     if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return f"There is no way to {where} ({error.strerror}): check the address, the network and the firewall."
+        return f"There is no route to {where} ({error.strerror}): check the address, the network and the firewall."
     return f"No connection to {where}: {error.strerror or error}."
 
 
-def nowhere(peer: Peer, failed: list[str]) -> str:
-    """Why there is no association with a peer that has several addresses; `failed` says it of each."""
+def no_address_answers(peer: Peer, failed: list[str]) -> str:
+    """Why there is no association with a peer that has several addresses; `failed` has the reason of each."""
     return f"No association with {peer.called_ae_title} at any of its {len(failed)} addresses: " + " ".join(failed)
 
 
@@ -61,7 +61,7 @@ def rejected(peer: Peer, source: int, diagnostic: int) -> str:
         case 2, 1 if peer.user:
             return (
                 f"{peer} rejects the association: most often it doesn't accept the user name {peer.user!r} with the passcode "
-                "that it was given. Correct `user` and what `passcode_file` holds."
+                "that it got. Correct `user` and the content of `passcode_file`."
             )
         case 2, 1:
             return (
@@ -80,7 +80,7 @@ def rejected(peer: Peer, source: int, diagnostic: int) -> str:
 def aborted(peer: Peer) -> str:
     """The peer sent A-ABORT in answer to the association request."""
     return (
-        f"{peer} aborts the association as soon as it is asked for one: its log says why. Most often the AE title "
+        f"{peer} aborts the association on request: its log says why. Most often the AE title "
         f"{peer.calling_ae_title!r} or this machine's address is not registered there."
     )
 
@@ -89,20 +89,29 @@ def hung_up(peer: Peer) -> str:
     """The connection was closed, or something else than DICOM came back, instead of an answer to the request."""
     if peer.tls is not None:
         return (
-            f"{peer.host}:{peer.port} takes the TLS connection and closes it again: does it want a certificate of ours, trust "
-            "the authority of tls.certificate, and is that still valid? With TLS 1.3 a peer judges only after the handshake."
+            f"{peer.host}:{peer.port} accepts the TLS connection and closes it again: does it require a certificate from this "
+            "node, does it trust the authority of tls.certificate, and is that still valid? With TLS 1.3 a peer checks it only "
+            "after the handshake."
         )
     return (
-        f"{peer.host}:{peer.port} takes the connection but doesn't answer in DICOM: is this its DICOM port (not a web port, "
-        "not one that expects TLS)? Some PACS also hang up on callers that they don't know."
+        f"{peer.host}:{peer.port} accepts the connection but doesn't answer in DICOM: is this its DICOM port (not a web port, "
+        "not one that expects TLS)? Some PACSs also close the connection to unknown AE titles."
+    )
+
+
+def not_dicom(peer: Peer, what: str) -> str:
+    """More came back than any answer of DICOM holds, or something else."""
+    return (
+        f"{peer.host}:{peer.port} accepts the connection but doesn't answer in DICOM ({what}): is this its DICOM port (not a web "
+        "port, not one that expects TLS), and is what listens there still the PACS?"
     )
 
 
 def silent(peer: Peer) -> str:
     """The peer took the connection and never answered the association request."""
     return (
-        f"{peer} takes the connection but didn't answer the association request within {peer.timeout_s:.0f} s: is this its "
-        "DICOM port, and does the service there still work?"
+        f"{peer} accepts the connection but didn't answer the association request within {peer.timeout_s:.0f} s: is this its "
+        "DICOM port, and is the service there working?"
     )
 
 
@@ -115,9 +124,9 @@ def refused(peer: Peer, sop_class_uid: str, transfer_syntax_uid: str, *, class_a
     """No presentation context was accepted for an object."""
     name = UID(sop_class_uid).name
     if class_accepted:
-        return f"{peer} takes {name}, but not as {UID(transfer_syntax_uid).name}: enable this transfer syntax there."
+        return f"{peer} accepts {name}, but not as {UID(transfer_syntax_uid).name}: enable this transfer syntax there."
     return (
-        f"{peer} doesn't take {name} ({sop_class_uid}) as {UID(transfer_syntax_uid).name}: enable this SOP class there, "
+        f"{peer} doesn't accept {name} ({sop_class_uid}) as {UID(transfer_syntax_uid).name}: enable this SOP class there, "
         "or leave this kind of object out of `send`."
     )
 
@@ -126,14 +135,9 @@ def no_report_class(peer: Peer, sop_class_uids: Sequence[str]) -> str:
     """No presentation context was accepted for the report in any of the classes that it may be sent as."""
     names = ", ".join(f"{UID(sop_class_uid).name} ({sop_class_uid})" for sop_class_uid in sop_class_uids)
     return (
-        f"{peer} doesn't take the report as any of {names}: enable one of these SOP classes there, or leave the report out of "
+        f"{peer} doesn't accept the report as any of {names}: enable one of these SOP classes there, or leave the report out of "
         "`send`."
     )
-
-
-def no_commitment(peer: Peer) -> str:
-    """No presentation context was accepted for storage commitment."""
-    return f"{peer} doesn't take Storage Commitment: enable it there, or set storage_commitment = false."
 
 
 def unanswered(peer: Peer, waited_s: float) -> str:
@@ -154,26 +158,35 @@ def out_of_resources(status: int) -> bool:
 def warned(peer: Peer, status: int, comment: str) -> str:
     """What a C-STORE status of the class Warning means: the object is stored (PS3.4 table B.2-1, PS3.7 section C.4.2)."""
     meaning = {
-        0xB000: "it has changed data elements of it",
-        0xB006: "it has left out data elements of it",
+        0xB000: "it changed data elements",
+        0xB006: "it left out data elements",
         0xB007: "the data set doesn't match its SOP class",
         0x0107: "it doesn't know some of its attributes",
-        0x0116: "some values are out of their range",
-    }.get(status, "its documentation says what that means")
+        0x0116: "some values are out of range",
+    }.get(status, "see its documentation")
     return f"{peer} stored it with a warning, status 0x{status:04X}: {meaning}." + _said(comment)
 
 
 def arrived_before(peer: Peer) -> str:
     """Status 0x0111 to an object that was sent there before, without an answer."""
-    return f"{peer} has it already, status 0x{DUPLICATE_INSTANCE:04X}: an earlier attempt arrived, and its response got lost."
+    return f"{peer} already has it, status 0x{DUPLICATE_INSTANCE:04X}: an earlier attempt arrived, and its response was lost."
 
 
 def held_already(peer: Peer) -> str:
-    """Status 0x0111 to an object that this node has not sent there in vain before (PS3.7 section C.5)."""
+    """Status 0x0111 to an object without an earlier attempt that went unanswered (PS3.7 section C.5)."""
     return (
         f"{peer} didn't store it, status 0x{DUPLICATE_INSTANCE:04X}: it holds an object with this SOP instance UID already, and "
         "no earlier attempt from here was left without an answer. Compare the two there: if they are the same, cancel this "
         "delivery; else remove the one there and retry (`cxr-node queue retry`)."
+    )
+
+
+def still_there(peer: Peer) -> str:
+    """Status 0x0111 to an object that is sent again although the peer has stored it before."""
+    return (
+        f"{peer} didn't store it again, status 0x{DUPLICATE_INSTANCE:04X}: it stored this object before and has it still. If "
+        "that one is as it should be, cancel this delivery (`cxr-node queue cancel`); else remove the one there and retry "
+        "(`cxr-node queue retry`)."
     )
 
 
@@ -182,7 +195,7 @@ def _said(comment: str) -> str:
 
 
 def not_stored(peer: Peer, status: int, comment: str) -> str:
-    """What a C-STORE status that is no success means (PS3.4 table B.2-1, PS3.7 annex C)."""
+    """What a C-STORE failure status means (PS3.4 table B.2-1, PS3.7 annex C)."""
     if out_of_resources(status):
         meaning = "it is out of resources; free disk space there"
     elif 0xA900 <= status <= 0xA9FF:
@@ -193,8 +206,8 @@ def not_stored(peer: Peer, status: int, comment: str) -> str:
         meaning = {
             0x0110: "processing failed there; its log says why",
             DUPLICATE_INSTANCE: "it holds an object with this SOP instance UID already",
-            0x0117: "it takes the SOP instance UID for invalid",
-            0x0122: "it doesn't take this SOP class; enable it there",
+            0x0117: "it considers the SOP instance UID invalid",
+            0x0122: "it doesn't accept this SOP class; enable it there",
             0x0124: "it doesn't allow this node to store; register its AE title there",
         }.get(status, "a status that DICOM doesn't define for C-STORE")
     return f"{peer} didn't store it, status 0x{status:04X}: {meaning}." + _said(comment)

@@ -1,7 +1,7 @@
-"""A report as a plainer class of structured report, for destinations that take no Comprehensive 3D SR.
+"""Converts a report to a simpler SR class, for destinations that refuse Comprehensive 3D SR.
 
-Made from the stored report when it is sent: patient, study, evidence and what is said stay; how it is said is brought
-within what the class allows (PS3.3 A.35.1 to A.35.3). Comprehensive and Enhanced SR keep the report's tree, and with it
+Made from the stored report when it is sent: patient, study, evidence and content stay; the content items are adapted to what
+the class allows (PS3.3 A.35.1 to A.35.3). Comprehensive and Enhanced SR keep the report's tree, and with it
 template TID 1500. Basic Text SR, which has neither numbers nor regions, becomes a narrative after TID 2000. The instance has
 a UID of its own, always the same for the same report and class. Reads and writes no file.
 """
@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pydicom import Dataset
 from pydicom.uid import UID, BasicTextSRStorage, ComprehensiveSRStorage
 
-from cxr_node.references import Reference
-from cxr_node.uids import derived_uid
+from cxr_node.dicom.references import Reference
+from cxr_node.dicom.uids import derived_uid
 
-Code = tuple[str, str, str]
+CodeTriple = tuple[str, str, str]
 """Value, scheme and meaning."""
 
-_REPORT: Code = ("18748-4", "LN", "Diagnostic Imaging Report")
-_FINDINGS: Code = ("121070", "DCM", "Findings")
-_FINDING: Code = ("121071", "DCM", "Finding")
-_SOURCE: Code = ("121112", "DCM", "Source of Measurement")
+_REPORT: CodeTriple = ("18748-4", "LN", "Diagnostic Imaging Report")
+_FINDINGS: CodeTriple = ("121070", "DCM", "Findings")
+_FINDING: CodeTriple = ("121071", "DCM", "Finding")
+_SOURCE: CodeTriple = ("121112", "DCM", "Source of Measurement")
 _TRACKING_IDENTIFIER = "112039"
 _GROUPS = "126010"
 """Imaging Measurements (DCM): the container of TID 1500 that holds the measurement groups."""
@@ -54,7 +54,7 @@ def report_as(report: Dataset, sop_class_uid: str, sent_as: Callable[[str], Refe
     else:
         tree = _Tree(by_reference=sop_class_uid == ComprehensiveSRStorage)
         ds.ContentSequence = tree.children("CONTAINER", ds.ContentSequence)
-        if tree.is_changed:  # then it no longer follows the template, and doesn't claim to
+        if tree.is_changed:  # it no longer follows the template, so it must not name it
             _forget_templates(ds)
     for study in ds.get("PredecessorDocumentsSequence", []):
         for series in study.ReferencedSeriesSequence:
@@ -70,14 +70,14 @@ def instance_uid_as(sop_instance_uid: str, sop_class_uid: str) -> str:
 
 
 class _Tree:
-    """Brings content items within Enhanced or Comprehensive SR, and notes whether that changed any."""
+    """Adapts content items to Enhanced or Comprehensive SR, and notes whether any changed."""
 
     def __init__(self, *, by_reference: bool) -> None:
         self._is_comprehensive = by_reference
         self.is_changed = False
 
     def children(self, source: str, items: Sequence[Dataset]) -> list[Dataset]:
-        """The content items below one of value type `source`; those that the class has no way to say are left out."""
+        """The content items below one of value type `source`; those that the class can't express are left out."""
         fitting = []
         for found in items:
             item = found
@@ -137,7 +137,7 @@ def _narrative(items: Sequence[Dataset]) -> list[Dataset]:
 
 
 def _findings(items: Sequence[Dataset]) -> Dataset:
-    """One measurement group: what it is about and what was found come first, then numbers, regions and pictures, then by what."""
+    """One measurement group: subject and finding first, then numbers, regions and images, then the algorithm."""
     title = next((item.TextValue for item in items if _name(item)[0] == _TRACKING_IDENTIFIER), "")
     sites = [_value(item) for item in items if item.ValueType == "CODE" and item.RelationshipType == "HAS CONCEPT MOD"]
     said: list[Dataset] = []
@@ -172,7 +172,7 @@ def _modifiers(item: Dataset) -> Iterator[str]:
             yield from _modifiers(below)
 
 
-def _text_item(name: Code, text: str, below: Sequence[Dataset] = ()) -> Dataset:
+def _text_item(name: CodeTriple, text: str, below: Sequence[Dataset] = ()) -> Dataset:
     """A TEXT that its container contains; the images among what was below are what it was inferred from."""
     item = Dataset()
     item.RelationshipType, item.ValueType, item.TextValue = "CONTAINS", "TEXT", text
@@ -186,13 +186,13 @@ def _text_item(name: Code, text: str, below: Sequence[Dataset] = ()) -> Dataset:
     return item
 
 
-def _code(code: Code) -> Dataset:
+def _code(code: CodeTriple) -> Dataset:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code
     return item
 
 
-def _name(item: Dataset) -> Code:
+def _name(item: Dataset) -> CodeTriple:
     names = item.get("ConceptNameCodeSequence") or []
     if not names:
         return ("", "", "")

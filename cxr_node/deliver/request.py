@@ -1,4 +1,4 @@
-"""What is handed to the service class user and what comes back: peer, file to be stored, outcome."""
+"""Records of the service class user: peer, file to be stored, outcome."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from ssl import SSLContext
 
 from pydicom import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import ImplicitVRLittleEndian
 
-from cxr_node.commitment import PUSH_MODEL
+from cxr_node.dicom.references import Reference
+from cxr_node.dicom.tls import calling_context
 from cxr_node.records import KINDS_OF_RESULT, REPORT_CLASSES, ResultKind
-from cxr_node.references import Reference
 from cxr_node.settings import DestinationSettings, SenderSettings, Settings
-from cxr_node.tls import calling_context
 
 DUPLICATE_INSTANCE = 0x0111
 _WARNINGS = (0x0001, 0x0107, 0x0116, *range(0xB000, 0xC000))
@@ -26,11 +24,11 @@ Offer = tuple[str, str]
 """SOP class UID and transfer syntax UID of an object to be sent."""
 
 EXPECTED: dict[ResultKind, Offer] = {kind: (row.sop_class_uid, row.transfer_syntax_uid) for kind, row in KINDS_OF_RESULT.items()}
-"""What the kinds of result are composed as: negotiated before the first of them is due."""
+"""How the kinds of result are encoded; negotiated before the first of them is due."""
 
 
 def offers_to(destination: DestinationSettings) -> set[Offer]:
-    """What a destination may be sent, the report in each class that `report_as` allows."""
+    """SOP classes and transfer syntaxes for a destination; the report in each class that `report_as` allows."""
     offers = {EXPECTED[kind] for kind in destination.send if kind is not ResultKind.REPORT}
     if ResultKind.REPORT in destination.send:
         offers |= {(sop_class_uid, EXPECTED[ResultKind.REPORT][1]) for sop_class_uid in report_classes(destination)}
@@ -46,10 +44,6 @@ def report_classes(destination: DestinationSettings) -> list[str]:
     return [REPORT_CLASSES[destination.report_as]]
 
 
-COMMITMENT: Offer = (PUSH_MODEL, ImplicitVRLittleEndian)
-"""What is negotiated to ask for storage commitment."""
-
-
 @dataclass(frozen=True)
 class ClientTls:
     """How to make a connection secure. `context` is made for each, so that renewed files need no restart."""
@@ -60,26 +54,26 @@ class ClientTls:
         SettingsError: a file is missing or unfit.
     """
     name: str
-    """That the peer's certificate has to bear, unless the context doesn't ask; empty: the host that is called."""
+    """Name that the peer's certificate must contain, if the context checks it; empty: the host that is called."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """The other side of an association, and the name that we give ourselves there."""
+    """The peer of an association, and the AE title that the node uses there."""
 
     host: str
     port: int
     called_ae_title: str
     calling_ae_title: str
     timeout_s: float = 30.0
-    """Longest wait for an answer; connecting and transferring have their own bounds (see `scu`)."""
+    """Longest wait for a response; connecting and transferring have their own limits (see `scu`)."""
     tls: ClientTls | None = None
     user: str = ""
     """The user name to give (PS3.7 annex D.3.3.7); empty: none."""
     passcode_file: Path | None = None
-    """Holds the passcode to give with it."""
+    """File that contains the passcode for `user`."""
     other_hosts: tuple[str, ...] = ()
-    """Where it is too: tried in turn when there is no association with the one before."""
+    """Further hosts, tried in turn when the one before gives no association."""
 
     def at(self, host: str) -> Peer:
         """The same peer, at that host and no other."""
@@ -106,7 +100,7 @@ def peer_of(settings: Settings, destination: DestinationSettings) -> Peer:
 
 
 def committing_peer(settings: Settings, destination: DestinationSettings) -> Peer:
-    """Whom to ask for storage commitment of what a destination of the settings has stored."""
+    """The peer that receives storage commitment requests for a destination of the settings."""
     peer = peer_of(settings, destination)
     return replace(
         peer,
@@ -134,6 +128,9 @@ def _tls_to(settings: Settings, peer: DestinationSettings | SenderSettings) -> C
     return ClientTls(partial(calling_context, settings, peer), peer.tls_name) if peer.tls else None
 
 
+FILE_GONE = "The file is gone from the data folder: restore it from a backup, or analyse the image again."
+
+
 @dataclass(frozen=True)
 class StoreRequest:
     """A DICOM file to be stored, and what it is."""
@@ -152,17 +149,17 @@ class StoreRequest:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StoreOutcome:
     """What became of a request.
 
     status: of the C-STORE response; None if there was none.
     error: why it isn't stored; empty if it is.
     for_log: the same without the peer's own words, which may name a patient; empty if it has said nothing.
-    warning: what the peer has to say of what it stored.
+    warning: the peer's warning about what it stored.
     unanswered: the request was on its way, and no response came: the peer may have stored it.
-    unusable: the fault is the file's, or the peer has another object of its name: sending it again is of no use.
+    unusable: the file is at fault, or the peer has another object with its UID: sending it again is useless.
     is_there: the peer has it from an attempt whose response was lost.
-    sent_as: SOP class and instance UID under which it went, where whoever asked can't know them.
+    sent_as: SOP class and instance UID that were sent, if they differ from the request's.
     """
 
     status: int | None
@@ -181,7 +178,7 @@ class Outcome:
 
     @property
     def warned(self) -> bool:
-        """Whether it has it, and has something to say about that."""
+        """Whether the peer has the object and answered with a warning."""
         return self.status in _WARNINGS
 
 
@@ -190,8 +187,8 @@ def unusable(request: StoreRequest) -> str:
     try:
         meta = read_file_meta_info(request.path)
     except FileNotFoundError:
-        return "The file is gone from the data folder: restore it from a backup, or analyse the image again."
-    except OSError:  # not the file's fault: the disk's, the rights'
+        return FILE_GONE
+    except OSError:  # not the file's fault: a disk error, or missing permissions
         raise
     except Exception:  # pydicom raises whatever broken bytes lead it to
         return "The file is damaged (it has no DICOM file meta information): restore it, or analyse the image again."

@@ -1,8 +1,8 @@
-"""The service class user: C-ECHO and C-STORE over an association. The only door to pynetdicom on the sending side.
+"""The service class user: C-ECHO and C-STORE over an association. The only module of the sending side that imports pynetdicom.
 
-Files go out as they lie on disk, undecoded. What to send and when to try again is for others to decide.
+Files are sent as they are on disk, undecoded. Callers decide what to send and when to retry.
 
-Over 300 lines: one door to pynetdicom keeps its quirks in one file.
+Over 300 lines: pynetdicom's quirks stay in one file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from pynetdicom.dimse_messages import N_EVENT_REPORT_RQ
 from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from cxr_node import association_items
 from cxr_node.deliver import reasons
 from cxr_node.deliver.addresses import Address, addresses_of, has_answered
 from cxr_node.deliver.contexts import LITTLE_ENDIAN, LOSSLESS, convertible, extended_negotiation, presentation_contexts
-from cxr_node.deliver.request import Offer, Outcome, Peer, StoreRequest, unusable
+from cxr_node.deliver.reply_limits import BoundedReader
+from cxr_node.deliver.request import Offer, Peer, StoreOutcome, StoreRequest, unusable
+from cxr_node.dicom import association_items
 from cxr_node.errors import AssociationLost, DeliveryError, SettingsError
 
 _config.STORE_SEND_CHUNKED_DATASET = True  # a path given to send_c_store is sent as it lies on disk
@@ -35,7 +36,7 @@ _config.STORE_SEND_CHUNKED_DATASET = True  # a path given to send_c_store is sen
 _MAXIMUM_PDU = 131072
 _LONGEST_CONNECT_S = 10.0
 _LONGEST_RELEASE_S = 5.0
-_SLOWEST_LINK = 64 * 1024  # bytes/s: an object may take so long on top of the peer's time to answer
+_SLOWEST_LINK = 64 * 1024  # bytes/s: the time to send an object, in addition to the peer's response time
 
 
 class Association:
@@ -61,7 +62,7 @@ class Association:
             on_event_report: answers an N-EVENT-REPORT of the peer with a status, in another thread.
 
         Raises:
-            DeliveryError: it can't be had; the text says why and what to do about it.
+            DeliveryError: there is no association; the text says why and what to do about it.
         """
         self.peer = peer
         self._offers = frozenset(offers)
@@ -69,6 +70,7 @@ class Association:
         self._assoc: PynetdicomAssociation
         self._connected = False
         self._abort: A_ABORT | A_P_ABORT | None = None
+        self._excess = ""
         self._messages = 0
         self._owes_nothing = threading.Event()  # no report of the peer's waits for its response
         self._owes_nothing.set()
@@ -92,12 +94,12 @@ class Association:
                 continue
             has_answered(peer, address)
             return
-        raise DeliveryError(failed[0] if is_alone else reasons.nowhere(peer, failed))
+        raise DeliveryError(failed[0] if is_alone else reasons.no_address_answers(peer, failed))
 
     def _associate(self, address: Address, as_scp_of: Iterable[str]) -> str:
-        """Ask for the association at an address; why it can't be had, empty if it is there."""
+        """Request the association at an address; return why it failed, empty if it is established."""
         peer = self.peer
-        self._socket, self._connected, self._abort = None, False, None
+        self._socket, self._connected, self._abort, self._excess = None, False, None, ""
         ae = AE(peer.calling_ae_title)
         ae.acse_timeout = ae.dimse_timeout = peer.timeout_s
         ae.connection_timeout = min(peer.timeout_s, _LONGEST_CONNECT_S)
@@ -128,7 +130,7 @@ class Association:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is established, as far as is known: a peer may have vanished unnoticed."""
+        """Whether it is established, as far as known: a peer may have disappeared unnoticed."""
         return bool(self._assoc.is_established)
 
     def offered(self, offers: Iterable[Offer]) -> bool:
@@ -136,7 +138,7 @@ class Association:
         return self._offers.issuperset(offers)
 
     def accepts(self, offer: Offer) -> bool:
-        """Whether the peer takes such an object, as it is or in the other VR encoding."""
+        """Whether the peer accepts such an object, as it is or in the other VR encoding."""
         return self._way_for(offer) is not None
 
     def refusal(self, offer: Offer) -> str:
@@ -151,12 +153,12 @@ class Association:
             DeliveryError: the peer doesn't take Verification, answers with a failure, or not at all.
         """
         if Verification not in [context.abstract_syntax for context in self._assoc.accepted_contexts]:
-            raise DeliveryError(f"{self.peer} doesn't take Verification (C-ECHO).")
+            raise DeliveryError(f"{self.peer} doesn't accept Verification (C-ECHO).")
         status = self._answer(lambda: self._assoc.send_c_echo(self._next_message_id()), self.peer.timeout_s)
         if status.Status != 0:
-            raise DeliveryError(f"{self.peer} answers C-ECHO with status 0x{status.Status:04X}.")
+            raise DeliveryError(f"{self.peer} responds to C-ECHO with status 0x{status.Status:04X}.")
 
-    def store(self, request: StoreRequest) -> Outcome:
+    def store(self, request: StoreRequest) -> StoreOutcome:
         """C-STORE a file and wait for the response.
 
         Raises:
@@ -164,25 +166,25 @@ class Association:
             DeliveryError: no response came in time; the association is aborted.
         """
         if request.instead is None and (error := unusable(request)):
-            return Outcome(None, error, unusable=True)
+            return StoreOutcome(None, error, unusable=True)
         as_transfer_syntax = self._way_for(request.offer)
         if as_transfer_syntax is None:
-            return Outcome(None, self.refusal(request.offer))
+            return StoreOutcome(None, self.refusal(request.offer))
         instance: Path | Dataset = request.path if request.instead is None else request.instead
         if request.instead is None and as_transfer_syntax != request.transfer_syntax_uid:
-            instance = dcmread(request.path)  # pynetdicom encodes it anew for the accepted context
+            instance = dcmread(request.path)  # pynetdicom re-encodes it for the accepted context
             if request.transfer_syntax_uid in LOSSLESS:
                 instance.decompress(generate_instance_uid=False)  # the same pixels, so the same instance
         timeout_s = self.peer.timeout_s + request.path.stat().st_size / _SLOWEST_LINK
         response = self._answer(lambda: self._assoc.send_c_store(instance, self._next_message_id()), timeout_s)
         status = int(response.Status)
-        if Outcome(status).warned:
-            return Outcome(status, warning=reasons.warned(self.peer, status, str(response.get("ErrorComment", ""))))
+        if StoreOutcome(status).warned:
+            return StoreOutcome(status, warning=reasons.warned(self.peer, status, str(response.get("ErrorComment", ""))))
         if status == 0:
-            return Outcome(status)
+            return StoreOutcome(status)
         comment = str(response.get("ErrorComment", ""))
         error, for_log = (reasons.not_stored(self.peer, status, said) for said in (comment, ""))
-        return Outcome(status, error, for_log=for_log)
+        return StoreOutcome(status, error, for_log=for_log)
 
     def action(self, sop_class_uid: str, sop_instance_uid: str, action_type: int, ds: Dataset) -> int:
         """N-ACTION; the status of the response.
@@ -211,7 +213,7 @@ class Association:
         return int(self._answer(send, self.peer.timeout_s).Status)
 
     def release(self) -> None:
-        """End it in order, what the peer has reported answered; aborts it if the peer doesn't answer soon."""
+        """Release it after answering the peer's reports; abort it if the peer doesn't answer soon."""
         if self.is_open:  # pynetdicom itself doesn't wait: the response would come after the release, and end in an error
             self._owes_nothing.wait(_LONGEST_RELEASE_S)
         self._assoc.acse_timeout = min(self.peer.timeout_s, _LONGEST_RELEASE_S)
@@ -236,12 +238,14 @@ class Association:
             response = send()
         except RuntimeError as error:  # pynetdicom's word for "no longer established": nothing was sent
             raise AssociationLost(reasons.lost(self.peer)) from error
-        except Exception:  # perhaps in the middle of a message: nothing else can be sent over it
+        except Exception:  # possibly in the middle of a message, so nothing else can be sent over it
             self.abort()
             raise
         if "Status" in response:
             return response
         self.abort()
+        if self._excess:
+            raise AssociationLost(reasons.not_dicom(self.peer, self._excess), unanswered=True)
         waited_s = time.monotonic() - started
         if waited_s >= timeout_s:
             raise DeliveryError(reasons.unanswered(self.peer, waited_s), unanswered=True)
@@ -269,6 +273,8 @@ class Association:
         answer = self._assoc.acceptor.primitive
         if not self._connected:
             return reasons.not_connected(self.peer, _why_not_connected(self.peer, address, waited_s), waited_s)
+        if self._excess:
+            return reasons.not_dicom(self.peer, self._excess)
         if self._assoc.is_rejected and answer is not None:
             return reasons.rejected(self.peer, answer.result_source or 0, answer.diagnostic or 0)
         if answer is not None:
@@ -280,7 +286,7 @@ class Association:
         return reasons.silent(self.peer)
 
     def _close(self) -> None:
-        """Close the connection once pynetdicom's thread has ended: it forgets to where the peer was the first to."""
+        """Close the connection once pynetdicom's thread has ended: it does not close it if the peer did first."""
         self._assoc.dul.join(_LONGEST_RELEASE_S)
         if self._socket is not None:
             self._socket.close()
@@ -289,11 +295,16 @@ class Association:
         if self._socket is None:  # the association request, before pynetdicom connects
             dul = event.assoc.dul
             decode = dul._decode_pdu
-            dul._decode_pdu = lambda bytestream: decode(bytearray(association_items.tidy(bytes(bytestream))))  # type: ignore[method-assign]
+            reader = BoundedReader(event.assoc, self.peer.timeout_s, self._on_excess)
+            dul._read_pdu_data = reader.read_pdu  # type: ignore[method-assign]
+            dul._decode_pdu = lambda bytestream: decode(bytearray(association_items.normalise(bytes(bytestream))))  # type: ignore[method-assign]
             connection: socket.socket = event.assoc.dul.socket.socket  # type: ignore[union-attr,assignment]
             # without it the last piece of an object waits some 40 ms for the acknowledgement of the piece before
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket = connection
+
+    def _on_excess(self, what: str) -> None:
+        self._excess = what
 
     def _on_acse_received(self, event: evt.Event) -> None:
         primitive = getattr(event, "primitive", None)
@@ -303,7 +314,7 @@ class Association:
     def _on_connected(self, event: evt.Event) -> None:
         self._connected = True
         self._socket = event.assoc.dul.socket.socket  # type: ignore[union-attr]  # TLS has wrapped the one that there was
-        if self._socket is not None:  # without it a peer that stops reading blocks pynetdicom's thread for ever
+        if self._socket is not None:  # without it a peer that stops reading blocks pynetdicom's thread forever
             self._socket.settimeout(self.peer.timeout_s)
 
     def _on_message(self, event: evt.Event) -> None:
@@ -317,10 +328,10 @@ class Association:
             self._response_is_next = True
 
     def _on_data_sent(self, _: evt.Event) -> None:
-        """Note that a response has gone out, and have the kernel acknowledge the response's first piece at once.
+        """Note that a response is sent, and have the kernel acknowledge the first part of the peer's response at once.
 
-        dcmtk's kin (Orthanc too) write header and body of a response in two pieces, and send the second only after the
-        acknowledgement of the first, which the kernel delays by 40 ms. It forgets this option: set after each piece sent.
+        Programs based on dcmtk, such as Orthanc, write header and body of a response separately, and send the second only after
+        the acknowledgement of the first, which the kernel delays by 40 ms. The kernel resets this option: set it after each send.
         """
         if self._response_is_next:
             self._response_is_next = False
@@ -344,7 +355,7 @@ def echo(host: str, port: int, called_ae_title: str, calling_ae_title: str, time
 
 
 def _why_not_connected(peer: Peer, address: Address, waited_s: float) -> OSError | None:
-    """Connect once more, bare, for the system's reason, which pynetdicom only logs; None: it would only wait again."""
+    """Connect without DICOM to get the system's error, which pynetdicom only logs; None: it would time out again."""
     timeout_s = min(peer.timeout_s, _LONGEST_CONNECT_S)
     if waited_s >= timeout_s:
         return None

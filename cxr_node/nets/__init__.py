@@ -1,1 +1,1 @@
-"""The networks, their losses and their weights."""
+"""The networks and their weight files."""

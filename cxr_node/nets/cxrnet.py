@@ -1,30 +1,31 @@
 """CXRNet: encoder, decoder, the same encoder again (CXRNet section III-B, figures 4 to 6).
 
-The first pass of the encoder classifies the lungs, the decoder draws from its features a representation image, and
-the second pass classifies that. What the decoder leaves in the representation image is the explanation.
+The first pass of the encoder classifies the lungs, the decoder makes a representation image from its features, and the second
+pass classifies that. The parts that the decoder keeps in the representation image are the explanation.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cxr_node.nets.constants import STRONGEST_SHARE
 from cxr_node.nets.encoders import ENCODERS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 DECODER_CHANNELS = (128, 64, 48, 32, 16)
-USUAL_AXES = 48
-"""Directions in which the training images' features differ most."""
+FEATURE_AXES = 48
+"""Principal axes of the training images' features that the weights keep; see `CXRNet.distance`."""
 
-STRONGEST_SHARE = 0.15
-"""Of the lungs: the part whose mean is the evidence of an image."""
+_RENAMED = {f"usual_{name}": f"feature_{name}" for name in ("mean", "axes", "spread")}
+"""Names that weight files and checkpoints up to weights 0.5.0 give the feature statistics."""
 
 Representation = Literal["mask", "image"]
-Answer = Literal["image", "evidence"]
+AnswerSource = Literal["image", "evidence"]
 
 
 class CXRNetOutput(NamedTuple):
@@ -101,7 +102,7 @@ class EvidenceOutput(NamedTuple):
 
 
 def pooled_evidence(evidence: Tensor, lungs: Tensor, share: float = STRONGEST_SHARE) -> Tensor:
-    """The mean of the strongest `share` of the lungs, float (N,); of the whole image where there are next to none.
+    """The mean of the strongest `share` of the lungs, float (N,); of the whole image if the lungs are nearly empty.
 
     Args:
         evidence: float (N, 1, H, W).
@@ -134,10 +135,10 @@ class CXRNet(nn.Module):
         num_classes: int = 4,
         representation: Representation = "mask",
         decoder_channels: tuple[int, ...] = DECODER_CHANNELS,
-        answer: Answer = "image",
+        answer: AnswerSource = "image",
     ) -> None:
         super().__init__()
-        self.answer: Answer = answer
+        self.answer: AnswerSource = answer
         self.encoder = ENCODERS[encoder]()
         channels = self.encoder.channels
         skips = (*reversed(channels[:-1]), 1)  # the last block's skip is the input image
@@ -152,12 +153,18 @@ class CXRNet(nn.Module):
         if answer == "evidence":
             self.which = nn.Linear(channels[-1], num_classes - 1)
             self.other = nn.Linear(channels[-1], 1)
-            self.register_buffer("usual_mean", torch.zeros(channels[-1]))
-            self.register_buffer("usual_axes", torch.zeros(USUAL_AXES, channels[-1]))
-            self.register_buffer("usual_spread", torch.ones(USUAL_AXES + 1))
+            self.register_buffer("feature_mean", torch.zeros(channels[-1]))
+            self.register_buffer("feature_axes", torch.zeros(FEATURE_AXES, channels[-1]))
+            self.register_buffer("feature_spread", torch.ones(FEATURE_AXES + 1))
         self.representation: Representation = representation
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        for old, new in _RENAMED.items():
+            if prefix + old in state_dict:
+                state_dict[prefix + new] = state_dict.pop(prefix + old)
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Image float (N, 1, H, W) in 0..1 to the encoder's five features."""
@@ -180,10 +187,10 @@ class CXRNet(nn.Module):
             x = block(x, skip)
         return self.draw(x)  # type: ignore[no-any-return]
 
-    def second_look(self, image: Tensor, evidence: Tensor) -> Tensor:
+    def second_pass(self, image: Tensor, evidence: Tensor) -> Tensor:
         """Deepest features, float (N, K), of the second pass: over input × evidence, its strongest part undimmed, at half size.
 
-        The strongest part is shown as it is however faint the evidence, so that faint disease isn't judged in the dark.
+        The strongest part is shown as it is however faint the evidence, so that faint disease remains visible to the second pass.
         """
         relevance = torch.sigmoid(evidence)
         strongest = functional.avg_pool2d(relevance, 8).flatten(1).amax(1).clamp_min(1e-4).view(-1, 1, 1, 1)
@@ -191,27 +198,27 @@ class CXRNet(nn.Module):
         small = functional.avg_pool2d(shown, 2)
         return self.encode(small)[-1].mean((2, 3))
 
-    def which_pneumonia(self, features: Tensor, second: Tensor) -> Tensor:
+    def type_logits(self, features: Tensor, second: Tensor) -> Tensor:
         """Logits, float (N, 3), of LABELS without healthy.
 
         COVID-19 against the rest is the second pass's alone. Bacterial against viral may also go by the first one's features,
-        float (N, K), as the head for images sees them: nearly all of both are of one hospital, which tells nothing there.
+        float (N, K), as the head for images sees them: nearly all of both are of one hospital, so there is no shortcut to learn.
         """
         logits: Tensor = self.which(second)
         by_image = self.fc(features)
         contrast = (by_image[:, 1] - by_image[:, 2]) / 2
-        return logits + torch.stack([contrast, -contrast, torch.zeros_like(contrast)], dim=1)
+        return logits + functional.pad(torch.stack([contrast, -contrast], dim=1), (0, logits.shape[1] - 2))
 
     def examine(self, image: Tensor) -> EvidenceOutput:
         """Evidence, and what it is evidence of, of radiographs float (N, 1, H, W) in 0..1; with `answer` "evidence"."""
         features = self.encode(image)
         evidence = self.draw_logits(features, image)
         pooled = features[-1].mean((2, 3))
-        which = self.which_pneumonia(pooled, self.second_look(image, evidence))
+        which = self.type_logits(pooled, self.second_pass(image, evidence))
         return EvidenceOutput(evidence, which, self.other(pooled)[:, 0], self.distance(pooled))
 
     def serve(self, image: Tensor) -> tuple[Tensor, ...]:
-        """What an answer is made of: EvidenceOutput's parts, or logits (N, C) and relevance (N, 1, H, W), by `answer`."""
+        """The outputs of serving: EvidenceOutput's parts, or logits (N, C) and relevance (N, 1, H, W), by `answer`."""
         if self.answer == "evidence":
             return tuple(self.examine(image))
         features = self.encode(image)
@@ -223,8 +230,8 @@ class CXRNet(nn.Module):
         Half of it is the squared distance along the axes in which those differ, each in its own spread; half what is left
         beside these axes (cf. Lee et al. 2018). The mean over the training images is 1.
         """
-        axes, spread = self.get_buffer("usual_axes"), self.get_buffer("usual_spread")
-        away = pooled.to(axes.dtype) - self.get_buffer("usual_mean")
+        axes, spread = self.get_buffer("feature_axes"), self.get_buffer("feature_spread")
+        away = pooled.to(axes.dtype) - self.get_buffer("feature_mean")
         along = away @ axes.T
         beside = away.square().sum(1) - along.square().sum(1)
         return (along / spread[:-1]).square().mean(1) / 2 + beside / spread[-1].square() / 2

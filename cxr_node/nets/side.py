@@ -1,6 +1,6 @@
-"""A small network that sees which way round a chest lies: heart, aortic arch, stomach bubble and diaphragm.
+"""A small network that determines right and left of a chest: heart, aortic arch, stomach bubble and diaphragm.
 
-Responsible for architecture and weights alone; what its answer means is `analyse.side`'s, how it is trained `training.side`'s.
+Architecture and weights only; `analyse.side` interprets the output, `training.side` trains it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-SIZE_PX = 96
-"""Side of what it sees: large enough for the heart's apex, too small for most letters on the film."""
+from cxr_node.nets.constants import SIDE_SIZE_PX
 
 WIDTHS = (12, 24, 48, 48)
-"""Channels of its layers, of a network that is trained anew."""
+"""Channels of its layers."""
 
 
 class SideNet(nn.Module):
     """Four strided convolutions and a linear layer that knows where things lie.
 
     The answer of an image is that of its head minus that of the mirrored image, so mirroring an image changes the sign
-    and nothing else: what isn't one-sided can't speak.
+    and nothing else: symmetric features cancel.
     """
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
@@ -43,7 +42,7 @@ class SideNet(nn.Module):
             channels = width
         self.features = nn.Sequential(*layers)
         self.dropout = nn.Dropout(0.3)
-        self.head = nn.Linear(channels * (SIZE_PX // 2 ** len(widths)) ** 2, 1)
+        self.head = nn.Linear(channels * (SIDE_SIZE_PX // 2 ** len(widths)) ** 2, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Log-odds that the patient's right lies on the image's left.
@@ -62,10 +61,10 @@ class SideNet(nn.Module):
 
 
 @dataclass(frozen=True)
-class SideJudge:
-    """The network with what makes an answer of its log-odds.
+class SideClassifier:
+    """The network with the threshold that turns log-odds into an answer.
 
-    threshold: log-odds of less than this, of either sign, are no answer.
+    threshold: log-odds smaller than this, of either sign, give no answer.
     description: what it was trained on and how right it is.
     """
 
@@ -75,10 +74,10 @@ class SideJudge:
 
 
 @cache
-def shipped_side_judge() -> SideJudge:
-    """The judge that comes with the program."""
+def shipped_side_classifier() -> SideClassifier:
+    """The network that comes with the program."""
     folder = files("cxr_node.nets") / "sides"
     description = json.loads((folder / "side.json").read_text("utf-8"))
     network = SideNet(tuple(description["widths"]))
     network.load_state_dict({name: tensor.float() for name, tensor in load((folder / "side.safetensors").read_bytes()).items()})
-    return SideJudge(network.eval(), float(description["threshold"]), description)
+    return SideClassifier(network.eval(), float(description["threshold"]), description)

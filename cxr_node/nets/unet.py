@@ -1,6 +1,6 @@
 """U-Net that finds the lungs (CXRNet figure 2, section III-A.1).
 
-Responsible for the architecture alone; preparing the image is `prepare`'s, cleaning the mask is `analyse.segment`'s.
+Architecture only; `prepare` prepares the image, `analyse.segment` cleans the mask.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(channels, patch * patch, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Say where the lungs are, and what the deepest layer saw.
+        """Lung logits, and a summary of the deepest layer.
 
         Args:
             image: float (N, 1, H, W) in 0..1, MONOCHROME2; H and W divisible by patch * 2 ** (len(widths) - 1).
 
         Returns:
             logits float (N, 1, H, W), lung where > 0; and the bottleneck's mean and maximum over the image,
-            float (N, 2 * widths[-1]), from which the gate judges whether this is a frontal chest at all.
+            float (N, 2 * widths[-1]), the features of the gate.
         """
         x = nn.functional.pixel_unshuffle((image - 0.5) / 0.25, self.patch)
         skips: list[Tensor] = []

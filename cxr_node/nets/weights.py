@@ -1,6 +1,7 @@
-"""Weight files: safetensors beside a JSON that says what they are, checked before anything is believed.
+"""Weight files: safetensors with a JSON description, verified before use.
 
-`NAME.json` holds: name, version, architecture (arguments of the network), classes, preprocessing, calibration,
+`NAME.json` holds: name, version, architecture (arguments of the network), classes, own_classes (title and code of each class
+that records.LABELS lacks: {NAME: {title, code: {value, scheme, meaning}}}), preprocessing, calibration,
 indeterminate_below (optional, see `indeterminate_below`), answer (of networks that answer from evidence, see
 `analyse.answer`), training (what data, which recipe), metrics, licence, and files
 ({name, sha256, size_bytes} each). A large network lies in several files, each under 50 MB.
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr_node.errors import WeightsError
-from cxr_node.records import LABELS, Model
+from cxr_node.records import LABELS, FindingClass, Model
 
 if TYPE_CHECKING:  # who only asks what the weights are called, such as `status`, loads no torch
     from torch import Tensor, nn
@@ -37,7 +38,7 @@ def shipped_folder() -> Path:
     return Path(str(resources.files("cxr_node.nets") / "weights"))
 
 
-def describe(folder: Path, name: str) -> dict[str, Any]:
+def network_description(folder: Path, name: str) -> dict[str, Any]:
     """The JSON of a network.
 
     Raises:
@@ -54,10 +55,37 @@ def describe(folder: Path, name: str) -> dict[str, Any]:
 
 
 def model_of(folder: Path) -> Model:
-    """What the weights in a folder are called, without loading them."""
-    description = describe(folder, "cxrnet")
-    checksums = [file["sha256"] for name in ("unet", "cxrnet") for file in describe(folder, name)["files"]]
-    return Model(description["name"], description["version"], hashlib.sha256("".join(checksums).encode()).hexdigest())
+    """Name and version of the weights in a folder, without loading them."""
+    description = network_description(folder, "cxrnet")
+    checksums = [file["sha256"] for name in ("unet", "cxrnet") for file in network_description(folder, name)["files"]]
+    classes, own = classes_of(description)
+    told = "".join(checksums) + (json.dumps(description["own_classes"], sort_keys=True) if own else "")
+    return Model(description["name"], description["version"], hashlib.sha256(told.encode()).hexdigest(), classes, own)
+
+
+def classes_of(description: dict[str, Any]) -> tuple[tuple[str, ...], tuple[FindingClass, ...]]:
+    """The classes of a network's JSON, in the order of its outputs, and what it says of those that LABELS lacks.
+
+    Raises:
+        WeightsError: "healthy" isn't the first, one is there twice, or one has neither a title and code here nor in the JSON.
+    """
+    names, told = tuple(description["classes"]), description.get("own_classes", {})
+    where = f'"classes" in {description["name"]}\'s JSON, {list(names)},'
+    if len(names) < 2 or names[0] != "healthy" or len(set(names)) < len(names):
+        raise WeightsError(f'{where} must begin with "healthy" and name each class once: export the weights again.')
+    own = []
+    for name in names:
+        if name in LABELS:
+            continue
+        try:
+            title, code = told[name]["title"], told[name]["code"]
+            own.append(FindingClass(name, title, code["value"], code["scheme"], code["meaning"]))
+        except (KeyError, TypeError) as error:
+            raise WeightsError(
+                f'{where} has {name!r}, which this program doesn\'t know: "own_classes" must give it a title and a code '
+                "(value, scheme, meaning), as `python -m training export` writes them."
+            ) from error
+    return names, tuple(own)
 
 
 def load_unet(folder: Path) -> LoadedNetwork:
@@ -68,7 +96,7 @@ def load_unet(folder: Path) -> LoadedNetwork:
     """
     from cxr_node.nets.unet import UNet
 
-    description = describe(folder, "unet")
+    description = network_description(folder, "unet")
     architecture = description["architecture"]
     network = UNet(tuple(architecture["widths"]), architecture["patch"])
     _fill(network, folder, description)
@@ -79,17 +107,22 @@ def load_cxrnet(folder: Path) -> LoadedNetwork:
     """CXRNet, in evaluation mode, float32.
 
     Raises:
-        WeightsError: a file is missing, damaged, of another architecture or for other classes.
+        WeightsError: a file is missing, damaged, of another architecture, or for classes that nothing is known of.
     """
     from cxr_node.nets.cxrnet import CXRNet
+    from cxr_node.nets.encoders import ENCODERS
 
-    description = describe(folder, "cxrnet")
-    if tuple(description["classes"]) != LABELS:
-        raise WeightsError(f"{folder / 'cxrnet.json'} is for the classes {description['classes']}, this program for {LABELS}.")
+    description = network_description(folder, "cxrnet")
+    classes, _ = classes_of(description)
     architecture = description["architecture"]
+    if architecture["encoder"] not in ENCODERS:
+        raise WeightsError(
+            f"{folder / 'cxrnet.json'} is of the encoder {architecture['encoder']!r}; the node knows {', '.join(ENCODERS)}: "
+            "train on one of these."
+        )
     network = CXRNet(
         architecture["encoder"],
-        len(LABELS),
+        len(classes),
         architecture["representation"],
         tuple(architecture["decoder_channels"]),
         architecture.get("answer", "image"),
@@ -99,14 +132,14 @@ def load_cxrnet(folder: Path) -> LoadedNetwork:
 
 
 def indeterminate_below(description: dict[str, Any]) -> float:
-    """The probability that the likeliest class must have for the result to be called by its name; 0: any will do.
+    """The probability that the likeliest class needs to be named; 0: any is enough.
 
     Raises:
         WeightsError: the JSON holds something that is no probability.
     """
     value = description.get("indeterminate_below", 0.0)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise WeightsError(f'"indeterminate_below" in {description["name"]}\'s JSON is {value!r}: a number from 0 to 1 is meant.')
+        raise WeightsError(f'"indeterminate_below" in {description["name"]}\'s JSON is {value!r}: it must be from 0 to 1.')
     return float(value)
 
 

@@ -1,1 +1,1 @@
-"""From an instance to pixels as a reader sees them, and to the image that the networks see."""
+"""From an instance to display pixels, and to the network image."""

@@ -1,7 +1,7 @@
-"""What a compressed picture says of itself, read from its markers without decoding it.
+"""Reads the header of a compressed codestream from its markers, without decoding it.
 
-Decoders written in C believe a codestream rather than the DICOM header, and some of them hang or end the whole process
-over one that is damaged. What can be seen to be wrong never reaches them.
+Decoders written in C trust the codestream more than the DICOM header, and some hang or end the process on a damaged one. This
+module rejects what is visibly wrong before they see it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ _JPEG_START = b"\xff\xd8"
 _END = b"\xff\xd9"
 """EOI of JPEG and JPEG-LS, EOC of JPEG 2000."""
 
+_CODING_STYLE = 0x52
+"""COD, the coding style of a JPEG 2000 codestream."""
+_MOST_SCANS = 100
+"""Of a JPEG; a progressive one has some ten, a restart interval none of its own."""
+_MOST_TILES, _MOST_PACKETS, _MOST_BLOCKS = 16_384, 1_000_000, 1_000_000
+"""20 million pixels in tiles of 256 × 256 are 306, in code blocks of 32 × 32 are 20,000."""
+
 _START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 """SOF0 to SOF15 without DHT, JPG and DAC (ISO/IEC 10918-1 table B.1), and SOF55 of JPEG-LS (ISO/IEC 14495-1 C.1.1)."""
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -47,7 +54,7 @@ _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
 @dataclass(frozen=True)
 class Codestream:
-    """Size of a compressed picture, and whether its last marker is there."""
+    """Size of a compressed picture, and whether its end marker is present."""
 
     rows: int
     columns: int
@@ -59,7 +66,7 @@ class Codestream:
 def only_frame(ds: Dataset) -> bytes:
     """The one frame of encapsulated PixelData: all fragments, whatever an offset table says, without the boxes of JP2.
 
-    PS3.5 8.2.4 forbids the boxes, and some machines send them.
+    PS3.5 8.2.4 forbids the boxes, but some machines send them.
 
     Raises:
         Rejected: there is none, or the encapsulation is broken.
@@ -76,7 +83,7 @@ def only_frame(ds: Dataset) -> bytes:
 
 
 def syntax_of(frame: bytes, declared: UID) -> UID:
-    """The transfer syntax that a frame is really in: that of its codestream, where it isn't of the declared one's family."""
+    """The actual transfer syntax of a frame: that of its codestream, if it differs in family from the declared one."""
     if frame.startswith(_J2K_START):
         if _is_high_throughput(frame):
             return declared if declared in _HTJ2K else HTJ2K
@@ -96,7 +103,7 @@ def syntax_of(frame: bytes, declared: UID) -> UID:
 
 
 def check_codestream(ds: Dataset, frame: bytes) -> None:
-    """Keep from the decoders what is cut short, or larger than the header says and they have room for.
+    """Reject a codestream that is truncated, or larger than the header says: decoders could crash on it.
 
     Args:
         ds: the header.
@@ -109,15 +116,17 @@ def check_codestream(ds: Dataset, frame: bytes) -> None:
     if codestream is None:
         raise Rejected(DAMAGED)
     if not codestream.complete:
-        raise Rejected("The picture's data are cut short, as if it was not sent completely.")
+        raise Rejected("The pixel data are truncated: the image may not have been sent completely.")
     if (codestream.rows, codestream.columns, codestream.samples_per_pixel) != (ds.Rows, ds.Columns, ds.SamplesPerPixel):
-        raise Rejected("The compressed picture has another size than its header says.")
+        raise Rejected("The size of the compressed picture differs from its header.")
     if codestream.bits > ds.BitsAllocated:
         raise Rejected(DAMAGED)
+    if not _is_of_reasonable_make(frame):
+        raise Rejected("The picture has more compressed parts than any radiograph.")
 
 
 def read_codestream(codestream: bytes) -> Codestream | None:
-    """Read a JPEG, JPEG-LS, JPEG 2000 or HTJ2K codestream; None if it is none or its header is damaged."""
+    """Read a JPEG, JPEG-LS, JPEG 2000 or HTJ2K codestream; None if it is something else, or its header is damaged."""
     # what follows the end is padding, mostly with 00 or FF; inside the coded data the marker can't occur
     complete = _END in codestream[-64:] or codestream.rstrip(b"\x00\xff").endswith(_END)
     try:
@@ -134,8 +143,32 @@ def read_codestream(codestream: bytes) -> Codestream | None:
     return None
 
 
+def _is_of_reasonable_make(frame: bytes) -> bool:
+    """Whether a codestream has no more parts than a decoder gets through in reasonable memory and time.
+
+    Each tile, code block and packet of JPEG 2000 (ISO/IEC 15444-1 A.5 and A.6) costs some hundred bytes of memory, each scan of
+    JPEG (ISO/IEC 10918-1 B.2.3) a passage through the whole picture; the file that says so may be tiny.
+    """
+    if not frame.startswith(_J2K_START):
+        return frame.count(b"\xff\xda") <= _MOST_SCANS
+    right, bottom, _, _, width, height = struct.unpack(">6I", frame[8:32])
+    if width == 0 or height == 0:
+        return False
+    tiles = -(-right // width) * -(-bottom // height)
+    place, layers, levels, block = 2, 1, 0, 4096
+    while place + 4 <= len(frame) and frame[place] == 0xFF and frame[place + 1] not in (0x90, 0x93):
+        (length,) = struct.unpack(">H", frame[place + 2 : place + 4])
+        if frame[place + 1] == _CODING_STYLE and place + 12 <= len(frame):
+            layers, _, levels, wide, high = struct.unpack(">HBBBB", frame[place + 6 : place + 12])
+            block = 1 << ((wide & 15) + (high & 15) + 4)
+        place += 2 + length
+    packets = tiles * layers * (levels + 1)
+    blocks = right * bottom // block
+    return bool(tiles <= _MOST_TILES and packets <= _MOST_PACKETS and blocks <= _MOST_BLOCKS)
+
+
 def _codestream_of_jp2(frame: bytes) -> bytes:
-    """What is in the Contiguous Codestream box of a JP2 file (ISO/IEC 15444-1 annex I); the frame itself if it is none."""
+    """The Contiguous Codestream box of a JP2 file (ISO/IEC 15444-1 annex I); the frame itself if it is none."""
     if not frame.startswith(_JP2_SIGNATURE):
         return frame
     place = 0

@@ -1,7 +1,7 @@
-"""What an image is told by, however it is encoded: a digest of its attributes and its decoded pixels.
+"""The content digest of an image, independent of its encoding: over its attributes and decoded pixels.
 
-The same image comes over several routes: explicit or implicit VR, big endian, compressed without losses; with or without
-group lengths and padding. All of these have one digest. What a route says of itself, not of the image, is left out.
+The same image can arrive over several routes: explicit or implicit VR, big endian, compressed without losses; with or without
+group lengths and padding. All of these give the same digest. Attributes about the route instead of the image are left out.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _add_pixels(hasher: Any, ds: Dataset, stored: NDArray[Any] | None) -> None:
     if stored is None and not has_losses:
         try:
             stored = decode_pixels(ds)
-        except Rejected:  # undecodable as it is: the same bytes are the same picture
+        except Rejected:  # can't be decoded: the same bytes are the same picture
             stored = None
     if stored is not None and not has_losses:
         hasher.update(struct.pack("<LL", *stored.shape))
@@ -106,7 +106,7 @@ def _value_of(ds: Dataset, tag: BaseTag) -> bytes | list[Dataset]:
         if element.VR == "SQ":
             return list(element.value)
         return _without_padding(_encoded(element), tag, vr)
-    except Exception:  # whatever a broken value leads pydicom to: its bytes tell it as well
+    except Exception:  # pydicom raises various errors for broken values: use the bytes
         return bytes(raw.value or b"") if isinstance(raw, RawDataElement) and isinstance(raw.value, bytes) else repr(raw).encode()
 
 
@@ -119,5 +119,5 @@ def _encoded(element: DataElement) -> bytes:
 
 
 def _without_padding(value: bytes, tag: BaseTag, vr: str | None) -> bytes:
-    """Of a private element, implicit VR doesn't tell whether it is a text."""
+    """Implicit VR doesn't say whether a private element is text."""
     return value.rstrip(b" \0") if vr in _PADDED or tag.is_private else value

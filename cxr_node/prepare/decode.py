@@ -1,22 +1,19 @@
-"""From a file or a data set to stored pixel values, whatever they are compressed with.
+"""From a DICOM file or data set to stored pixel values, with any compression.
 
-Guards against what can't or mustn't be decoded. What the values mean is `render`'s to say, what they show `quality`'s.
+Rejects what can't or must not be decoded. `render` interprets the values, `quality` judges what they show.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
@@ -37,21 +34,20 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cxr_node.dicom.measure import check_size, drop_long_texts
+from cxr_node.dicom.part10 import source_of
 from cxr_node.errors import Rejected
-from cxr_node.part10 import read_meta, source_of
 from cxr_node.prepare.codestream import DAMAGED, check_codestream, only_frame, syntax_of
 from cxr_node.prepare.header import first_of, text
 
 MAX_PIXELS = 100_000_000
 """Rows × columns; the largest radiographs have about 20 million. More is a decompression bomb or a mistake."""
 
-_MAX_INFLATED_BYTES = 4 * MAX_PIXELS + 64 * 1024 * 1024
+MAX_INFLATED_BYTES = 4 * MAX_PIXELS + 64 * 1024 * 1024
 
 _MAX_CHANNEL_SPREAD = 16 / 255
-"""Channels that differ by no more are grey: the rounding of a JPEG, not a colour."""
+"""Channels that differ by no more are grey: JPEG rounding, not colour."""
 _MAX_COLOURED_SHARE = 0.001
-
-_IMAGE_FORMATS = ("PNG", "JPEG", "TIFF")
 
 _ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
 
@@ -59,7 +55,7 @@ _PIXEL_HEADER = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated", "BitsStored"),
     *("HighBit", "PixelRepresentation", "NumberOfFrames", "SOPClassUID"),
 )
-"""What decoding a frame takes of a header."""
+"""Header attributes that decoding a frame needs."""
 
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 
@@ -79,8 +75,8 @@ _PLUGINS: dict[str, tuple[str, ...]] = {
 }
 """pydicom's plugins for each transfer syntax, the fastest first; the others are tried where it fails.
 
-Left out are those that make up pixels for a damaged codestream that the others refuse (libjpeg for JPEG-LS, pydicom's own
-for RLE): half a radiograph must not be analysed as a whole one.
+Plugins that invent pixels for a damaged codestream are left out (libjpeg for JPEG-LS, pydicom's own for RLE): half a radiograph
+must not be analysed as a whole one.
 """
 
 
@@ -104,15 +100,16 @@ def read_dataset(path: Path) -> Dataset:
         the whole data set; `file_meta.TransferSyntaxUID` is always there, found out from the encoding if need be.
 
     Raises:
-        Rejected: it is no DICOM object, it is damaged, or it inflates beyond all measure.
+        Rejected: it is not a DICOM object, is damaged, or inflates beyond the limit.
         OSError: the file can't be read.
     """
     try:
-        _check_inflated_size(path)
+        check_size(path, MAX_INFLATED_BYTES)
         ds = dcmread(source_of(path), force=True)
+        drop_long_texts(ds)
     except (OSError, MemoryError, Rejected):
         raise
-    except Exception as error:  # pydicom passes on what its many parts raise
+    except Exception as error:  # pydicom raises many types of exception
         raise Rejected("The file is not a readable DICOM object.") from error
     if "SOPClassUID" not in ds and "PixelData" not in ds:
         raise Rejected("The file is not a DICOM object.")
@@ -159,7 +156,7 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
         if ds.PixelRepresentation == 1:
             pixels = pixels - ((pixels >> (bits - 1)) << bits)
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    return _grey(pixels, ds.BitsStored) if coloured else pixels
+    return single_channel(pixels, ds.BitsStored) if coloured else pixels
 
 
 def _with_one_fragment(ds: Dataset) -> tuple[Dataset, UID]:
@@ -198,20 +195,20 @@ def _with_one_fragment(ds: Dataset) -> tuple[Dataset, UID]:
 
 
 def check_pixel_header(ds: Dataset) -> None:
-    """What the Image Pixel module must say before its pixels are touched.
+    """Check the Image Pixel module before decoding.
 
     Raises:
         Rejected: with every reason that is found.
     """
     if "PixelData" not in ds:
-        raise Rejected("The object holds no picture.")
+        raise Rejected("The object has no pixel data.")
     _settle_pixel_header(ds)
     missing = [keyword for keyword in _NEEDED if first_of(ds, keyword) in (None, "")]
     if missing:
         size = [keyword for keyword in missing if keyword in ("Rows", "Columns")]
         told = [f"The header does not say how large the picture is: it lacks {' and '.join(size)}."] if size else []
         others = [keyword for keyword in missing if keyword not in size]
-        told += [f"The header lacks {', '.join(others)}, without which the picture can't be read."] if others else []
+        told += [f"The header lacks {', '.join(others)}, which are needed to read the picture."] if others else []
         raise Rejected(*told)
     rows, columns = ds.Rows, ds.Columns
     reasons = []
@@ -220,18 +217,18 @@ def check_pixel_header(ds: Dataset) -> None:
     elif rows * columns > MAX_PIXELS:
         reasons.append(f"The picture has {rows} x {columns} pixels, more than can be analysed.")
     if _frames(ds) != 1:
-        reasons.append("The object holds several frames; single radiographs are analysed.")
+        reasons.append("The object has several frames; only single radiographs are analysed.")
     photometric, samples = ds.PhotometricInterpretation, ds.SamplesPerPixel
     if samples not in (1, 3) or photometric == "PALETTE COLOR" or (samples == 1) != photometric.startswith("MONOCHROME"):
         reasons.append("The picture is in colour; radiographs are grey.")
     if ds.BitsAllocated not in (8, 16, 32) or not 1 <= ds.BitsStored <= ds.BitsAllocated or ds.PixelRepresentation not in (0, 1):
-        reasons.append("The picture is stored in a way that no radiograph is (number of bits).")
+        reasons.append("The number of bits per pixel is not that of a radiograph.")
     if reasons:
         raise Rejected(*reasons)
 
 
 def _settle_pixel_header(ds: Dataset) -> None:
-    """Bring the Image Pixel module to single values, in place: of several the first counts."""
+    """Reduce attributes of the Image Pixel module to single values, in place: the first counts."""
     for keyword in (*_NEEDED, "HighBit", "PlanarConfiguration"):
         value = first_of(ds, keyword)
         if keyword != "PhotometricInterpretation" and value is not None:
@@ -247,49 +244,7 @@ def _settle_pixel_header(ds: Dataset) -> None:
             setattr(ds, keyword, value)
 
 
-def read_image_file(path: Path) -> NDArray[Any]:
-    """A PNG, JPEG or TIFF file.
-
-    Returns:
-        uint8 or uint16 (rows, columns), turned as EXIF says, bright where the radiograph is bright.
-
-    Raises:
-        Rejected: another format, damaged, coloured, too large, or several pages.
-        OSError: the file can't be opened.
-    """
-    content = path.open("rb")
-    with content:
-        try:
-            with Image.open(content, formats=_IMAGE_FORMATS) as image:
-                return _read_picture(image)
-        except Image.DecompressionBombError as error:
-            raise Rejected("The picture has more pixels than can be analysed.") from error
-        except UnidentifiedImageError as error:
-            raise Rejected("The file is neither DICOM nor a PNG, JPEG or TIFF picture.") from error
-        except (OSError, SyntaxError, ValueError) as error:
-            raise Rejected("The picture file is damaged.") from error
-
-
-def _read_picture(image: Image.Image) -> NDArray[Any]:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise Rejected(f"The picture has {height} x {width} pixels, more than can be analysed.")
-    if getattr(image, "n_frames", 1) != 1:
-        raise Rejected("The file holds several pictures; single radiographs are analysed.")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # I;16, I;16B: 16 bit; I: 16 bit read as 32
-        pixels = np.asarray(upright)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise Rejected("The picture has more than 16 bits a pixel.")
-        pixels = pixels.astype(np.uint16)
-        white_is_zero = image.format == "TIFF" and image.getexif().get(262) == 0  # PhotometricInterpretation WhiteIsZero,
-        return 65535 - pixels if white_is_zero else pixels  # which Pillow undoes for 8 bit alone
-    if upright.mode in ("L", "1"):
-        return np.asarray(upright.convert("L"))
-    return _grey(np.asarray(upright.convert("RGB")), 8)
-
-
-def _grey(pixels: NDArray[Any], bits_stored: int) -> NDArray[Any]:
+def single_channel(pixels: NDArray[Any], bits_stored: int) -> NDArray[Any]:
     """The middle channel of (rows, columns, 3), if all three are practically equal."""
     red, green, blue = (pixels[..., channel] for channel in range(3))
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
@@ -310,8 +265,8 @@ def _first_that_works(decode: Callable[[str], NDArray[Any]], plugins: tuple[str,
         try:
             return decode(plugin)
         except (MemoryError, KeyboardInterrupt, SystemExit):
-            raise  # this machine's or its keeper's, not the input's fault
-        except BaseException as error:  # decoders raise what their C makes of it, and Rust's panics are no Exception
+            raise  # this machine's or its configuration's fault, not the input's
+        except BaseException as error:  # decoders raise various errors, and a Rust panic is not an Exception
             first = first or error
     raise Rejected(DAMAGED) from first
 
@@ -329,29 +284,3 @@ def _unused_low_bits(ds: Dataset) -> int:
     if high_bit is None or not ds.BitsStored <= high_bit + 1 <= ds.BitsAllocated:
         return 0
     return int(high_bit) + 1 - int(ds.BitsStored)
-
-
-def _check_inflated_size(path: Path) -> None:
-    """Inflate a deflated data set (PS3.5 annex A.5) piece by piece, keeping nothing, and stop where it is too large."""
-    try:
-        meta = read_meta(path)
-    except InvalidDicomError:  # no preamble: no file meta information, and so not deflated
-        return
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        return
-    with path.open("rb") as file:
-        file.seek(_end_of_meta(meta))
-        inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        waiting = b""
-        while waiting := waiting or file.read(1 << 20):
-            inflated += len(inflater.decompress(waiting, 1 << 22))
-            waiting = inflater.unconsumed_tail
-            if inflated > _MAX_INFLATED_BYTES:
-                raise Rejected("The object is larger than can be analysed.")
-            if inflater.eof:
-                return
-
-
-def _end_of_meta(meta: FileMetaDataset) -> int:
-    """Where the data set begins: preamble, prefix, and the group length element with what it counts."""
-    return 128 + 4 + 12 + int(meta.FileMetaInformationGroupLength)

@@ -1,9 +1,9 @@
-"""How a source image lies, and the way from it to the upright image and back, for maps, masks, outlines and points.
+"""Orientation of a source image, and the mapping to the upright image and back, for maps, masks, outlines and points.
 
-The network image is a plain stretch of the whole upright image to a square. So pixels that aren't square need nothing
-of their own here: a pixel's place is a share of the width and of the height, whatever its size in millimetres, and the way
-back is the same stretch undone. Only who draws for human eyes has to heed PixelAspectRatio. Of a letterboxed
-capture, the picture between the bars takes the place of the whole image.
+The network image is the whole upright image, stretched to a square. Non-square pixels therefore need no special treatment: a
+pixel's position is a fraction of the width and the height, whatever its size in millimetres, and the way back inverts the
+stretch. Only pictures for readers have to respect PixelAspectRatio. In a letterboxed capture, the picture between the bars
+takes the place of the whole image.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from cxr_node.prepare.header import values_of
 from cxr_node.records import Geometry
 
 _SMOOTHING_PX = 1.2
-"""Of a mask's border, in pixels of the mask, so that its steps don't show on the source."""
+"""Smoothing of a mask's border, in pixels of the mask, so that its steps don't show on the source."""
 
 _OUTLINE_GRID_PX = 896
 """Side of the grid that outlines are traced on."""
 
 _OUTLINE_TOLERANCE = 0.0008
-"""How far an outline's corners may be left out, as a share of the image's side: a fifth of a pixel of the networks'."""
+"""Tolerance of simplified outlines, as a fraction of the image's side: a fifth of a network pixel."""
 
 _ROW_ENDS, _COLUMN_ENDS = ("L", "R"), ("F", "H")
 
@@ -46,7 +46,7 @@ def orientation(ds: Dataset) -> tuple[str, str] | None:
 def geometry_of(ds: Dataset, rows: int, columns: int) -> Geometry:
     r"""How to turn an image upright (patient's right on the image's left, head up), by PatientOrientation alone.
 
-    An image whose PatientOrientation is absent, empty or that of no frontal view is taken as it lies, its sides unsaid.
+    An image whose PatientOrientation is absent, empty or that of no frontal view is used as it is, with unknown sides.
 
     FieldOfViewRotation and FieldOfViewHorizontalFlip say what was done to the stored pixels relative to the
     detector before they were stored (PS3.3 C.8.11.4, DX Detector module). PatientOrientation describes the
@@ -84,7 +84,7 @@ def to_upright(array: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
 
 
 def to_source(upright: NDArray[Any], geometry: Geometry, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
-    """Lay a map of the network image, or of any stretch of the upright image, back onto the source.
+    """Map a map of the network image, or of any stretch of the upright image, back to the source.
 
     Args:
         upright: (h, w) of any size, upright, covering the whole image.
@@ -99,13 +99,13 @@ def to_source(upright: NDArray[Any], geometry: Geometry, shape: tuple[int, int] 
 
 
 def bytes_to_source(upright: NDArray[np.float32], geometry: Geometry) -> NDArray[np.uint8]:
-    """As `to_source`, for values 0..1 to 0..255, several times as fast: what a large object is made of."""
+    """As `to_source`, for values 0..1 to 0..255, several times as fast; for large objects."""
     values = np.rint(np.clip(upright, 0, 1) * np.float32(255)).astype(np.uint8)
     return np.asarray(_placed(_turned_back(values, geometry), geometry, (geometry.rows, geometry.columns)), np.uint8)
 
 
 def mask_to_source(mask: NDArray[np.bool_], geometry: Geometry, shape: tuple[int, int] | None = None) -> NDArray[np.bool_]:
-    """Lay a mask of the upright image back onto the source, its border smoothed.
+    """Map a mask of the upright image back to the source, with a smoothed border.
 
     Args:
         mask: bool (h, w), upright, covering the whole image.

@@ -1,4 +1,4 @@
-"""Values of a header in the form that a program can use, whatever was written: real headers break every rule of the standard."""
+"""Reads header values tolerantly: real headers break every rule of the standard."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def text(ds: Dataset, keyword: str) -> str:
     """The first value of an attribute as text without outer spaces; empty where there is none."""
     value = first_of(ds, keyword)
     return "" if value is None else str(value).strip()
+
+
+def name_in(ds: Dataset) -> str:
+    """Patient's Name as it is written, carets and all; empty where there is none."""
+    return str(value_of(ds, "PatientName") or "").strip()
 
 
 def numbers(ds: Dataset, keyword: str) -> list[float | None]:

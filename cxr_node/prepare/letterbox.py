@@ -1,4 +1,4 @@
-"""Captures of a screen: a picture between two bars of one grey, which are no part of the radiograph."""
+"""Screen captures: a picture between two bars of uniform grey, which are not part of the radiograph."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from cxr_node.prepare.quality import MIN_SIDE_PX
 from cxr_node.records import Geometry
 
 _FLAT = 0.02
-"""A row or column that varies no more than this (of 0..1) may be of a bar."""
+"""A row or column that varies no more than this (of 0..1) may belong to a bar."""
 _LEAST_BARS = 0.2
 """Bars that take less of the side than this together may be a collimator's shadow, and are left."""
 _UNEVEN = 0.2
-"""Two bars that differ by more than this share of the wider one are no letterbox."""
+"""Two bars that differ by more than this fraction of the wider one are not a letterbox."""
 _MOST_SLENDER = 2.0
-"""A radiograph is no longer than so many times its width, nor wider."""
+"""Largest aspect ratio of a radiograph, either way."""
 
 
 def picture_box(pixels: NDArray[np.float32]) -> tuple[int, int, int, int] | None:
@@ -51,7 +51,7 @@ def _is_flat(pixels: NDArray[np.float32], axis: int) -> NDArray[np.bool_]:
 
 
 def _is_one_grey(*bars: NDArray[np.float32]) -> bool:
-    """Whether both bars are of the same grey throughout; stripes of several are no letterbox."""
+    """Whether both bars have one grey throughout; stripes are not a letterbox."""
     values = [bar[~np.isnan(bar)] for bar in bars]
     extremes = [extreme for bar in values if bar.size for extreme in (bar.min(), bar.max())]
     return not extremes or max(extremes) - min(extremes) <= _FLAT

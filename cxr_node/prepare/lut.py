@@ -12,7 +12,7 @@ from pydicom import Dataset
 
 _MOST_BITS = 16
 _FULL = 0.9
-"""Entries that reach so much of what a depth allows were written for that depth."""
+"""Entries that reach this fraction of a bit depth's range were written for that depth."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def items_of(ds: Dataset, keyword: str) -> Iterator[Dataset]:
 def _bits(said: int, largest: int) -> int:
     """Bits of an entry.
 
-    Some writers say 16 and mean fewer, as Agfa CRs do, others the reverse: the entries are believed where they are larger, where
-    they fill a narrower depth, and where a descriptor leaves more than two bits unused.
+    Some systems write 16 and use fewer, as Agfa CRs do, others the reverse. The entries decide if they are larger, if they fill
+    a smaller depth, and if the descriptor leaves more than two bits unused.
     """
     held = max(1, largest.bit_length())
     if held >= said or said > _MOST_BITS:

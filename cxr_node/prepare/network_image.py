@@ -1,4 +1,4 @@
-"""From a rendered radiograph to the one square image that the networks see, in serving and in training alike.
+"""From a rendered radiograph to the square input image of the networks, in serving and in training.
 
 Takes display-referred pixels (`render` made them, or a JPEG holds them) and leaves the lungs to `analyse`.
 """

@@ -1,7 +1,7 @@
-"""The gate's first half: is this, by its header and its pixels, a frontal chest radiograph of a person?
+"""Checks header and pixels: is this a frontal chest radiograph of a person?
 
-What only the image itself can tell (a lateral view without a header, a CT slice, no lungs) is `analyse`'s to judge. A
-header that says nothing is no reason to turn an image away.
+`analyse` judges what only the image content shows (a lateral view without a header, a CT slice, no lungs). A silent header is
+no reason to reject an image.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cxr_node.errors import Rejected
 from cxr_node.prepare.decode import check_pixel_header
 from cxr_node.prepare.geometry import orientation
 from cxr_node.prepare.header import as_list
+from cxr_node.prepare.known_terms import shown_modality, shown_part, shown_view
 from cxr_node.prepare.words import names_another_part
 
 MIN_SIDE_PX = 128
@@ -73,7 +74,7 @@ _PROCESSED_TYPE = re.compile(r"BONE|SOFT|SUPPRES|SUBTRACT|\bRIB")
 
 
 def check_header(ds: Dataset) -> None:
-    """Turn away what its header says is no frontal chest radiograph of a person, or can't be analysed.
+    """Reject what the header says is not a frontal chest radiograph of a person, or can't be analysed.
 
     Args:
         ds: the header; PixelData must be in it, of whatever length.
@@ -96,7 +97,7 @@ def check_header(ds: Dataset) -> None:
 
 
 def check_pixels(pixels: NDArray[np.float32]) -> None:
-    """Turn away pictures that are too small or show nothing.
+    """Reject pictures that are too small or show nothing.
 
     Args:
         pixels: float32 (rows, columns) in 0..1, NaN where padded.
@@ -106,22 +107,22 @@ def check_pixels(pixels: NDArray[np.float32]) -> None:
     """
     rows, columns = pixels.shape
     if min(rows, columns) < MIN_SIDE_PX:
-        raise Rejected(f"The picture is too small: {rows} x {columns} pixels, at least {MIN_SIDE_PX} a side are needed.")
+        raise Rejected(f"The picture is too small: {rows} x {columns} pixels; each side needs at least {MIN_SIDE_PX}.")
     sample = pixels[:: max(1, rows // 512), :: max(1, columns // 512)]
     sample = sample[~np.isnan(sample)]
     if sample.size == 0:
         raise Rejected("The picture is empty: all of it is padding.")
     if float(sample.std()) < _MIN_DEVIATION:
-        raise Rejected("The picture is empty: it is the same grey all over.")
+        raise Rejected("The picture is empty: it has the same grey everywhere.")
     levels = np.unique(sample).size
     if levels < _MIN_GREY_LEVELS:
-        raise Rejected(f"The picture is no radiograph: it has only {levels} shades of grey, like text or a drawing.")
+        raise Rejected(f"The picture is not a radiograph: it has only {levels} shades of grey, like text or a drawing.")
 
 
 def _wrong_modality(ds: Dataset) -> Iterator[str]:
     modality = _text(ds, "Modality")
     if modality not in _MODALITIES:
-        yield f"The modality is {_shown(modality)}, not plain radiography (CR or DX)."
+        yield f"The modality is {shown_modality(modality)}, not plain radiography (CR or DX)."
 
 
 def _not_a_person(ds: Dataset) -> Iterator[str]:
@@ -131,7 +132,7 @@ def _not_a_person(ds: Dataset) -> Iterator[str]:
     said_animal = (species and not _HUMAN.search(species)) or ((codes or meanings) and not coded_human)
     breed = _text(ds, "PatientBreedDescription") or as_list(ds.get("PatientBreedCodeSequence")) or _text(ds, "PatientSexNeutered")
     if said_animal or breed or any(_ANIMAL.search(text) for text in _technique(ds)):
-        yield "The patient is an animal; the networks know people only."
+        yield "The patient is an animal; the networks are trained on people only."
 
 
 def _not_a_chest(ds: Dataset) -> Iterator[str]:
@@ -139,11 +140,11 @@ def _not_a_chest(ds: Dataset) -> Iterator[str]:
     codes, meanings = _codes(ds, "AnatomicRegionSequence")
     if _CHEST.search(part) or codes & _CHEST_CODES or any(_CHEST.search(meaning) for meaning in meanings):
         return
-    # What is no defined term says nothing: it may be a chest in another language, or with its accents lost.
+    # A value that is not a defined term says nothing: it may mean chest in another language, or have lost its accents.
     named = [name for name in (part, *meanings) if names_another_part(name)]
     schemes = {_text(item, "CodingSchemeDesignator") for item in as_list(ds.get("AnatomicRegionSequence"))}
     if named or (codes and schemes & _SNOMED):
-        yield f"The body part is {_shown(named[0] if named else 'another one')}, not the chest."
+        yield f"The body part is {shown_part(named[0] if named else '')}, not the chest."
 
 
 def _not_frontal(ds: Dataset) -> Iterator[str]:
@@ -151,7 +152,7 @@ def _not_frontal(ds: Dataset) -> Iterator[str]:
     codes, meanings = _codes(ds, "ViewCodeSequence")
     for text in (view, *meanings):
         if _NOT_FRONTAL.search(text) and not _FRONTAL.search(text):
-            yield f"The view is {_shown(text)}, not frontal (PA or AP)."
+            yield f"The view is {shown_view(text)}, not frontal (PA or AP)."
             return
     if codes & _LATERAL_CODES:
         yield "The view is lateral or oblique, not frontal (PA or AP)."
@@ -161,7 +162,7 @@ def _not_frontal(ds: Dataset) -> Iterator[str]:
         yield "The picture is seen from the side (PatientOrientation), not from the front or back."
         return
     if view in _UNSAID and not codes:
-        # Only what was set up for this one image is believed: a study is often named after both of its views.
+        # Only the description of this image counts: a study is often named after both of its views.
         told = [text for text in _technique(ds) if _NOT_FRONTAL.search(text)]
         if told and not any(_FRONTAL.search(text) for text in _technique(ds)):
             yield "The examination's name says that the view is lateral or oblique, not frontal (PA or AP)."
@@ -176,12 +177,12 @@ def _not_plain(ds: Dataset) -> Iterator[str]:
     if any(_PROCESSED_TYPE.search(value) for value in types) or any(_PROCESSED.search(text) for text in told):
         yield (
             "The image is bone-suppressed, or the bone or soft-tissue image of a dual-energy exposure: "
-            "the networks know plain radiographs only; send the original."
+            "the networks are trained on plain radiographs only; send the original."
         )
 
 
 def _technique(ds: Dataset) -> list[str]:
-    """What the machine was set to for this image, in capitals. Never shown: free text may hold names."""
+    """The machine's protocol for this image, in capitals. Never shown: free text may contain names."""
     texts = [_text(ds, keyword) for keyword in ("AcquisitionDeviceProcessingDescription", "ProtocolName", "SeriesDescription")]
     return [text for text in (*texts, *_codes(ds, "PerformedProtocolCodeSequence")[1]) if text]
 
@@ -195,8 +196,3 @@ def _codes(ds: Dataset, keyword: str) -> tuple[frozenset[str], list[str]]:
 
 def _text(ds: Dataset, keyword: str) -> str:
     return re.sub(r"[_\s]+", " ", str(next(iter(as_list(ds.get(keyword))), ""))).strip().upper()
-
-
-def _shown(value: str) -> str:
-    """A code string as it may be shown; what is too long for one may be free text about the patient."""
-    return value if re.fullmatch(r"[A-Z0-9 ./+-]{1,24}", value) else "another one"

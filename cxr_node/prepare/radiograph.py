@@ -1,4 +1,4 @@
-"""Puts the steps of `prepare` together: from a data set, or from a picture's pixels, to a Radiograph."""
+"""Combines the steps of `prepare`: from a data set, or from a picture's pixels, to a Radiograph."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cxr_node.errors import Rejected
 from cxr_node.prepare.decode import decode_pixels
 from cxr_node.prepare.geometry import geometry_of, to_upright
 from cxr_node.prepare.letterbox import cut, picture_box
+from cxr_node.prepare.letters import find_letters
 from cxr_node.prepare.network_image import to_network_image
 from cxr_node.prepare.quality import check_pixels
 from cxr_node.prepare.render import render
@@ -35,10 +36,10 @@ def prepare_dataset(ds: Dataset, stored: NDArray[Any] | None = None) -> Radiogra
 
 
 def prepare_pixels(pixels: NDArray[Any]) -> Radiograph:
-    """Take a picture that is meant to be looked at as it is, such as a PNG: MONOCHROME2, head up, sides unsaid.
+    """Use a picture as it is, such as a PNG: MONOCHROME2, head up, unknown sides.
 
     Args:
-        pixels: uint8 or uint16 (rows, columns) from `decode.read_image_file`; the largest value says how many of the bits
+        pixels: uint8 or uint16 (rows, columns) from `image_file.read_image_file`; the largest value says how many of the bits
             are used.
 
     Raises:
@@ -57,4 +58,5 @@ def _radiograph(pixels: NDArray[np.float32], geometry: Geometry, greys: Greys = 
         told = [f"The header's {name} shows nothing of it." for name in greys.disbelieved]
         raise Rejected(*rejected.reasons, *told) from rejected
     geometry = replace(geometry, box=picture_box(pixels))
-    return Radiograph(pixels, to_network_image(to_upright(cut(pixels, geometry), geometry)), geometry, greys)
+    upright = to_upright(cut(pixels, geometry), geometry)
+    return Radiograph(pixels, to_network_image(upright), geometry, greys, find_letters(upright))

@@ -1,7 +1,7 @@
 """From stored values to what a reader sees: Modality LUT, VOI LUT, MONOCHROME1 inverted, padding and shutter left out.
 
-The chain of PS3.4 section N.2 for one image without a presentation state. It is computed once for every value that a
-pixel can have, and the pixels are looked up in the result. Which way up the image lies is `geometry`'s.
+The chain of PS3.4 section N.2 for one image without a presentation state. It is computed once for every possible pixel value,
+and the pixels are looked up in the result. `geometry` handles orientation.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from cxr_node.records import Greys, Table
 
 _LOW_PERCENTILE, _HIGH_PERCENTILE = 0.5, 99.5
 _SAMPLES_A_SIDE = 512
-"""Percentiles are taken from about so many rows and columns."""
+"""Percentiles use about this many rows and columns."""
 
 _FLAT = 0.02
 """A VOI transformation that leaves less than this (of 0..1) between the 1st and 99th percentile shows nothing."""
 _CLIPPED = 0.01
-"""So near to black or white a grey counts as clipped."""
+"""A grey this close to black or white counts as clipped."""
 _LEAST_SHOWN = 0.15
-"""A VOI transformation that clips all but so much of the patient shows too little: a window of 8 bits on 12-bit values."""
+"""A VOI transformation that clips all but this fraction of the patient shows too little: a window of 8 bits on 12-bit values."""
 _MOST_INSIDE = 0.05
 """Padding lies at the edges: where so much of the image is padding that no edge reaches, the range is nonsense."""
 
@@ -160,7 +160,7 @@ def _display(
 
 
 def _shows(voi: Callable[[Values], Values], inside: Values) -> bool:
-    """Whether a VOI transformation tells the patient's greys apart, and clips no more than a reader would have it."""
+    """Whether a VOI transformation separates the patient's greys and clips no more than a reader would accept."""
     low, high = voi(np.percentile(inside, (1, 99)))
     seen = voi(inside)
     shown = ((seen > _CLIPPED) & (seen < 1 - _CLIPPED)).mean()

@@ -1,6 +1,6 @@
-"""Body parts as headers name them: the defined terms that are no chest (PS3.16 annex L), and their plain words.
+"""Body parts in headers: the defined terms other than chest (PS3.16 annex L), and their plain words.
 
-What isn't here says nothing of the body part; the picture decides then.
+Other values say nothing about the body part; then the picture decides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SACRUM SCALP SCAPULA SCLERA SCOLIOSIS SCROTUM SHOULDER SIJOINT SINUS SINUSES SKU
 SUBMANDIBULAR TARSUS TEETH TESTIS THIGH THUMB THYMUS THYROID TIBIA TIBIAFIBULA TLSPINE TMJ TOE TONGUE TOOTH TSPINE ULNA UPPERARM
 UPPERLIMB URETER URETHRA UTERUS VAGINA VERTEBRA VULVA WRIST ZYGOMA
 """
-_OTHER_PARTS = frozenset(_TERMS.split())
+OTHER_PARTS = frozenset(_TERMS.split())
 
 
 def names_another_part(text: str) -> bool:
@@ -27,4 +27,4 @@ def names_another_part(text: str) -> bool:
         return True
     words = re.findall(r"[A-Z]+", text)
     joined = [one + other for one, other in itertools.pairwise(words)]
-    return any(word in _OTHER_PARTS or (word.endswith("S") and word[:-1] in _OTHER_PARTS) for word in (*words, *joined))
+    return any(word in OTHER_PARTS or (word.endswith("S") and word[:-1] in OTHER_PARTS) for word in (*words, *joined))

@@ -1,1 +1,1 @@
-"""Takes instances in: associations, admission, bytes to disk, the job's row, and only then 0x0000."""
+"""Reception: associations, admission, bytes to disk, the job row, and only then 0x0000."""

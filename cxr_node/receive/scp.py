@@ -1,4 +1,4 @@
-"""The receive role: a Storage and Verification SCP, from listening to an orderly end."""
+"""The receive role: a Storage and Verification SCP, from listening to an orderly shutdown."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, cast
 
 import structlog
 
+from cxr_node.dicom.passcode import check_senders
+from cxr_node.dicom.tls import listening_context
 from cxr_node.errors import SettingsError
-from cxr_node.passcode import check_senders
-from cxr_node.receive.guard import Place, Places
-from cxr_node.receive.leftovers import remove_leftovers
-from cxr_node.receive.processes import Processes
+from cxr_node.receive.transport.leftovers import remove_leftovers
+from cxr_node.receive.transport.pending_connections import PendingConnections
+from cxr_node.receive.transport.processes import Processes
+from cxr_node.receive.transport.rejections import RejectionWriter
 from cxr_node.records import DataFolder
+from cxr_node.security import openness
 from cxr_node.settings import Settings
 from cxr_node.store.database import open_database
-from cxr_node.tls import listening_context
 
 if TYPE_CHECKING:
-    from cxr_node.receive.reception import Reception
+    from cxr_node.receive.transport.reception import Reception
 
 log = structlog.get_logger()
 
@@ -33,6 +35,8 @@ _MOST_PROCESSES = 4
 _WAITING_CONNECTIONS = 128
 _LOOK_FOR_STOP_S = 0.2
 _PAUSE_WITHOUT_HANDLES_S = 0.1
+_PLAIN, _SPEAKS_TLS = "plain", "TLS"
+"""Marks of the sockets that listen, where the selector has a number for each pending connection."""
 
 
 def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int, int | None], None]) -> None:
@@ -40,7 +44,7 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int, in
 
     1. bring the database up to date and remove what a receiver that died left half-received
     2. listen, and say so: `ready(host, port, tls_port)`; the last is None unless TLS has a port of its own
-    3. hand each connection on, to one of several processes or to this one
+    3. hand each connection that asks for an association on, to one of several processes or to this one (`pending_connections`)
     4. on stop: listen no more, let associations end for some seconds, abort those that don't
 
     A C-STORE that is being answered at the stop is stored and answered first; one that is still arriving is dropped
@@ -50,9 +54,14 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int, in
         StoreError: the data folder or the database can't be used.
         SettingsError: the node can't listen where the settings say, or a file that [tls] or [[senders]] names is unfit.
     """
-    places = Places(settings.receive)
+    openness.check(settings)
+    for severity, text in openness.exposure_notices(settings):
+        (log.warning if severity == "warning" else log.info)(text)
     count = settings.receive.processes or min(_MOST_PROCESSES, os.cpu_count() or 1)
-    takers: Processes | Reception | None = Processes(count, places.leave) if count > 1 else None
+    selector = selectors.DefaultSelector()
+    rejections = RejectionWriter(settings)
+    pending = PendingConnections(settings, selector, rejections)
+    handler: Processes | Reception | None = Processes(count, pending) if count > 1 else None
     try:
         open_database(settings).dispose()
         removed = remove_leftovers(DataFolder(settings.node.data_dir).incoming)
@@ -61,35 +70,50 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[str, int, in
         if settings.tls.listen:
             listening_context(settings.tls)  # what is wrong with its files is said here, once
         check_senders(settings)
-        with ExitStack() as open_sockets, selectors.DefaultSelector() as selector:
+        with ExitStack() as open_sockets, selector:
             listening = open_sockets.enter_context(_listen(settings, "node.port", settings.node.port))
-            selector.register(listening, selectors.EVENT_READ, settings.tls.listen and settings.tls.port is None)
+            selector.register(
+                listening, selectors.EVENT_READ, _SPEAKS_TLS if settings.tls.listen and settings.tls.port is None else _PLAIN
+            )
             address, tls_port = listening.getsockname(), None
             if settings.tls.listen and settings.tls.port is not None:
                 over_tls = open_sockets.enter_context(_listen(settings, "tls.port", settings.tls.port))
-                selector.register(over_tls, selectors.EVENT_READ, True)
+                selector.register(over_tls, selectors.EVENT_READ, _SPEAKS_TLS)
                 tls_port = over_tls.getsockname()[1]
-            if isinstance(takers, Processes):
-                takers.begin(settings, address)
+            if isinstance(handler, Processes):
+                handler.begin(settings, address)
             else:
-                from cxr_node.receive.reception import Reception  # this process needs none of it if it only hands on
+                from cxr_node.receive.transport.reception import Reception  # this process needs none of it if it only hands on
 
-                takers = Reception(settings, address, places.leave)
+                handler = Reception(settings, address, pending)
+            pending.handler = handler
             ready(settings.node.host, address[1], tls_port)
             while not stop.is_set():
-                for key, _ in selector.select(_LOOK_FOR_STOP_S):
-                    connection, host = _accept(cast("socket.socket", key.fileobj))
-                    if connection is None:
-                        continue
-                    place = places.enter(host)
-                    if place is Place.NONE:
-                        log.warning("connection closed: there are too many", host=host)
-                        connection.close()
-                    else:
-                        takers.take(connection, host, over_tls=key.data, is_beyond_limit=place is Place.TO_BE_REFUSED)
+                _take_turn(selector, pending)
+            pending.close()
     finally:
-        if takers is not None:
-            takers.end()
+        if handler is not None:
+            handler.end()
+        rejections.end()
+
+
+def _take_turn(selector: selectors.BaseSelector, pending: PendingConnections) -> None:
+    """See to what has come, those that are pending first: who waits there came first."""
+    ready = selector.select(_LOOK_FOR_STOP_S)
+    for key, _ in ready:
+        if key.data not in (_PLAIN, _SPEAKS_TLS):
+            pending.on_readable(key.data)
+    for key, _ in ready:
+        if key.data in (_PLAIN, _SPEAKS_TLS):
+            connection, host = _accept(cast("socket.socket", key.fileobj))
+            if connection is None:
+                continue
+            try:
+                pending.add(connection, host, over_tls=key.data == _SPEAKS_TLS)
+            except OSError as error:  # the peer has gone again, or no file handle is left
+                log.error("connection not accepted", reason=str(error))
+                connection.close()
+    pending.close_expired()
 
 
 def _listen(settings: Settings, key: str, port: int) -> socket.socket:

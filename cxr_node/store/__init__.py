@@ -1,1 +1,1 @@
-"""What must not be lost: instances and results as files, jobs, deliveries and the audit log as rows."""
+"""Durable storage: instances and results as files; jobs, deliveries and the audit log as rows."""

@@ -1,8 +1,12 @@
-"""How a received instance enters: its row, its job and its audit event, all or none."""
+"""Admits a received instance: its row, its job and its audit event, all or none.
+
+Over 300 lines: the cases of one decision, and what each of them writes.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +18,9 @@ import structlog
 from sqlalchemy import Connection, Engine, bindparam, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from cxr_node import faults
-from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, JobState, Sender, StoredInstance
-from cxr_node.store import audit
-from cxr_node.store.blobs import LocalBlobs
+from cxr_node.records import AuditEvent, InstanceHeader, JobState, Sender, StoredInstance
+from cxr_node.store import audit, confirmations, faults
+from cxr_node.store.blobs import Blobs, discard, is_there
 from cxr_node.store.corrections import supersede
 from cxr_node.store.database import write
 from cxr_node.store.digests import earlier_digest_of, is_earlier
@@ -38,12 +41,17 @@ _KNOWN = (
         instances.c.size_bytes,
         instances.c.study_instance_uid,
         instances.c.patient_id,
+        instances.c.calling_ae_title,
+        instances.c.host,
+        instances.c.certificate_sha256,
+        instances.c.unconfirmed,
+        instances.c.spool,
     )
     .where(instances.c.sop_instance_uid == bindparam("sop_instance_uid"))
     .order_by(instances.c.revision)
 )
 _KNOWN_HERE = Prepared(_KNOWN.with_for_update())  # so that PostgreSQL's retention waits, too
-_ANOTHER = "its SOP instance UID came before with another {}: its sender may make UIDs that are not unique"
+_ANOTHER = "its SOP instance UID arrived before with another {}: its sender may create UIDs that are not unique"
 _KEPT_CHANGED = "changed content, kept and not analysed again"
 _NEW_INSTANCE = Prepared(insert(instances).returning(instances.c.id))
 _NEW_JOB = Prepared(insert(jobs).inline())
@@ -53,9 +61,11 @@ class Admission(StrEnum):
     """What became of a received instance."""
 
     QUEUED = "queued"
+    HELD = "held"  # stored, and a person decides whether it is analysed
     KEPT = "kept"  # stored, not to be analysed
     DUPLICATE = "duplicate"  # same UID, same bytes: already here
     REVISION = "revision"  # same UID, other content: queued as a new revision
+    UNCONFIRMED = "unconfirmed"  # the same of one who may not correct it: looked at by the worker, and left to a person
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,11 @@ class Arrival:
     analyse_changed: False keeps what comes with other content under a known UID out of the queue.
     priority: of its job; higher ones are claimed first.
     on_duplicate: called within the transaction with the instance that it is a duplicate of.
+    held_because: why its job is held from the beginning; empty: it isn't.
+    may_correct: False leaves what its sender sends under another sender's UID to a person (see `confirmations`).
     """
 
-    folders: DataFolder
+    blobs: Blobs
     stored: StoredInstance
     sender: Sender
     analyse: bool
@@ -75,6 +87,8 @@ class Arrival:
     analyse_changed: bool = True
     priority: int = 0
     on_duplicate: Callable[[Connection, int], None] | None = None
+    may_correct: bool = True
+    held_because: str = ""
 
 
 @dataclass
@@ -95,23 +109,21 @@ def is_changed(engine: Engine, sop_instance_uid: str, transfer_syntax_uid: str, 
         known = connection.execute(query).all()
     if not known or any(row.transfer_syntax_uid != transfer_syntax_uid for row in known):
         return False
-    return _same([row.digest for row in known], digest, file) is None
+    return _same([row.digest for row in known], digest, lambda: earlier_digest_of(file)) is None
 
 
-def admit(
-    engine: Engine, folders: DataFolder, stored: StoredInstance, sender: Sender, *, analyse: bool, note: str = ""
-) -> Admission:
-    """Enter an instance whose file is safe on disk: its row, its job and its audit event, all or none.
+def admit(engine: Engine, blobs: Blobs, stored: StoredInstance, sender: Sender, *, analyse: bool, note: str = "") -> Admission:
+    """Enter an instance whose blob is safe: its row, its job and its audit event, all or none.
 
     Args:
         engine: the database.
-        folders: the data folder.
+        blobs: where it is.
         stored: the instance.
         sender: who sent it.
         analyse: False keeps it out of the queue; `note` says why.
         note: a sentence for the audit log.
     """
-    return admit_all(engine, [Arrival(folders, stored, sender, analyse, note)])[0]
+    return admit_all(engine, [Arrival(blobs, stored, sender, analyse, note)])[0]
 
 
 def admit_all(engine: Engine, arrivals: Sequence[Arrival]) -> list[Admission]:
@@ -123,8 +135,7 @@ def admit_all(engine: Engine, arrivals: Sequence[Arrival]) -> list[Admission]:
                 admitted = [_admit(connection, one, after) for one in arrivals]
             for one in arrivals:
                 faults.point("instance-admitted", one.stored.header.sop_instance_uid)
-            for key in after.discarded:
-                LocalBlobs(arrivals[0].folders).delete(key)
+            discard(arrivals[0].blobs, after.discarded)
             for uid, reason in after.reused:
                 log.warning("SOP instance UID used again", sop_instance_uid=uid, reason=reason)
             return admitted
@@ -134,27 +145,45 @@ def admit_all(engine: Engine, arrivals: Sequence[Arrival]) -> list[Admission]:
     raise AssertionError("unreachable")
 
 
-def _same(known: Collection[str], digest: str, file: Path) -> str | None:
+def _same(known: Collection[str], digest: str, earlier_digest: Callable[[], str]) -> str | None:
     """Which of these digests is that of a content, as it is or as earlier releases told it; None: none is."""
     if digest in known:
         return digest
-    if any(map(is_earlier, known)) and (earlier := earlier_digest_of(file)) in known:
+    if any(map(is_earlier, known)) and (earlier := earlier_digest()) in known:
         return earlier
     return None
 
 
+def _earlier_digest(one: Arrival) -> str:
+    with one.blobs.fetch(one.stored.path) as path:
+        return earlier_digest_of(path)
+
+
 def _admit(connection: Connection, one: Arrival, after: _After) -> Admission:
+    """Decide about one arrival and write its rows.
+
+    Over 60 lines: the cases of one decision, in the order in which they are asked.
+    """
     stored, sender, header, note = one.stored, one.sender, one.stored.header, one.note
     now = time.time()
     known = [_Known(*row) for row in _KNOWN_HERE.execute(connection, {"sop_instance_uid": header.sop_instance_uid})]
-    same = _same([row.digest for row in known], stored.digest, one.folders.root / stored.path) if known else None
+    same = _same([row.digest for row in known], stored.digest, lambda: _earlier_digest(one)) if known else None
+    confirmed = [row for row in known if not row.unconfirmed]
+    is_strange = bool(known) and not one.may_correct and not any(_is_sender_of(row, sender) for row in confirmed)
     if same is not None:
         admission = Admission.DUPLICATE
-        _take_duplicate(connection, one, next(row for row in known if row.digest == same), now, after)
+        the_same = next(row for row in known if row.digest == same)
+        _take_duplicate(connection, one, the_same, now, after)
+        if the_same.unconfirmed:
+            admission = Admission.UNCONFIRMED
+            if not is_strange:
+                confirmations.confirm(connection, the_same.id)
+                admission = Admission.REVISION
     else:
         analyse = one.analyse
         if known and analyse and not one.analyse_changed:
             analyse, note = False, _KEPT_CHANGED
+        is_strange = is_strange and analyse
         ((instance_id,),) = _NEW_INSTANCE.execute(
             connection,
             {
@@ -174,6 +203,9 @@ def _admit(connection: Connection, one: Arrival, after: _After) -> Admission:
                 "host": sender.host,
                 "received_at": now,
                 "note": note,
+                "certificate_sha256": sender.certificate_sha256,
+                "unconfirmed": int(is_strange),
+                "spool": stored.spool,
             },
         )
         if analyse:
@@ -181,24 +213,28 @@ def _admit(connection: Connection, one: Arrival, after: _After) -> Admission:
                 connection,
                 {
                     "instance_id": instance_id,
-                    "state": str(JobState.NEW),
+                    "host": sender.host,
+                    "state": str(JobState.HELD if one.held_because else JobState.NEW),
                     "priority": one.priority,
                     "attempts": 0,
                     "not_before": 0,
                     "lease_owner": "",
                     "lease_until": 0,
-                    "reasons": "[]",
+                    "reasons": json.dumps([one.held_because] if one.held_because else []),
                     "findings": "{}",
                     "model_version": "",
                     "created_at": stored.kept_at,
                 },
             )
-            admission = Admission.REVISION if known else Admission.QUEUED
-            if corrected := [row.id for row in known if row.study_instance_uid == header.study_instance_uid]:
+            admission = Admission.REVISION if known else Admission.HELD if one.held_because else Admission.QUEUED
+            corrected = [row.id for row in confirmed if row.study_instance_uid == header.study_instance_uid]
+            if is_strange:
+                admission = Admission.UNCONFIRMED
+            elif corrected:
                 supersede(connection, corrected, instance_id)
         else:
             admission = Admission.KEPT
-        if known and (another := _another(known[-1], header)):
+        if confirmed and (another := _another(confirmed[-1], header)):
             after.reused.append((header.sop_instance_uid, another))
             audit.add(connection, replace(_event(one, another), event="uid-used-again", outcome="failure"))
     audit.add(connection, _event(one, f"{admission}: {note}" if note else str(admission)))
@@ -216,22 +252,31 @@ class _Known(NamedTuple):
     size_bytes: int
     study_instance_uid: str
     patient_id: str
+    calling_ae_title: str
+    host: str
+    certificate_sha256: str
+    unconfirmed: int
+    spool: str
 
 
 def _take_duplicate(connection: Connection, one: Arrival, known: _Known, now: float, after: _After) -> None:
     """The new blob takes the place of the one that the row has, which may be damaged or gone: what was just received is whole.
 
-    Not while a worker reads the one that is there: then the new one goes.
+    Not while a worker reads the one that is there: then the new one goes. Nor from a spool in the place of what the bucket has by
+    its row: reception asks the bucket nothing then.
     """
     values: dict[str, object] = {"received_at": now, "digest": one.stored.digest}
     is_read = exists().where(jobs.c.instance_id == known.id, jobs.c.state == JobState.RUNNING)
-    is_there = known.removed_at is None and LocalBlobs(one.folders).size(known.path) == known.size_bytes
-    if is_there and connection.execute(select(is_read)).scalar():
+    in_bucket = bool(one.stored.spool) and not known.spool and known.removed_at is None
+    is_known_there = in_bucket or (known.removed_at is None and is_there(one.blobs, known.path, known.size_bytes, known.spool))
+    if in_bucket or (is_known_there and connection.execute(select(is_read)).scalar()):
         after.discarded.append(one.stored.path)
     else:
-        after.discarded.append(known.path)
-        values |= {"path": one.stored.path, "size_bytes": one.stored.size_bytes, "removed_at": None}
-    if not is_there:  # with its file was gone what a job could do; now it is back
+        if known.spool == one.blobs.spool:  # what is elsewhere goes when its own host, or the sweep, finds it without a row
+            after.discarded.append(known.path)
+        stored = one.stored
+        values |= {"path": stored.path, "size_bytes": stored.size_bytes, "spool": stored.spool, "removed_at": None}
+    if not is_known_there:  # with its file was gone what a job could do; now it is back
         connection.execute(
             update(jobs)
             .where(jobs.c.state == JobState.HELD, jobs.c.instance_id == known.id)
@@ -240,6 +285,14 @@ def _take_duplicate(connection: Connection, one: Arrival, known: _Known, now: fl
     connection.execute(update(instances).where(instances.c.id == known.id).values(**values))
     if one.on_duplicate is not None:
         one.on_duplicate(connection, known.id)
+
+
+def _is_sender_of(known: _Known, sender: Sender) -> bool:
+    """Whether an instance came from this sender: the same certificate, or the same AE title at the same address."""
+    if known.certificate_sha256 and known.certificate_sha256 == sender.certificate_sha256:
+        return True
+    # an address may be unknown: that of an instance that has lost its row
+    return known.calling_ae_title == sender.calling_ae_title and (known.host == sender.host or not (known.host and sender.host))
 
 
 def _another(known: _Known, header: InstanceHeader) -> str:
@@ -258,4 +311,5 @@ def _event(one: Arrival, detail: str) -> AuditEvent:
         study_instance_uid=one.stored.header.study_instance_uid,
         sop_instance_uid=one.stored.header.sop_instance_uid,
         detail=detail,
+        accession_number=one.stored.header.accession_number[:64],
     )

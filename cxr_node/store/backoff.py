@@ -1,4 +1,4 @@
-"""How long to wait before the next try."""
+"""Retry delays."""
 
 from __future__ import annotations
 

@@ -1,22 +1,25 @@
-"""The SQLite database checked, copied while it is in use, and put back. PostgreSQL has tools of its own for that."""
+"""Checks, copies and restores the SQLite database while it is in use. PostgreSQL has its own tools."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from cxr_node.errors import StoreError
+from cxr_node.security.nofollow import open_file, refuse_links
 from cxr_node.settings import Settings
 from cxr_node.store.revision import SCHEMA_REVISION, newer_schema
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 NOT_OURS = (
     "database.url names a database that is not the node's own: restore it with its own tools (pg_restore) while the node is "
@@ -43,7 +46,13 @@ def check_integrity(engine: Engine, *, thoroughly: bool = False) -> None:
         return
     with engine.connect() as connection:
         pragma = "integrity_check" if thoroughly else "quick_check"
-        _judge(str(engine.url.database), [str(row[0]) for row in connection.exec_driver_sql(f"PRAGMA {pragma}(5)")])
+        try:
+            found = [str(row[0]) for row in connection.exec_driver_sql(f"PRAGMA {pragma}(5)")]
+        except DatabaseError as error:  # SQLite reports some damage as a result, and some as an error
+            if isinstance(error, OperationalError):  # locked, or away
+                raise
+            found = [str(error.orig)]
+        _judge(str(engine.url.database), found)
 
 
 def back_up(settings: Settings) -> Path | None:
@@ -61,10 +70,11 @@ def back_up(settings: Settings) -> Path | None:
     # names are of whole seconds, and tell which is the newest: none replaces another, and none is thinned out at once
     moment = max(time.time(), newest.timestamp() + 1 if newest else 0)
     final = folder / time.strftime(_NAME, time.gmtime(moment))
-    temporary = final.with_suffix(".tmp")
+    temporary = final.with_name(f"{final.stem}-{os.urandom(8).hex()}.tmp")
+    refuse_links(database_file(settings))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        os.close(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         _copy(database_file(settings), temporary)
         check_file(temporary)
         temporary.replace(final)
@@ -109,11 +119,11 @@ def restore(settings: Settings, backup: Path) -> Path | None:
         raise StoreError(NOT_OURS)
     check_file(backup)
     current = database_file(settings)
-    temporary = current.with_suffix(".restoring")
+    temporary = current.with_name(f"{current.stem}-{os.urandom(8).hex()}.restoring")
     aside = current.with_name(time.strftime("cxr-node-replaced-%Y%m%dT%H%M%SZ.sqlite3", time.gmtime()))
     try:
         current.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        os.close(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         _copy(backup, temporary)
         existed = current.exists()
         for suffix in ("-shm", "-wal", ""):  # the log belongs to the file: under the new one it would be replayed into it
@@ -128,6 +138,23 @@ def restore(settings: Settings, backup: Path) -> Path | None:
     return aside if existed else None
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Engine]:
+    """A backup as a database that is only read.
+
+    Raises:
+        StoreError: it is no whole database of a node.
+    """
+    from sqlalchemy import create_engine  # the rest of this module needs none of it
+
+    check_file(path)
+    engine = create_engine(f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true", hide_parameters=True)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
 def check_file(path: Path) -> None:
     """See whether a file is a whole database that this program can use.
 
@@ -139,15 +166,15 @@ def check_file(path: Path) -> None:
             _judge(str(path), [str(row[0]) for row in connection.execute("PRAGMA quick_check(5)")])
             found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error as error:
-        raise StoreError(f"{path} is no whole database of a node: {error}") from error
+        raise StoreError(f"{path} is not a complete database of a node: {error}") from error
     if found is None:
-        raise StoreError(f"{path} is no whole database of a node: it has no schema.")
+        raise StoreError(f"{path} is not a complete database of a node: it has no schema.")
     if found[0] > SCHEMA_REVISION:
         raise StoreError(f"{path}: {newer_schema(found[0])}")
 
 
 def _copy(source: Path, target: Path) -> None:
-    """SQLite's online backup: whoever writes meanwhile goes on writing, and the copy is of one moment."""
+    """SQLite's online backup: writers continue meanwhile, and the copy is of one moment."""
     with (
         closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as reading,
         closing(sqlite3.connect(target)) as writing,
@@ -161,7 +188,7 @@ def _judge(name: str, found: list[str]) -> None:
     if found != ["ok"]:
         raise StoreError(
             f"The database {name} is damaged ({'; '.join(found)[:200]}): stop the node, `cxr-node restore` the newest backup, "
-            "and see to the disk."
+            "and check the disk."
         )
 
 

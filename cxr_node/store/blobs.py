@@ -1,20 +1,24 @@
 """Blobs: immutable files under keys that are never used again, each owned by exactly one row.
 
-A key says nothing to the file system but a folder and a name, so that an object store can be the second implementation:
-`put` takes a complete file, nothing is appended to, replaced or renamed, and a reader asks for a blob by `fetch`, which may
-have to bring it near first. Knows nothing of the database: whoever deletes has changed the owning row before.
+There are three implementations: files in the data folder, here, objects in a bucket (`bucket`), and a bucket with a spool
+before it (`spool`). `put` takes a complete file; nothing is appended, replaced or renamed. `fetch` gives a reader a local path,
+and downloads the blob first if necessary. The module knows nothing of the database: a caller changes the owning row before it
+deletes a blob.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import stat
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from cxr_node.records import DataFolder
+from cxr_node.security.nofollow import open_file
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,16 @@ class Blob:
 
 
 class Blobs(Protocol):
-    """A store of immutable blobs. Errors of the store are `OSError`; a blob that isn't there is `FileNotFoundError`."""
+    """A store of immutable blobs. Errors of the store are `OSError`; a blob that isn't there is `FileNotFoundError`.
+
+    Attributes:
+        spool: the name of this host's spool, in which received blobs lie before the store has them; empty: there is none.
+    """
+
+    spool: str
+
+    def spool_of(self, key: str) -> str:
+        """`spool`, if a blob lies there; empty if the store has it."""
 
     def put(self, key: str, source: Path) -> Blob:
         """Keep a complete file under a new key; durable when this returns. The file is consumed."""
@@ -50,6 +63,14 @@ class Blobs(Protocol):
     def list(self, prefix: str) -> Iterator[Blob]:
         """The blobs whose keys begin with a folder's name and a slash."""
 
+    def now(self) -> float:
+        """The time on the clock of `Blob.put_at`, seconds since the epoch."""
+
+
+def is_there(blobs: Blobs, key: str, size_bytes: int, spool: str) -> bool:
+    """Whether a blob is where its row says; one in the spool of another host can't be looked at, and is taken to be there."""
+    return spool not in ("", blobs.spool) or blobs.size(key) == size_bytes
+
 
 def new_key(folder: str, shard: str, name: str) -> str:
     """A key that was never used before: the name says what it is, the random part which arrival of it.
@@ -62,11 +83,28 @@ def new_key(folder: str, shard: str, name: str) -> str:
     return f"{folder}/{shard}/{name}-{os.urandom(8).hex()}.dcm"
 
 
+def discard(blobs: Blobs, keys: Iterable[str]) -> None:
+    """Remove blobs that no row owns any more. What can't be removed now is left to the sweep, which finds it."""
+    for key in keys:
+        try:
+            blobs.delete(key)
+        except OSError as error:
+            import structlog  # imported here: `status` loads this module, and logs nothing
+
+            structlog.get_logger().warning("a file without an owner stays for now", key=key.partition("/")[0], exc_info=error)
+
+
 class LocalBlobs:
     """Blobs as files in the data folder: a key is the path from there."""
 
     def __init__(self, folders: DataFolder) -> None:
         self._root = f"{folders.root}"
+
+    spool = ""
+
+    def spool_of(self, key: str) -> str:
+        """In none."""
+        return ""
 
     def put(self, key: str, source: Path) -> Blob:
         """Flush the file, rename it, flush the folder: the order that makes a rename durable."""
@@ -95,7 +133,7 @@ class LocalBlobs:
 
     def open(self, key: str) -> BinaryIO:
         """The file."""
-        return Path(self._path(key)).open("rb")
+        return os.fdopen(open_file(self._path(key), os.O_RDONLY), "rb")
 
     def fetch(self, key: str) -> AbstractContextManager[Path]:
         """The file itself, which is near."""
@@ -104,7 +142,8 @@ class LocalBlobs:
     def size(self, key: str) -> int | None:
         """As the file system has it."""
         try:
-            return os.stat(self._path(key)).st_size  # noqa: PTH116 - asked of each duplicate
+            found = os.lstat(self._path(key))
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
         except FileNotFoundError:
             return None
 
@@ -118,17 +157,31 @@ class LocalBlobs:
         for path in (root / prefix).glob("*/*.dcm"):
             with suppress(FileNotFoundError):
                 found = path.lstat()
+                if not stat.S_ISREG(found.st_mode):  # a link that somebody has planted
+                    continue
                 yield Blob(str(path.relative_to(root)), found.st_size, found.st_mtime)
+
+    def now(self) -> float:
+        """The file system's clock is the machine's."""
+        return time.time()
+
+    def path(self, key: str) -> Path:
+        """Where a blob's file is."""
+        return Path(self._path(key))
+
+    def link(self, key: str, target: Path) -> None:
+        """Give a blob's file one more name, which lasts when the blob is removed."""
+        os.link(self._path(key), target, follow_symlinks=False)
 
     def _path(self, key: str) -> str:
         if key.startswith("/") or ".." in key.split("/"):
-            raise ValueError("a key that leads out of the data folder")
+            raise ValueError("a key that leads outside the data folder")
         return f"{self._root}/{key}"
 
 
 def publish(temporary: Path, final: str) -> os.stat_result:
     """Flush, rename, flush the folder (the order that makes a rename durable); what the file system says of the file."""
-    descriptor = os.open(temporary, os.O_RDONLY)
+    descriptor = open_file(temporary, os.O_RDONLY)
     try:
         os.fchmod(descriptor, 0o600)
         os.fsync(descriptor)

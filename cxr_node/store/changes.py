@@ -1,4 +1,4 @@
-"""What a person may change in the queue: retry and cancel jobs and deliveries, all that are chosen in one transaction."""
+"""Operators' changes to the queue: retry and cancel selected jobs and deliveries in one transaction."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from sqlalchemy import Connection, Engine, RowMapping, select, update
 
 from cxr_node.records import AuditEvent, DeliveryState, JobState
 from cxr_node.settings import Settings
-from cxr_node.store import audit, sending_again
+from cxr_node.store import audit, confirmations, resend
 from cxr_node.store.database import write
 from cxr_node.store.deliveries import NO_DESTINATION, NOT_SENT_THERE
 from cxr_node.store.missing_deliveries import Added, add_missing
 from cxr_node.store.schema import deliveries, instances, jobs, results
 from cxr_node.store.selection import Selection, is_corrected, of_deliveries, of_jobs
 
-_UNDER_WAY = "it is under way"
+_UNDER_WAY = "it is in progress"
 _ENDED = "it has ended: there is nothing to cancel"
-_CORRECTED = "a corrected image has taken its place (name its number, and it is done all the same)"
+_CORRECTED = "a corrected image has replaced it (name its number to do it anyway)"
+_NOTHING_TO_ACCEPT = "it is not an image that is held as a possible correction"
 _NO_IMAGE = "its image is no longer in the data folder: send the image again, then retry it"
 _NO_FILE = "its file and its image are no longer in the data folder: send the image again, then retry it"
 
 
 @dataclass
-class Outcome:
+class ChangeOutcome:
     """What was chosen, and what became of it.
 
     changed: numbers of what was changed (with a dry run: would be).
@@ -48,10 +49,32 @@ class Outcome:
         return len(self.changed) + len(self.absent) + sum(map(len, self.refused.values()))
 
 
-def retry_jobs(engine: Engine, chosen: Selection, user: str, *, dry_run: bool = False) -> Outcome:
-    """Put jobs back into the queue, due now, whatever they came to; results of one that was done are made and sent anew."""
+def change(
+    engine: Engine, action: str, chosen: Selection, user: str, settings: Settings, *, deliveries: bool, dry_run: bool = False
+) -> ChangeOutcome:
+    """Retry or cancel the selected jobs or deliveries, or accept the selected jobs.
 
-    def change(connection: Connection, outcome: Outcome) -> None:
+    Args:
+        engine: the database.
+        action: "retry", "cancel" or, for jobs, "accept".
+        chosen: the selection.
+        user: for the audit log.
+        settings: see `retry_deliveries`.
+        deliveries: whether the selection means deliveries.
+        dry_run: change nothing, and count.
+    """
+    if deliveries and action == "retry":
+        return retry_deliveries(engine, chosen, user, settings, dry_run=dry_run)
+    if deliveries:
+        return cancel_deliveries(engine, chosen, user, dry_run=dry_run)
+    of_jobs = {"retry": retry_jobs, "accept": accept_jobs, "cancel": cancel_jobs}[action]
+    return of_jobs(engine, chosen, user, dry_run=dry_run)
+
+
+def retry_jobs(engine: Engine, chosen: Selection, user: str, *, dry_run: bool = False) -> ChangeOutcome:
+    """Put jobs back into the queue, due now, whatever their state; results of finished jobs are composed and sent again."""
+
+    def change(connection: Connection, outcome: ChangeOutcome) -> None:
         for row in _chosen_jobs(connection, chosen, outcome):
             if row["state"] == JobState.RUNNING:
                 outcome.refused[_UNDER_WAY].append(row["id"])
@@ -66,10 +89,28 @@ def retry_jobs(engine: Engine, chosen: Selection, user: str, *, dry_run: bool = 
     return _all_or_none(engine, change, dry_run)
 
 
-def cancel_jobs(engine: Engine, chosen: Selection, user: str, *, dry_run: bool = False) -> Outcome:
+def accept_jobs(engine: Engine, chosen: Selection, user: str, *, dry_run: bool = False) -> ChangeOutcome:
+    """Take held images of senders that may not correct as corrections (see `confirmations`)."""
+
+    def change(connection: Connection, outcome: ChangeOutcome) -> None:
+        for row in _chosen_jobs(connection, chosen, outcome):
+            if row["state"] == JobState.RUNNING:
+                outcome.refused[_UNDER_WAY].append(row["id"])
+            elif not row["unconfirmed"]:
+                outcome.refused[_NOTHING_TO_ACCEPT].append(row["id"])
+            elif row["removed_at"] is not None:
+                outcome.refused[_NO_IMAGE].append(row["id"])
+            else:
+                confirmations.confirm(connection, row["instance_id"], user)
+                outcome.changed.append(row["id"])
+
+    return _all_or_none(engine, change, dry_run)
+
+
+def cancel_jobs(engine: Engine, chosen: Selection, user: str, *, dry_run: bool = False) -> ChangeOutcome:
     """Take waiting and held jobs out of the queue."""
 
-    def change(connection: Connection, outcome: Outcome) -> None:
+    def change(connection: Connection, outcome: ChangeOutcome) -> None:
         for row in _chosen_jobs(connection, chosen, outcome):
             if row["state"] not in (JobState.NEW, JobState.HELD):
                 outcome.refused[_UNDER_WAY if row["state"] == JobState.RUNNING else _ENDED].append(row["id"])
@@ -84,7 +125,7 @@ def cancel_jobs(engine: Engine, chosen: Selection, user: str, *, dry_run: bool =
 
 def retry_deliveries(
     engine: Engine, chosen: Selection, user: str, settings: Settings | None = None, *, dry_run: bool = False
-) -> Outcome:
+) -> ChangeOutcome:
     """Make deliveries due now, those that were sent included; a result whose file is gone is made again first.
 
     Args:
@@ -95,7 +136,7 @@ def retry_deliveries(
         dry_run: change nothing, and count.
     """
 
-    def change(connection: Connection, outcome: Outcome) -> None:
+    def change(connection: Connection, outcome: ChangeOutcome) -> None:
         for row in _chosen_deliveries(connection, chosen, outcome):
             if reason := _why_not(row, chosen, settings):
                 outcome.refused[reason].append(row["id"])
@@ -108,10 +149,10 @@ def retry_deliveries(
     return _all_or_none(engine, change, dry_run)
 
 
-def cancel_deliveries(engine: Engine, chosen: Selection, user: str, *, dry_run: bool = False) -> Outcome:
+def cancel_deliveries(engine: Engine, chosen: Selection, user: str, *, dry_run: bool = False) -> ChangeOutcome:
     """Give up waiting, committing and held deliveries."""
 
-    def change(connection: Connection, outcome: Outcome) -> None:
+    def change(connection: Connection, outcome: ChangeOutcome) -> None:
         for row in _chosen_deliveries(connection, chosen, outcome):
             if row["state"] not in (DeliveryState.WAITING, DeliveryState.COMMITTING, DeliveryState.HELD):
                 outcome.refused[_UNDER_WAY if row["state"] == DeliveryState.SENDING else _ENDED].append(row["id"])
@@ -128,8 +169,8 @@ class _UndoneError(Exception):
     """Ends the transaction of a dry run."""
 
 
-def _all_or_none(engine: Engine, change: Callable[[Connection, Outcome], None], dry_run: bool) -> Outcome:
-    outcome = Outcome()
+def _all_or_none(engine: Engine, change: Callable[[Connection, ChangeOutcome], None], dry_run: bool) -> ChangeOutcome:
+    outcome = ChangeOutcome()
     with suppress(_UndoneError), write(engine) as connection:
         change(connection, outcome)
         if dry_run:
@@ -140,11 +181,11 @@ def _all_or_none(engine: Engine, change: Callable[[Connection, Outcome], None], 
 _IMAGE = (instances.c.patient_id, instances.c.study_instance_uid)
 
 
-def _chosen_jobs(connection: Connection, chosen: Selection, outcome: Outcome) -> list[RowMapping]:
+def _chosen_jobs(connection: Connection, chosen: Selection, outcome: ChangeOutcome) -> list[RowMapping]:
     query = (
         select(
             *(jobs.c.id, jobs.c.state, jobs.c.findings, instances.c.removed_at, is_corrected().label("corrected"), *_IMAGE),
-            instances.c.sop_instance_uid,
+            *(instances.c.sop_instance_uid, instances.c.unconfirmed, jobs.c.instance_id),
         )
         .join(instances, jobs.c.instance_id == instances.c.id)
         .where(of_jobs(chosen))
@@ -156,7 +197,7 @@ def _chosen_jobs(connection: Connection, chosen: Selection, outcome: Outcome) ->
     return rows
 
 
-def _chosen_deliveries(connection: Connection, chosen: Selection, outcome: Outcome) -> list[RowMapping]:
+def _chosen_deliveries(connection: Connection, chosen: Selection, outcome: ChangeOutcome) -> list[RowMapping]:
     query = (
         select(
             *(deliveries.c.id, deliveries.c.state, deliveries.c.destination, results.c.kind, results.c.job_id, *_IMAGE),
@@ -199,7 +240,7 @@ def _send_again(connection: Connection, row: RowMapping, user: str) -> None:
     values: dict[str, Any] = {"state": DeliveryState.WAITING, "attempts": 0, "asks": 0, "not_before": 0, "transaction_uid": ""}
     values["superseded_by"] = None
     if row["file_removed_at"] is not None:
-        values |= {"state": DeliveryState.HELD, "reason": sending_again.BEING_MADE}
+        values |= {"state": DeliveryState.HELD, "reason": resend.BEING_MADE}
         if row["job_state"] not in (JobState.NEW, JobState.RUNNING):
             _redo(connection, row["job_id"], user, row)
     connection.execute(update(deliveries).where(deliveries.c.id == row["id"]).values(**values))
@@ -210,7 +251,7 @@ def _redo(connection: Connection, job_id: int, user: str, row: RowMapping, *, ag
     values: dict[str, Any] = {"state": JobState.NEW, "attempts": 0, "not_before": 0, "reasons": "[]", "finished_at": None}
     values["superseded_by"] = None
     if again:
-        values["findings"] = sending_again.ask(row["findings"])
+        values["findings"] = resend.mark(row["findings"])
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
     audit.add(connection, _event("job-retried", user, row, f"job {job_id}"))
 

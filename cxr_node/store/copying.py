@@ -1,4 +1,4 @@
-"""A node's database copied into an empty one of another kind, SQLite or PostgreSQL, and compared with it row by row."""
+"""Copies a node's database into an empty one of another kind, SQLite or PostgreSQL, and compares every row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cxr_node.errors import StoreError
 from cxr_node.settings import DatabaseSettings, Settings
-from cxr_node.store import database
+from cxr_node.store import audit_chain, database
 from cxr_node.store.database import open_database, write
 from cxr_node.store.postgresql import in_print
 from cxr_node.store.schema import home, metadata
@@ -19,7 +19,7 @@ from cxr_node.store.schema import home, metadata
 _BATCH = 1000
 
 COPIED = tuple(table for table in metadata.sorted_tables if table is not home)
-"""In an order in which rows follow those they refer to. `home` says whose folder a database tells of: each has its own."""
+"""In an order in which rows follow those they reference. `home` identifies the data folder: each database has its own."""
 
 
 def open_empty(settings: Settings, url: str) -> Engine:
@@ -30,7 +30,7 @@ def open_empty(settings: Settings, url: str) -> Engine:
     """
     target = settings.model_copy(update={"database": DatabaseSettings(url=url)})
     engine = database._connect(target)
-    with database._in_words(engine):
+    with database._store_errors(engine):
         _check_empty(engine)
     engine.dispose()
     return open_database(target)
@@ -60,6 +60,8 @@ def copy_rows(source: Engine, target: Engine, tell: Callable[[str, int], None]) 
             tell(table.name, counts[table.name])
         if target.dialect.name == "postgresql":
             _set_sequences(writing)
+        else:
+            audit_chain.index_copied(writing)
     return counts
 
 
@@ -68,12 +70,11 @@ def _check_empty(engine: Engine) -> None:
     with engine.connect() as connection:
         for table in COPIED:
             if table.name in there and connection.execute(select(func.count()).select_from(table)).scalar():
-                raise StoreError(
-                    f"{in_print(engine)} is not empty: its table {table.name} has rows. Make a new database, and name it."
-                )
+                raise StoreError(f"{in_print(engine)} is not empty: its table {table.name} has rows. Name a new, empty database.")
+    there = {name for name in there if not name.startswith("audit_text")}  # what SQLite keeps for searching words
     if there and not there <= {*metadata.tables, "alembic_version"}:
         strange = ", ".join(sorted(there - {*metadata.tables, "alembic_version"})[:5])
-        raise StoreError(f"{in_print(engine)} holds tables that are not the node's ({strange}): make a database of its own.")
+        raise StoreError(f"{in_print(engine)} holds tables that are not the node's ({strange}): create its own database.")
 
 
 def _rows(connection: Connection, table: Table) -> Iterator[dict[str, Any]]:
@@ -132,7 +133,7 @@ def _compare(reading: Connection, writing: Connection, table: Table) -> None:
             continue
         differing = ", ".join(name for name in ours if ours[name] != theirs[name]) if ours and theirs else "the whole row"
         raise StoreError(
-            f"{table.name}, row {_name_of(table, ours or theirs)}: {differing} is not the same after copying. Nothing was copied."
+            f"{table.name}, row {_name_of(table, ours or theirs)}: {differing} differs after copying. Nothing was copied."
             " Does a cxr-node still run on this database, on another machine perhaps?"
         )
 

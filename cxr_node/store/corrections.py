@@ -1,7 +1,7 @@
-"""What a corrected image does to what came before it: open jobs and waiting deliveries of earlier revisions end.
+"""The effect of a corrected image: open jobs and waiting deliveries of earlier revisions end.
 
-An image that turns out to be the same as an earlier one, in another encoding, corrects nothing: what its arrival ended goes
-on, and it becomes one with the earlier.
+An image that turns out to be an earlier one in another encoding is no correction: the work that its arrival ended continues, and
+the two are merged.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, delete, exists, or_, select, update
 
-from cxr_node import faults
+from cxr_node.dicom.references import Reference
 from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, ResultKind
-from cxr_node.references import Reference
-from cxr_node.store import audit
-from cxr_node.store.blobs import Blobs
+from cxr_node.store import audit, faults
+from cxr_node.store.blobs import Blobs, discard, is_there
 from cxr_node.store.database import write
-from cxr_node.store.schema import deliveries, instances, jobs, results
-from cxr_node.store.sending_again import BEING_MADE
+from cxr_node.store.resend import BEING_MADE
+from cxr_node.store.schema import deliveries, instances, jobs, patient_names, results
 
 _SUPERSEDED = "A corrected image came under the same SOP instance UID; it is analysed instead."
 _OPEN_JOBS = (JobState.NEW, JobState.RUNNING, JobState.HELD)
@@ -123,6 +122,7 @@ def same_image(engine: Engine, job: Job, content_digest: str, digest_of: Callabl
     query = (
         select(instances.c.id, instances.c.content_digest, instances.c.path, instances.c.removed_at)
         .where(instances.c.sop_instance_uid == job.sop_instance_uid, instances.c.revision < job.revision)
+        .where(instances.c.unconfirmed <= int(job.is_unconfirmed))  # nothing becomes one with what nobody has confirmed
         .order_by(instances.c.revision)
     )
     with engine.connect() as connection:
@@ -169,14 +169,15 @@ def merge(engine: Engine, owner: str, job: Job, into: int, blobs: Blobs) -> bool
             connection.execute(update(jobs).where(jobs.c.id == job.id).values(**_ended()))
             return True
         connection.execute(delete(jobs).where(jobs.c.id == job.id))
+        connection.execute(delete(patient_names).where(patient_names.c.instance_id == job.instance_id))
         connection.execute(delete(instances).where(instances.c.id == job.instance_id))
         values: dict[str, Any] = {
             "received_at": max(late.received_at, early.received_at),
             "keep_until": max(filter(None, (late.keep_until, early.keep_until)), default=None),
         }
-        if early.removed_at is not None or blobs.size(early.path) != early.size_bytes:
+        if early.removed_at is not None or not is_there(blobs, early.path, early.size_bytes, early.spool):
             discarded = early.path
-            for column in ("path", "size_bytes", "digest", "transfer_syntax_uid"):
+            for column in ("path", "size_bytes", "digest", "transfer_syntax_uid", "spool"):
                 values[column] = getattr(late, column)
             values["removed_at"] = None
             connection.execute(
@@ -187,14 +188,14 @@ def merge(engine: Engine, owner: str, job: Job, into: int, blobs: Blobs) -> bool
         else:
             discarded = late.path
         connection.execute(update(instances).where(instances.c.id == into).values(**values))
-        audit.add(connection, _event(connection, "instance-same", into, "came again in another encoding"))
+        audit.add(connection, _event(connection, "instance-same", into, "arrived again in another encoding"))
     faults.point("instance-merged", job.sop_instance_uid)
-    blobs.delete(discarded)
+    discard(blobs, [discarded])
     return True
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentResult:
     """A result that a destination has, of an image before it was corrected. `sent_as`: class and UID, if not its own."""
 
     destination: str
@@ -203,7 +204,7 @@ class Sent:
     sent_as: Reference | None
 
 
-def sent_before(engine: Engine, job: Job, destinations: Collection[str]) -> list[Sent]:
+def sent_before(engine: Engine, job: Job, destinations: Collection[str]) -> list[SentResult]:
     """What these destinations have, or may have, of earlier revisions of a job's image in the same study."""
     arrived = or_(
         deliveries.c.state.in_((DeliveryState.SENT, DeliveryState.COMMITTING, DeliveryState.SENDING)),
@@ -228,7 +229,7 @@ def sent_before(engine: Engine, job: Job, destinations: Collection[str]) -> list
     )
     with engine.connect() as connection:
         return [
-            Sent(
+            SentResult(
                 row.destination,
                 row.path,
                 row.sop_instance_uid,
@@ -249,9 +250,7 @@ def _ended() -> dict[str, Any]:
 
 
 def _event(connection: Connection, event: str, instance_id: int, detail: str) -> AuditEvent:
-    row = connection.execute(
-        select(instances.c.patient_id, instances.c.study_instance_uid, instances.c.sop_instance_uid).where(
-            instances.c.id == instance_id
-        )
-    ).one()
+    whose = (instances.c.patient_id, instances.c.study_instance_uid, instances.c.sop_instance_uid)
+    who = (instances.c.calling_ae_title.label("user"), instances.c.host)
+    row = connection.execute(select(*who, *whose).where(instances.c.id == instance_id)).one()
     return AuditEvent(event, detail=detail, **row._mapping)

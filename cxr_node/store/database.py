@@ -1,35 +1,46 @@
-"""Opens the database that the roles meet in: engine, SQLite's pragmas, migrations; `postgresql` has what that one needs."""
+"""Opens the shared database of the roles: engine, SQLite pragmas, migrations. `postgresql` has the specifics of PostgreSQL."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as DatabaseTimeoutError
 
 from cxr_node.errors import StoreError
 from cxr_node.records import DataFolder
+from cxr_node.security.nofollow import open_file, refuse_links
 from cxr_node.settings import Settings
-from cxr_node.store import home, postgresql, schema_check
+from cxr_node.store import bucket_id, data_folder_id, postgresql, schema_check
 from cxr_node.store.backup import back_up, database_file
-from cxr_node.store.glance import cure_of, no_node
 from cxr_node.store.instances import make_folders
 from cxr_node.store.prepared import drive
-from cxr_node.store.revision import SCHEMA_REVISION
+from cxr_node.store.revision import SCHEMA_REVISION, cure_of, no_node
+from cxr_node.store.write_lock import WriteLock
 
 DatabaseTrouble = SQLAlchemyError
 """What reading and writing raise when the database is locked, full, or away; for those who catch it outside the store."""
 
-_BUSY_TIMEOUT_S = 30
+_LONGEST_WAIT_S = 30.0
+
+_write_locks: WeakKeyDictionary[Engine, WriteLock] = WeakKeyDictionary()
+"""Of engines that `open_database` gave, for SQLite."""
 
 
-def open_database(settings: Settings) -> Engine:
+def open_database(settings: Settings, *, longest_wait_s: float = _LONGEST_WAIT_S) -> Engine:
     """Make the data folder, connect, and bring the schema up to date.
+
+    Args:
+        settings: the settings tree.
+        longest_wait_s: how long to wait for others who write to an SQLite database.
 
     Raises:
         StoreError: the folder can't be written, the database can't be reached, it has not the schema that this program
@@ -38,20 +49,25 @@ def open_database(settings: Settings) -> Engine:
     schema_check.check_shipped()
     folders = DataFolder(settings.node.data_dir)
     make_folders(folders)
-    engine = _connect(settings)
-    with _in_words(engine):
+    engine = _connect(settings, longest_wait_s)
+    with _store_errors(engine):
+        if engine.dialect.name == "sqlite":
+            _write_locks[engine] = _write_lock_at(database_file(settings), longest_wait_s)
         if _revision_of(engine) != SCHEMA_REVISION:
             with _one_at_a_time(folders.root):
                 _migrate(engine, settings)
         with engine.connect() as connection:
             schema_check.check_tables(connection)
-        if settings.database.url and not home.is_home(engine, folders.root):
+        if settings.storage.url and not bucket_id.is_known(engine, settings):
             with _one_at_a_time(folders.root):
-                home.settle(engine, folders.root)
+                bucket_id.settle(engine, settings)
+        elif settings.database.url and not settings.storage.url and not data_folder_id.belongs_to(engine, folders.root):
+            with _one_at_a_time(folders.root):
+                data_folder_id.settle(engine, folders.root)
     return engine
 
 
-def look_into_database(settings: Settings) -> Engine:
+def inspect_database(settings: Settings) -> Engine:
     """Connect to the database of a node that there is: for commands that look, and must make and migrate nothing.
 
     Raises:
@@ -60,30 +76,30 @@ def look_into_database(settings: Settings) -> Engine:
     if not settings.database.url and not database_file(settings).is_file():
         raise StoreError(no_node(settings))
     engine = _connect(settings)
-    with _in_words(engine):
+    with _store_errors(engine):
         current = _revision_of(engine)
         if current is None:
             raise StoreError("There is no node in the database that database.url names: start it once with `cxr-node serve`.")
         if current != SCHEMA_REVISION:
             if current > SCHEMA_REVISION or not current.isdecimal():
                 raise schema_check.unknown(current, engine)
-            raise StoreError("The database is one of an older version: start the node once, which brings it up to date.")
+            raise StoreError("The database is of an older version: start the node once, which upgrades it.")
         with engine.connect() as connection:
             schema_check.check_tables(connection)
-        if settings.database.url:
-            home.check(engine, settings.node.data_dir)
+        if settings.database.url and not settings.storage.url:
+            data_folder_id.check(engine, settings.node.data_dir)
     return engine
 
 
 @contextmanager
-def asking(engine: Engine) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
-    """Asks in plain SQL: parameters are written `:name`, and given by name."""
+def querying(engine: Engine) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
+    """A function that runs plain SQL, with parameters written `:name` and given by name, and returns the rows."""
     with engine.connect() as connection:
         yield lambda sql, **values: [tuple(row) for row in connection.execute(text(sql), values)]
 
 
 def why_commits_may_be_lost(engine: Engine) -> str:
-    """Why a power cut could take what was acknowledged, for a person; empty if it couldn't."""
+    """Why a power cut could lose acknowledged data; empty if it could not."""
     if engine.dialect.name == "postgresql" and postgresql.loses_at_power_cut(engine):
         return "The PostgreSQL server runs with fsync = off: a power cut may take what the node has acknowledged. Turn it on."
     return ""
@@ -94,8 +110,31 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, SQLAlchemyError) and ("disk is full" in str(error) or postgresql.is_full(error))
 
 
-def _connect(settings: Settings) -> Engine:
+def is_in_trouble(error: BaseException) -> bool:
+    """Whether an error says that the database is locked, full or away, rather than that it doesn't take what it was given."""
+    return isinstance(error, OperationalError | DatabaseTimeoutError)
+
+
+def nothing_was_written(error: BaseException) -> bool:
+    """Whether an error of `write` says that its transaction never began: others kept the database for too long."""
+    is_busy = isinstance(error, OperationalError) and "database is locked" in str(error)
+    return is_busy or isinstance(error, DatabaseTimeoutError | TimeoutError)
+
+
+def _write_lock_at(file: Path, longest_wait_s: float) -> WriteLock:
+    try:
+        return WriteLock(file, longest_wait_s)
+    except OSError as error:
+        raise StoreError(
+            f"Files beside the database {file} can't be made ({error.strerror}): change the folder's owner, or free disk space."
+        ) from error
+
+
+def _connect(settings: Settings, longest_wait_s: float = _LONGEST_WAIT_S) -> Engine:
     url = settings.database_url
+    if not settings.database.url:  # SQLite follows links
+        file = database_file(settings)
+        refuse_links(*(file.with_name(file.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")))
     try:
         if make_url(url).get_backend_name() == "postgresql":
             return postgresql.connect(url)
@@ -109,18 +148,18 @@ def _connect(settings: Settings) -> Engine:
             raise ImportError(f"{engine.dialect.name} is neither PostgreSQL nor SQLite")
     except (SQLAlchemyError, ImportError, ValueError) as error:
         # the first two don't quote the URL, which may hold a password; the last may, of a port that is no number
-        reason = "its password or its port can't be made out" if isinstance(error, ValueError) else error
+        reason = "its password or its port can't be parsed" if isinstance(error, ValueError) else error
         raise StoreError(
             f"database.url can't be used ({reason}): write it as postgresql+psycopg://USER:PASSWORD@HOST/NAME, where @ : / and % "
             "in the password are written as %40 %3A %2F and %25, "
             "with psycopg installed (the extra `scale`), or leave it empty for SQLite in the data folder."
         ) from (None if isinstance(error, ValueError) else error)
-    _tune_sqlite(engine)
+    _tune_sqlite(engine, longest_wait_s)
     return engine
 
 
 @contextmanager
-def _in_words(engine: Engine) -> Iterator[None]:
+def _store_errors(engine: Engine) -> Iterator[None]:
     try:
         yield
     except StoreError:
@@ -129,15 +168,18 @@ def _in_words(engine: Engine) -> Iterator[None]:
     except SQLAlchemyError as error:
         engine.dispose()
         if engine.dialect.name == "postgresql":
-            raise StoreError(f"The database {postgresql.in_print(engine)} can't be used: {postgresql.in_words(error)}") from error
+            raise StoreError(
+                f"The database {postgresql.in_print(engine)} can't be used: {postgresql.server_error_text(error)}"
+            ) from error
         said = str(getattr(error, "orig", None) or error).partition("\n")[0].rstrip(".")
         raise StoreError(f"The database {schema_check.name_of(engine)} can't be used: {said}.{cure_of(said)}") from error
 
 
 @contextmanager
 def write(engine: Engine) -> Iterator[Connection]:
-    """A transaction that will write: on SQLite it takes the write lock at once, so that no reader has to upgrade."""
-    with engine.connect() as connection:  # leaving by an exception rolls back
+    """A transaction that writes. On SQLite it takes the fair lock, then SQLite's write lock at once: no reader has to upgrade."""
+    lock = _write_locks.get(engine)
+    with lock.held() if lock else nullcontext(), engine.connect() as connection:  # leaving by an exception rolls back
         connection.begin()
         if engine.dialect.name == "sqlite":
             drive(connection, "BEGIN IMMEDIATE", ())
@@ -145,12 +187,12 @@ def write(engine: Engine) -> Iterator[Connection]:
         connection.commit()
 
 
-def _tune_sqlite(engine: Engine) -> None:
+def _tune_sqlite(engine: Engine, longest_wait_s: float) -> None:
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver starts no transaction of its own: `write` does
         for pragma in (
-            f"busy_timeout={_BUSY_TIMEOUT_S * 1000}",
+            f"busy_timeout={longest_wait_s * 1000:.0f}",
             "journal_mode=WAL",
             "synchronous=FULL",  # what is acknowledged survives a power cut
             "foreign_keys=ON",
@@ -185,7 +227,7 @@ def _migrate(engine: Engine, settings: Settings) -> None:
         postgresql.check_encoding(engine)
     with write(engine) as connection:
         if engine.dialect.name == "postgresql":
-            postgresql.wait_for_turn_to_migrate(connection)
+            postgresql.lock_for_migration(connection)
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, SCHEMA_REVISION)
@@ -201,7 +243,7 @@ def _migrate(engine: Engine, settings: Settings) -> None:
 def _one_at_a_time(root: Path) -> Iterator[None]:
     """Roles that start together migrate one after the other."""
     try:
-        file = (root / ".migration.lock").open("w")
+        file = os.fdopen(open_file(root / ".migration.lock", os.O_WRONLY | os.O_CREAT), "w")
     except OSError as error:
         raise StoreError(f"{root / '.migration.lock'} can't be written ({error.strerror}): change its owner.") from error
     with file:

@@ -1,6 +1,6 @@
-"""Results on their way: one row for each object and destination, claimed and ended by deliver.
+"""The queue of deliveries: one row for each object and destination, claimed and ended by deliver.
 
-Over 300 lines: every change of a delivery's state by the role that delivers stands here.
+Over 300 lines: every change of a delivery's state by the deliver role.
 """
 
 from __future__ import annotations
@@ -8,24 +8,24 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, case, delete, false, or_, select, update
 
-from cxr_node import faults
+from cxr_node.dicom.references import Reference
 from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind
-from cxr_node.references import Reference
-from cxr_node.store import audit, leases
+from cxr_node.store import audit, faults, leases
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.corrections import cancel_superseded
 from cxr_node.store.database import write
 from cxr_node.store.schema import commitment_asks, deliveries, instances, jobs, results
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 3600.0
-NO_DESTINATION = "The settings no longer name this destination. Name it again and restart, and it goes on by itself."
+NO_DESTINATION = "The settings no longer name this destination. Name it again and restart: it then continues by itself."
 NOT_SENT_THERE = (
-    "The settings no longer send this kind of result there. Put it back into `send` and restart, and it goes on by itself."
+    "The settings no longer send this kind of result there. Add it to `send` again and restart: it then continues by itself."
 )
 
 OUT_OF_RESOURCES = (0xA700, 0xA7FF)
@@ -39,6 +39,8 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
 
     One whose lease lapsed (its sender died between sending and writing that down) is due again: it is sent twice
     rather than never, and as the same instance a PACS keeps it once.
+
+    Over 60 lines: two statements, each written out.
     """
     now = time.time()
 
@@ -88,6 +90,7 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
                 deliveries.c.attempts,
                 deliveries.c.created_at,
                 deliveries.c.unanswered,
+                deliveries.c.sent_at.is_not(None).label("was_sent"),
             )
             .join(results, deliveries.c.result_id == results.c.id)
             .join(jobs, results.c.job_id == jobs.c.id)
@@ -101,11 +104,16 @@ def claim(engine: Engine, destination: str, owner: str, limit: int, lease_s: flo
                     **row,
                     "kind": ResultKind(row["kind"]),
                     "unanswered": bool(row["unanswered"]),
+                    "was_sent": bool(row["was_sent"]),
                     "created_at": datetime.fromtimestamp(row["created_at"], UTC),
                 }
             )
             for row in rows
         ]
+        # told once for each study, when its first delivery is tried for the first time
+        begun = {one.study_instance_uid: one for one in reversed(claimed) if one.attempts == 1}
+        told = [_event("transfer-begun", one, "success", f"{one.kind}") for one in reversed(begun.values())]
+        audit.add(connection, *(replace(one, sop_instance_uid="") for one in told))
     faults.point("deliveries-claimed")
     return claimed
 
@@ -219,6 +227,7 @@ def mark_failed(
                 not_before=time.time() + backoff_s(delivery.attempts, _FIRST_WAIT_S, _LONGEST_WAIT_S),
                 status=status,
                 reason=reason,
+                failed_at=time.time(),
                 lease_owner="",
                 lease_until=0,
                 unanswered=1 if unanswered else deliveries.c.unanswered,
@@ -247,8 +256,8 @@ def make_due(engine: Engine, destination: str) -> int:
         ).rowcount
 
 
-def end_unasked(engine: Engine, asked: Mapping[str, Collection[ResultKind]]) -> int:
-    """Cancel what the settings no longer ask for, and let it go on when they do again.
+def cancel_unrequested(engine: Engine, asked: Mapping[str, Collection[ResultKind]]) -> int:
+    """Cancel deliveries that the settings no longer require, and revive them when they do again.
 
     Args:
         engine: the database.
@@ -271,7 +280,7 @@ def end_unasked(engine: Engine, asked: Mapping[str, Collection[ResultKind]]) -> 
         deliveries.c.destination.in_(asked),
         ~or_(false(), *of_another_kind),
         deliveries.c.state.in_((DeliveryState.CANCELLED, DeliveryState.HELD)),
-        was_unasked(),
+        was_unrequested(),
         deliveries.c.result_id.in_(select(results.c.id).where(results.c.removed_at.is_(None))),
     )
     with engine.connect() as connection:
@@ -303,8 +312,8 @@ def end_unasked(engine: Engine, asked: Mapping[str, Collection[ResultKind]]) -> 
     return ended
 
 
-def was_unasked() -> Any:
-    """The condition that a delivery has ended because the settings no longer asked for it."""
+def was_unrequested() -> Any:
+    """The condition that a delivery was cancelled because the settings no longer required it."""
     return or_(*(deliveries.c.reason.startswith(reason.partition(".")[0]) for reason in (NO_DESTINATION, NOT_SENT_THERE)))
 
 

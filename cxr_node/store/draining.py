@@ -1,23 +1,23 @@
-"""Taking the node out of service: a mark in the data folder, at which reception looks."""
+"""The drain mark: a file in the data folder that stops reception from accepting images."""
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from cxr_node.errors import StoreError
+from cxr_node.security.nofollow import write_anew
 
 _FILE = ".drain"
-_LOOKS_EVERY_S = 1.0
+_CHECK_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
 class Draining:
-    """Since when (UTC seconds since the epoch) no new images are taken, and who said so."""
+    """Since when (UTC seconds since the epoch) no new images are accepted, and who ordered it."""
 
     since: float
     by: str
@@ -32,12 +32,10 @@ def begin(root: Path, by: str) -> Draining:
     if known := state(root):
         return known
     draining = Draining(time.time(), by)
-    temporary = root / f"{_FILE}.{os.getpid()}.tmp"
     try:
-        temporary.write_text(json.dumps(vars(draining)))
-        temporary.replace(root / _FILE)
+        write_anew(root / _FILE, json.dumps(vars(draining)).encode())
     except OSError as error:
-        raise StoreError(f"{root / _FILE} can't be written ({error.strerror}): change its owner, or make room.") from error
+        raise StoreError(f"{root / _FILE} can't be written ({error.strerror}): change its owner, or free disk space.") from error
     return draining
 
 
@@ -66,7 +64,7 @@ def state(root: Path) -> Draining | None:
         return Draining(0.0, "unknown")
 
 
-class Gate:
+class DrainGate:
     """Whether new images are taken; looks at the mark at most once a second."""
 
     def __init__(self, root: Path) -> None:
@@ -79,6 +77,6 @@ class Gate:
         """True while the node isn't being taken out of service."""
         now = time.monotonic()
         with self._lock:
-            if now - self._looked_at >= _LOOKS_EVERY_S:
+            if now - self._looked_at >= _CHECK_INTERVAL_S:
                 self._looked_at, self._is_open = now, not self._path.exists()
             return self._is_open

@@ -1,4 +1,4 @@
-"""The data folder, and instances and results on their way into it: private, and named by what can't escape it.
+"""The data folder: private, with file names that cannot escape it; instances and results on their way into it.
 
 Knows nothing of the database.
 """
@@ -14,10 +14,11 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from cxr_node import faults
 from cxr_node.errors import StoreError
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, Job, Result, StoredInstance
-from cxr_node.store.blobs import LocalBlobs, new_key, publish, sync_folder
+from cxr_node.security.nofollow import refuse_links
+from cxr_node.store import faults
+from cxr_node.store.blobs import Blobs, new_key, publish, sync_folder
 
 _LONGEST_WRITE_S = 3600.0
 _INSTANCES, _RESULTS = DataFolder(Path()).instances.name, DataFolder(Path()).results.name
@@ -30,14 +31,19 @@ def make_folders(folders: DataFolder) -> None:
     Raises:
         StoreError: it can't be made or written.
     """
+    inside = (folders.incoming, folders.instances, folders.unparsed, folders.results)
     try:
-        for folder in (folders.root, folders.incoming, folders.instances, folders.unparsed, folders.results):
+        refuse_links(*inside)
+        for folder in (folders.root, *inside):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (folders.instances / "ff").is_dir():
             # all of them now: made one by one while instances arrive, each costs its instance a flush of its own
             for number in range(256):
                 (folders.instances / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
             sync_folder(folders.instances)
+        for folder in (folders.instances, folders.results):
+            with os.scandir(folder) as entries:
+                refuse_links(*(Path(entry.path) for entry in entries if entry.is_symlink()))
     except OSError as error:
         raise StoreError(
             f"The data folder {folders.root} can't be made ({error.strerror}): "
@@ -52,24 +58,24 @@ def is_uid(value: str) -> bool:
     return len(value) <= 64 and _UID.fullmatch(value) is not None
 
 
-def keep_instance(folders: DataFolder, temporary: Path, header: InstanceHeader, digest: str) -> StoredInstance:
+def keep_instance(blobs: Blobs, temporary: Path, header: InstanceHeader, digest: str) -> StoredInstance:
     """Make a blob of a received file, safe from a power cut before this returns: a new one, whatever else is there.
 
     Its name begins with the digest of UID and content, so that no UID can become a path, and a file that has lost its
     row can be told from a damaged one.
 
     Args:
-        folders: the data folder.
-        temporary: the complete file, in `folders.incoming`.
+        blobs: where it is kept.
+        temporary: the complete file, in the data folder's `incoming`.
         header: what it is.
         digest: of its data set without file meta.
     """
     faults.point("instance-received", header.sop_instance_uid)
     name = name_of(header, digest)
     key = new_key(_INSTANCES, name[:2], name)
-    blob = LocalBlobs(folders).put(key, temporary)
+    blob = blobs.put(key, temporary)
     faults.point("instance-kept", header.sop_instance_uid)
-    return StoredInstance(header, key, blob.size_bytes, digest, blob.put_at)
+    return StoredInstance(header, key, blob.size_bytes, digest, blob.put_at, blobs.spool_of(key))
 
 
 def name_of(header: InstanceHeader, digest: str) -> str:
@@ -84,7 +90,21 @@ def keep_unparsed(folders: DataFolder, temporary: Path) -> Path:
     return final
 
 
-def write_result(folders: DataFolder, job: Job, composed: ComposedObject) -> Result:
+def set_aside(blobs: Blobs, folders: DataFolder, key: str) -> Path:
+    """Move a damaged blob to where people look at what wasn't understood; gives its final path."""
+    temporary = folders.incoming / f"{uuid.uuid4().hex}.aside"
+    try:
+        with blobs.fetch(key) as path:
+            shutil.copyfile(path, temporary)
+        final = keep_unparsed(folders, temporary)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    blobs.delete(key)
+    return final
+
+
+def write_result(blobs: Blobs, job: Job, composed: ComposedObject) -> Result:
     """Make a blob of a composed object, safe from a power cut before this returns: a new one, each time it is composed.
 
     Raises:
@@ -93,7 +113,7 @@ def write_result(folders: DataFolder, job: Job, composed: ComposedObject) -> Res
     if not is_uid(composed.sop_instance_uid):
         raise StoreError(f"{composed.sop_instance_uid!r} is no UID")
     key = new_key(_RESULTS, f"{job.id % 256:02x}", composed.sop_instance_uid)
-    blob = LocalBlobs(folders).put_bytes(key, composed.content)
+    blob = blobs.put_bytes(key, composed.content)
     faults.point("result-kept", job.sop_instance_uid)
     return Result(
         composed.kind,
@@ -119,7 +139,7 @@ def remove_stale(folders: DataFolder, unparsed_days: float) -> int:
     ):
         for path in paths:
             with suppress(FileNotFoundError):
-                if path.stat().st_mtime < now - oldest_s:
+                if path.lstat().st_mtime < now - oldest_s:
                     path.unlink()
                     removed += 1
     return removed

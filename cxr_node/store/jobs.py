@@ -1,53 +1,54 @@
 """The queue of analyses: claimed and ended by work; `admissions` fills it.
 
-A claim is one transaction under a lease; a lapsed lease makes the job claimable again; every change of state is guarded
-by the state it leaves, so that a worker which lost its lease changes nothing.
+A claim is one transaction under a lease. A lapsed lease makes the job claimable again. Every change of state is guarded by the
+old state, so that a worker that lost its lease changes nothing.
 
 Over 300 lines: the ways a job ends, and the rows that it leaves, are one guarded transaction each.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
 
-from cxr_node import faults
 from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind, answer_of
-from cxr_node.store import audit, leases, sending_again
+from cxr_node.store import audit, fair_share, faults, leases, resend
 from cxr_node.store.backoff import backoff_s
-from cxr_node.store.blobs import Blobs
+from cxr_node.store.blobs import Blobs, discard
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 2.0, 300.0
-_MADE_ANEW = "Its job was done again, and made another object in its place."
+_LONG_S, _OLD_AMONG_NEW = 600.0, 0.1
+"""A job that was tried before and has waited for so long is taken in this share of claims, before what is new."""
+_MADE_ANEW = "Its job was repeated and made another object in its place."
 
 
-def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: int) -> list[Job]:
+def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: int, spool: str | None = None) -> list[Job]:
     """Take up to `limit` jobs that are due, for `lease_s` seconds.
 
-    A job whose lease lapsed `max_attempts` times (its worker died each time) is held instead. One that was tried
-    before is taken alone: if it kills its worker, it takes no other with it.
+    A job whose lease lapsed `max_attempts` times (its worker died each time) is held instead. Among those of one priority each
+    sender's address has its turn, however many it has sent. What was tried before comes after all that never was, and alone:
+    if it kills its worker, it takes no other with it. Where there is always something new, what has waited long enough is
+    taken now and then, so that it comes to an end. An image that is in the spool of another host alone waits until it is
+    uploaded; `spool` is this host's, empty if it has none, None where no host can have one.
     """
     now = time.time()
     with engine.connect() as connection:  # an idle worker looks without taking the write lock
         due_now = _due(now, leases.lapsed(connection, jobs, lease_s))
-        if connection.execute(select(jobs.c.id).where(due_now).limit(1)).first() is None:
+        if connection.execute(select(jobs.c.id).where(due_now, fair_share.is_near(spool)).limit(1)).first() is None:
             return []
     with write(engine) as connection:
         lapsed = leases.lapsed(connection, jobs, lease_s)
         _hold_exhausted(connection, now, lapsed, max_attempts)
-        due = select(jobs.c.id, jobs.c.attempts).where(_due(now, lapsed)).order_by(jobs.c.priority.desc(), jobs.c.id).limit(limit)
-        if engine.dialect.name == "postgresql":
-            due = due.with_for_update(skip_locked=True)
-        found = connection.execute(due).all()
-        again = found[:1] if found and found[0].attempts else ()
-        chosen = [row.id for row in again or itertools.takewhile(lambda row: not row.attempts, found)]
+        chosen = _choose(connection, lapsed, now, limit, spool)
+        if not chosen:
+            return []
         claimed = connection.execute(
             update(jobs)
             .where(jobs.c.id.in_(chosen))
@@ -78,6 +79,7 @@ def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: 
                 calling_ae_title=row["calling_ae_title"],
                 attempts=row[jobs.c.attempts],
                 created_at=row[jobs.c.created_at],
+                is_unconfirmed=bool(row["unconfirmed"]),
             )
             for row in rows
         ]
@@ -120,7 +122,8 @@ def finish(
         content_digest: of the image, however it is encoded; empty if it isn't known.
         blobs: where results are; those `made` that no row came to own are removed from it after the commit.
     """
-    values = {"findings": json.dumps(findings), "model_version": model_version}
+    answer = answer_of(findings)["answer"][:32]
+    values = {"findings": json.dumps(findings), "model_version": model_version, "answer": answer}
     ended = _end_with(engine, owner, job, JobState.DONE, values, made, destinations, content_digest, blobs)
     faults.point("job-finished", job.sop_instance_uid)
     return ended
@@ -138,7 +141,7 @@ def reject(
     blobs: Blobs,
 ) -> bool:
     """End a job by the input's fault, with the notices that were made of it, if any; False if the lease was lost."""
-    values = {"reasons": json.dumps(list(reasons)), "findings": "{}"}
+    values = {"reasons": json.dumps(list(reasons)), "findings": "{}", "answer": ""}
     return _end_with(engine, owner, job, JobState.REJECTED, values, made, destinations or {}, content_digest, blobs)
 
 
@@ -208,6 +211,30 @@ def _due(now: float, lapsed: Any) -> Any:
     )
 
 
+def _choose(connection: Connection, lapsed: Any, now: float, limit: int, spool: str | None) -> list[int]:
+    """The IDs of jobs to claim, locked where the database has locks of rows."""
+    never = now + _LONGEST_WAIT_S
+    on_postgresql = connection.dialect.name == "postgresql"
+
+    def new() -> list[int]:
+        # some more than are wanted: another worker may have the first ones locked
+        return fair_share.never_tried(connection, now, never, 4 * limit if on_postgresql else limit, spool)
+
+    def tried_before(created: float) -> Callable[[], list[int]]:
+        return lambda: fair_share.tried(connection, now, never, lapsed, created, spool)
+
+    first = [tried_before(now - _LONG_S)] if random.random() < _OLD_AMONG_NEW else []
+    for find in [*first, new, tried_before(float("inf"))]:
+        ids = find()
+        if ids and on_postgresql:
+            free = select(jobs.c.id).where(jobs.c.id.in_(ids), _due(now, lapsed)).with_for_update(skip_locked=True)
+            locked = set(connection.execute(free).scalars())
+            ids = [job_id for job_id in ids if job_id in locked]
+        if ids:
+            return ids[:limit]
+    return []
+
+
 def _mine(owner: str) -> Any:
     return and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_owner == owner)
 
@@ -265,7 +292,7 @@ def _end_with(
 ) -> bool:
     discarded: list[str] = [result.path for result in made]
     with write(engine) as connection:
-        again = sending_again.is_asked(connection, job.id)
+        again = resend.is_marked(connection, job.id)
         ended = _end(connection, owner, job, state, **values)
         if ended:
             discarded = _add_results(connection, job, made, destinations, blobs, again=again)
@@ -275,8 +302,7 @@ def _end_with(
                 )
             audit.add(connection, _ending(job, state, values))
     faults.point("job-ended", job.sop_instance_uid)
-    for key in discarded:
-        blobs.delete(key)
+    discard(blobs, discarded)
     return ended
 
 

@@ -1,9 +1,9 @@
-"""Who holds a claim, whether that process still lives, and the clock that leases run on.
+"""The owner of a claim, whether its process lives, and the clock of leases.
 
-No one can set that clock. Where one machine has the database (SQLite), it is the one that counts from the start of the
-machine and stands still while it sleeps; a lease names the start that it counts from. Several machines share the clock of the
-PostgreSQL server, which can be set: after a step ahead, nothing counts as lapsed for the length of a lease, in which the
-living renew theirs; what a step back would keep for too long is cut to that length.
+On SQLite, leases use the monotonic clock of the machine, which counts from its start and stops while it sleeps; a lease stores
+the start that it counts from. On PostgreSQL, all machines use the clock of the server. That clock can be set: after a step
+forward, nothing counts as lapsed for the length of a lease, so that live processes can renew theirs; after a step back, a lease
+is limited to that length.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def set_clock(engine: Engine, clock: LeaseClock) -> None:
 
 
 def owner_name(root: Path) -> str:
-    """Name of this process in the leases of a data folder: random, and shown to be alive by `lock.begin_life`.
+    """Name of this process in the leases of a data folder: random, and shown to be alive by `lock.register_process`.
 
     Raises:
         StoreError: the data folder can't be written.
@@ -106,7 +106,7 @@ def owner_name(root: Path) -> str:
     key = (os.getpid(), root.absolute())  # a fork is another process
     with _naming:
         if key not in _names:
-            _names[key] = lock.begin_life(root)
+            _names[key] = lock.register_process(root)
         return _names[key]
 
 
@@ -139,7 +139,7 @@ def release_dead(engine: Engine, settings: Settings) -> int:
     leases do are cut: the clock was set back.
     """
     root = settings.node.data_dir
-    ended = lock.ended_lives(root)  # before the leases are read: none of them takes another one
+    ended = lock.ended_processes(root)  # before the leases are read: none of them takes another one
     gone: set[str] = set()
     clock = clock_of(engine)
     for table, state, lease_s in (
@@ -154,13 +154,13 @@ def release_dead(engine: Engine, settings: Settings) -> int:
             too_long = and_(under_way, table.c.lease_until > latest)
             is_one_too_long = connection.execute(select(table.c.id).where(too_long).limit(1)).first() is not None
         dead = {row.lease_owner for row in rows if row.lease_owner in ended}
-        dead |= {row.lease_owner for row in rows if row.lease_start != start and not lock.lives(root, row.lease_owner)}
+        dead |= {row.lease_owner for row in rows if row.lease_start != start and not lock.is_live(root, row.lease_owner)}
         if dead or is_one_too_long:
             with write(engine) as connection:
                 connection.execute(update(table).where(under_way, table.c.lease_owner.in_(dead)).values(lease_until=_ENDED))
                 connection.execute(update(table).where(too_long).values(lease_until=latest))
         gone |= dead
-    lock.forget_lives(root, ended)
+    lock.forget_processes(root, ended)
     return len(gone)
 
 
@@ -173,7 +173,7 @@ def _ask_server(connection: Connection) -> float:
 
 
 def _start_of_machine() -> str:
-    """Linux's random name of this start; empty elsewhere, where a machine that starts anew cuts leases that are too long."""
+    """Linux's random name of this start; empty elsewhere; there, a restarted machine limits leases that are too long."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

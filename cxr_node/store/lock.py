@@ -1,4 +1,4 @@
-"""Who uses the data folder: locks that the system releases, however a process ends."""
+"""Locks on the data folder, which the system releases however a process ends."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cxr_node.errors import StoreError
+from cxr_node.security.nofollow import open_file, refuse_links
 
-_LIVES = ".processes"
+_PROCESS_FILES = ".processes"
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
@@ -45,7 +46,7 @@ def using(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def nobody_using(root: Path) -> Iterator[None]:
+def exclusive_use(root: Path) -> Iterator[None]:
     """No role runs on this machine, and none starts meanwhile.
 
     Raises:
@@ -57,9 +58,34 @@ def nobody_using(root: Path) -> Iterator[None]:
 
 
 @contextmanager
+def sending_audit(root: Path, number: int) -> Iterator[None]:
+    """One process sends the audit log to a repository: the one of this number in the settings.
+
+    Raises:
+        StoreError: another one does.
+    """
+    busy = "Another process sends the audit log to this repository."
+    with _locked(root / f".audit-{number}.lock", fcntl.LOCK_EX, busy):
+        yield
+
+
+@contextmanager
+def uploading(root: Path) -> Iterator[None]:
+    """One process empties the spool of a data folder.
+
+    Raises:
+        StoreError: another one does.
+    """
+    busy = f"Another process uploads from the spool in {root.absolute()}: stop it first."
+    with _locked(root / ".upload.lock", fcntl.LOCK_EX, busy):
+        yield
+
+
+@contextmanager
 def _locked(path: Path, kind: int, busy: str) -> Iterator[None]:
+    refuse_links(path)
     try:
-        file = path.open("w")
+        file = os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT), "w")
     except OSError as error:
         raise StoreError(f"{path} can't be written ({error.strerror}): change its owner, or the way it is mounted.") from error
     with file:
@@ -70,7 +96,7 @@ def _locked(path: Path, kind: int, busy: str) -> Iterator[None]:
         yield
 
 
-def begin_life(root: Path) -> str:
+def register_process(root: Path) -> str:
     """Give this process a name that no other ever had, and show that it lives by a file of that name, locked until it ends.
 
     Processes in containers see each other by these files too, whatever their host names and process IDs are.
@@ -78,7 +104,7 @@ def begin_life(root: Path) -> str:
     Raises:
         StoreError: the file can't be made.
     """
-    folder = root / _LIVES
+    folder = root / _PROCESS_FILES
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
@@ -90,28 +116,28 @@ def begin_life(root: Path) -> str:
                     return name  # the descriptor stays open: the system closes it when the process ends
             os.close(descriptor)
     except OSError as error:
-        raise StoreError(f"{folder} can't be written ({error.strerror}): change its owner, or make room.") from error
+        raise StoreError(f"{folder} can't be written ({error.strerror}): change its owner, or free disk space.") from error
 
 
-def ended_lives(root: Path) -> set[str]:
-    """The processes named by `begin_life` that are known to have ended; of one whose file is gone nothing is known."""
+def ended_processes(root: Path) -> set[str]:
+    """The processes named by `register_process` that are known to have ended; of one whose file is gone nothing is known."""
     try:
-        names = [path.name for path in (root / _LIVES).iterdir()]
+        names = [path.name for path in (root / _PROCESS_FILES).iterdir()]
     except OSError:
         return set()
     return {name for name in names if _is_locked(root, name) is False}
 
 
-def lives(root: Path, name: str) -> bool:
-    """Whether a process that `begin_life` named is known to live."""
+def is_live(root: Path, name: str) -> bool:
+    """Whether a process that `register_process` named is known to live."""
     return _is_locked(root, name) is True
 
 
-def forget_lives(root: Path, names: Iterable[str]) -> None:
+def forget_processes(root: Path, names: Iterable[str]) -> None:
     """Remove the files of processes that have ended; first end what they held."""
     for name in names:
         with suppress(OSError):
-            (root / _LIVES / name).unlink()
+            (root / _PROCESS_FILES / name).unlink()
 
 
 def _is_locked(root: Path, name: str) -> bool | None:
@@ -119,7 +145,7 @@ def _is_locked(root: Path, name: str) -> bool | None:
     if not _NAME.fullmatch(name):
         return None
     try:
-        with (root / _LIVES / name).open("rb") as file:
+        with (root / _PROCESS_FILES / name).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -1,6 +1,6 @@
-"""Deliveries that the settings ask for and nobody made: the destination came later, or the image came over a second route.
+"""Deliveries that the settings require but that do not exist: a new destination, or an image that took a second route.
 
-A result that is there gets its delivery; a kind that was never composed, or whose file is gone, has its job do it again.
+An existing result gets a delivery. A kind that was never composed, or whose file is gone, is made by repeating its job.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, and_, exists, insert, or_, select, update
 
-from cxr_node.records import AuditEvent, DataFolder, DeliveryState, Job, JobState, ResultKind
-from cxr_node.routes import read_header
+from cxr_node.dicom.routes import read_route_header
+from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, ResultKind
 from cxr_node.settings import Header, Settings
 from cxr_node.store import audit
-from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import write
-from cxr_node.store.deliveries import was_unasked
+from cxr_node.store.deliveries import was_unrequested
 from cxr_node.store.schema import audit as audit_table
 from cxr_node.store.schema import deliveries, instances, jobs, results
 from cxr_node.store.selection import is_corrected
+from cxr_node.store.storage import blobs_of
 
 _BATCH = 200
 _AFTER_FRESH_IMAGES = -1
@@ -66,7 +66,7 @@ def add_for_instance(connection: Connection, settings: Settings, instance_id: in
 
 
 def add_for_merged(engine: Engine, settings: Settings, instance_id: int) -> Added:
-    """Add what is missing for an instance that came again in another encoding."""
+    """Add what is missing for an instance that arrived again in another encoding."""
     with write(engine) as connection:
         return add_for_instance(connection, settings, instance_id)
 
@@ -159,7 +159,7 @@ def _plan(connection: Connection, settings: Settings, rows: Collection[RowMappin
     known = select(results.c.job_id, results.c.kind, deliveries.c.destination).join(
         deliveries, deliveries.c.result_id == results.c.id
     )
-    ended_and_gone = and_(deliveries.c.state == DeliveryState.CANCELLED, was_unasked(), results.c.removed_at.is_not(None))
+    ended_and_gone = and_(deliveries.c.state == DeliveryState.CANCELLED, was_unrequested(), results.c.removed_at.is_not(None))
     for delivery in connection.execute(known.where(results.c.job_id.in_(ids), ~ended_and_gone)):
         there.add((delivery.job_id, delivery.kind, delivery.destination))
     plans = []
@@ -199,8 +199,8 @@ def _missing(
 
 def _header(settings: Settings, key: str) -> Header | None:
     try:
-        with LocalBlobs(DataFolder(settings.node.data_dir)).fetch(key) as path:
-            return read_header(path, settings)
+        with blobs_of(settings).fetch(key) as path:
+            return read_route_header(path, settings)
     except FileNotFoundError:
         return None
 

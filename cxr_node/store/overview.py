@@ -1,4 +1,4 @@
-"""What people ask of the queue: counts for `status`, listings, and the changes a person may make to one job or delivery."""
+"""Counts, listings and details of jobs and deliveries for `status` and `queue`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def count_states(engine: Engine) -> dict[str, Any]:
 
 
 def held_by_reason(engine: Engine) -> list[dict[str, Any]]:
-    """What waits for a person: `what` (jobs, or deliveries to a destination), `count` and `reason`, the most first."""
+    """What waits for an operator: `what` (jobs, or deliveries to a destination), `count` and `reason`, the most first."""
     found = []
     with engine.connect() as connection:
         count = func.count()
@@ -76,16 +76,18 @@ def held_by_reason(engine: Engine) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: -row["count"])
 
 
-def list_jobs(engine: Engine, *, limit: int | None = None, **chosen: Any) -> list[dict[str, Any]]:
-    """Jobs that match all that is given (see `Selection`), oldest first."""
+def list_jobs(engine: Engine, *, limit: int | None = None, after: int = 0, **chosen: Any) -> list[dict[str, Any]]:
+    """Jobs that match all that is given (see `Selection`), oldest first; `after`: only those with higher numbers."""
     query = _jobs_query().where(of_jobs(Selection(**chosen)))
+    if after:
+        query = query.where(jobs.c.id > after)
     return [_as_job(row) for row in _rows(engine, query.order_by(jobs.c.id).limit(limit))]
 
 
 def list_deliveries(
-    engine: Engine, *, job_id: int | None = None, limit: int | None = None, **chosen: Any
+    engine: Engine, *, job_id: int | None = None, limit: int | None = None, after: int = 0, **chosen: Any
 ) -> list[dict[str, Any]]:
-    """Deliveries that match all that is given (see `Selection`), oldest first."""
+    """Deliveries that match all that is given (see `Selection`), oldest first; `after`: only those with higher numbers."""
     query = (
         select(
             deliveries.c.id,
@@ -118,6 +120,8 @@ def list_deliveries(
     )
     if job_id is not None:
         query = query.where(results.c.job_id == job_id)
+    if after:
+        query = query.where(deliveries.c.id > after)
     rows = _rows(engine, query.order_by(deliveries.c.id).limit(limit))
     return [{**row, **_answer(row.pop("job_state"), json.loads(row.pop("findings")))} for row in rows]
 
@@ -136,7 +140,7 @@ def show_job(engine: Engine, job_id: int) -> dict[str, Any] | None:
 
 
 def retry_job(engine: Engine, job_id: int, user: str) -> bool:
-    """Put a job back into the queue; False if it is under way, not there, or its image is gone."""
+    """Put a job back into the queue; False if it is in progress, not there, or its image is gone."""
     return bool(changes.retry_jobs(engine, Selection(numbers=(job_id,)), user).changed)
 
 
@@ -146,7 +150,7 @@ def cancel_job(engine: Engine, job_id: int, user: str) -> bool:
 
 
 def retry_delivery(engine: Engine, delivery_id: int, user: str) -> bool:
-    """Make a delivery due now; False if it is under way or not there."""
+    """Make a delivery due now; False if it is in progress or not there."""
     return bool(changes.retry_deliveries(engine, Selection(numbers=(delivery_id,)), user).changed)
 
 

@@ -1,6 +1,6 @@
-"""What PostgreSQL needs that SQLite doesn't: how it is connected to, and what its errors tell a person to do.
+"""Specifics of PostgreSQL: the connection, and the remedies for its errors.
 
-Everything else that the store says is the same for both.
+All other SQL of the store is the same for both databases.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def check_encoding(engine: Engine) -> None:
         )
 
 
-def wait_for_turn_to_migrate(connection: Connection) -> None:
+def lock_for_migration(connection: Connection) -> None:
     """Until the end of the transaction nobody else migrates, on whatever machine."""
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
 
@@ -91,7 +91,7 @@ def in_print(engine: Engine) -> str:
     return engine.url.set(query={}).render_as_string(hide_password=True)
 
 
-def in_words(error: SQLAlchemyError) -> str:
+def server_error_text(error: SQLAlchemyError) -> str:
     """What the server, or the way to it, said, and what to do; without rows, which the server quotes after the first line."""
     cause = getattr(error, "orig", None)
     state = getattr(cause, "sqlstate", None)
@@ -103,9 +103,9 @@ def in_words(error: SQLAlchemyError) -> str:
         )
     else:
         cure = {
-            _DISK_FULL: "The server's disk is full: make room there.",
-            _READ_ONLY: "This server takes no changes, as a standby does: name the primary in database.url.",
-            _NOT_ALLOWED: "Make the user the owner of the database (ALTER DATABASE … OWNER TO …), which has to be its own.",
+            _DISK_FULL: "The server's disk is full: free space there.",
+            _READ_ONLY: "This server is read-only, like a standby: name the primary in database.url.",
+            _NOT_ALLOWED: "Make the user the owner of the database (ALTER DATABASE … OWNER TO …), which is for the node alone.",
         }.get(state or "", "")
     return f"{said.rstrip('.?')}. {cure}".rstrip()
 
@@ -146,5 +146,5 @@ def _tune(engine: Engine) -> None:
     def on_error(context: ExceptionContext) -> None:
         if context.sqlalchemy_exception is not None and _is_away(context.sqlalchemy_exception):
             context.sqlalchemy_exception.add_note(
-                Note(f"The database {in_print(engine)} is away: {in_words(context.sqlalchemy_exception)}")
+                Note(f"The database {in_print(engine)} is away: {server_error_text(context.sqlalchemy_exception)}")
             )

@@ -1,4 +1,4 @@
-"""SQL past SQLAlchemy's layers, for what every instance passes."""
+"""SQL without SQLAlchemy's layers, for the statements of every instance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many images and associations were refused, by day, sender and reason: what `status` shows of those turned away."""
+"""Counts of refused images and associations by day, sender and reason, for `status`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
+from cxr_node.store import tallies
 from cxr_node.store.database import write
 from cxr_node.store.schema import refusals as table
 
 _DAY_S = 86400
 _KEPT_DAYS = 30
 _MOST_ROWS_A_DAY = 500
-_OTHERS = "others: that day had too many different senders or reasons"
+OTHERS = "others: that day had too many different senders or reasons"
 """Made-up names fill no database."""
 _LONGEST_REASON = 255
 
 
-class Refusal(NamedTuple):
+class CountedRefusal(NamedTuple):
     """What was refused ("image" or "association"), to whom and why."""
 
     what: str
@@ -28,11 +29,12 @@ class Refusal(NamedTuple):
     reason: str
 
 
-def add(engine: Engine, counted: Mapping[Refusal, int]) -> None:
+def add(engine: Engine, counted: Mapping[CountedRefusal, int]) -> None:
     """Add to the counts of today, and forget those of more than 30 days ago."""
     now = time.time()
     day = int(now // _DAY_S)
     with write(engine) as connection:
+        tallies.keep_refusals(connection, day - _KEPT_DAYS)
         connection.execute(delete(table).where(table.c.day < day - _KEPT_DAYS))
         for given, count in counted.items():
             refusal = given._replace(sender=given.sender[:16], reason=given.reason[:_LONGEST_REASON])
@@ -40,14 +42,14 @@ def add(engine: Engine, counted: Mapping[Refusal, int]) -> None:
                 continue
             rows = connection.execute(select(func.count()).select_from(table).where(table.c.day == day)).scalar() or 0
             if rows >= _MOST_ROWS_A_DAY:
-                refusal = Refusal(given.what, "", "", _OTHERS)
+                refusal = CountedRefusal(given.what, "", "", OTHERS)
                 if _added(connection, day, refusal, count, now):
                     continue
             values = {"day": day, "count": count, "first_at": now, "last_at": now}
             connection.execute(insert(table).values(**values, **refusal._asdict()))
 
 
-def _added(connection: Connection, day: int, refusal: Refusal, count: int, now: float) -> bool:
+def _added(connection: Connection, day: int, refusal: CountedRefusal, count: int, now: float) -> bool:
     same = [table.c.day == day, *(table.c[key] == value for key, value in refusal._asdict().items())]
     changed = connection.execute(update(table).where(*same).values(count=table.c.count + count, last_at=now))
     return changed.rowcount > 0

@@ -1,8 +1,8 @@
-"""What may be removed from disk, and the note that it was. Rows stay: they are the node's memory.
+"""Retention: removes files that have expired, and records it. Rows stay.
 
-An instance may go once its job has come to an end and what storage commitment promised of it is over, a result once it is
-where it was to go. The row is changed first, guarded by all of that, in the transaction that writes the audit log; only then
-is the blob deleted. What a crash leaves in between is an orphan, which `differences` finds.
+An instance may be removed when its job has ended and its storage commitment has expired, a result when all its deliveries have
+ended. The row is changed first, guarded by these conditions, in the transaction that writes the audit log; only then is the blob
+deleted. A crash in between leaves an orphan, which `consistency` finds.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, and_, exists, func, or_, select, update
 
-from cxr_node import faults
 from cxr_node.records import AuditEvent, DeliveryState, JobState
-from cxr_node.store import audit
+from cxr_node.store import audit, faults
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
@@ -28,8 +27,8 @@ def remove_expired(engine: Engine, received_days: float, results_days: float, re
 
     Args:
         engine: the database.
-        received_days: instances are kept so long after they came.
-        results_days: results are kept so long after they were made.
+        received_days: how long instances are kept after reception.
+        results_days: how long results are kept after they were composed.
         remove: deletes the blob under a key.
 
     Returns:
@@ -55,7 +54,7 @@ def make_room(engine: Engine, is_enough: Callable[[], bool], remove: Callable[[s
         while not is_enough() and (removed := _remove_oldest(engine, table, time.time(), remove, _AT_ONCE)):
             counts[place] += removed
     if any(counts):
-        detail = f"{counts[0]} instances, {counts[1]} results removed before their time: the disk was full"
+        detail = f"{counts[0]} instances, {counts[1]} results removed early: the disk was full"
         audit.record(engine, AuditEvent("retention", detail=detail))
     return counts[0], counts[1]
 
@@ -88,8 +87,16 @@ def _remove_oldest(engine: Engine, table: Table, before: float, remove: Callable
 
 def _removals(connection: Connection, ids: list[int]) -> list[AuditEvent]:
     columns = (instances.c.patient_id, instances.c.study_instance_uid, instances.c.sop_instance_uid)
-    rows = connection.execute(select(*columns).where(instances.c.id.in_(ids)))
-    return [AuditEvent("instance-removed", **row._mapping) for row in rows]
+    rows = connection.execute(select(*columns).where(instances.c.id.in_(ids))).all()
+    told = [AuditEvent("instance-removed", **row._mapping) for row in rows]
+    studies = {row.study_instance_uid: row.patient_id for row in rows if row.study_instance_uid}
+    there = (instances.c.study_instance_uid.in_(studies), instances.c.removed_at.is_(None))
+    left = set(connection.execute(select(instances.c.study_instance_uid).where(*there)).scalars())
+    return told + [
+        AuditEvent("study-removed", patient_id=patient_id, study_instance_uid=study)
+        for study, patient_id in studies.items()
+        if study not in left
+    ]
 
 
 def _may_go(table: Table, now: float) -> tuple[Any, Any]:
@@ -101,7 +108,10 @@ def _may_go(table: Table, now: float) -> tuple[Any, Any]:
     is_open = corrections.c.state.in_(_OPEN)
     if table is instances:
         undecided = exists().where(corrections.c.instance_id == jobs.c.superseded_by, is_open)
-        pending_job = exists().where(jobs.c.instance_id == instances.c.id, or_(jobs.c.state.in_(_OPEN), undecided))
+        # images that nobody accepts in this time must not fill the disk
+        waits_for_nobody = and_(instances.c.unconfirmed != 0, jobs.c.state == JobState.HELD)
+        is_needed = or_(and_(jobs.c.state.in_(_OPEN), ~waits_for_nobody), undecided)
+        pending_job = exists().where(jobs.c.instance_id == instances.c.id, is_needed)
         promised = func.coalesce(instances.c.keep_until, 0.0) > now
         return instances.c.received_at, and_(~pending_job, ~promised)
     undecided = exists().where(corrections.c.instance_id == deliveries.c.superseded_by, is_open)

@@ -1,6 +1,8 @@
-"""The tables in which roles meet.
+"""The database tables that the roles share.
 
-Times are UTC seconds since the epoch, from the wall clock, so that waits survive a restart; but `lease_until`, see `leases`.
+Times are UTC seconds since the epoch, from the wall clock, so that delays survive a restart; for `lease_until` see `leases`.
+
+Over 300 lines: one table after another; a migration is compared with all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -54,9 +57,30 @@ instances = Table(
     Column("note", Text, nullable=False),  # why it is not analysed, if it isn't
     Column("removed_at", Float),  # when it was decided that the blob goes, or seen that it is gone
     Column("keep_until", Float),  # promised by storage commitment: the blob stays so long
+    Column("certificate_sha256", String(64), nullable=False, server_default=""),  # that its sender showed; empty: none
+    Column("unconfirmed", Integer, nullable=False, server_default="0"),  # 1: of one who may not correct; see `confirmations`
+    Column("spool", String(32), nullable=False, server_default=""),  # that alone has the blob; empty: the store itself has it
     UniqueConstraint("sop_instance_uid", "revision"),
 )
 Index("uq_instances_path", instances.c.path, unique=True)
+Index("ix_instances_patient_id", instances.c.patient_id)
+Index("ix_instances_accession_number", instances.c.accession_number)
+Index("ix_instances_calling_ae_title", instances.c.calling_ae_title, instances.c.received_at)
+
+Index(
+    "ix_instances_spool",
+    *(instances.c.spool, instances.c.id),
+    sqlite_where=text("spool != ''"),
+    postgresql_where=text("spool != ''"),
+)
+
+patient_names = Table(  # read by the worker, so that people can search by name; an image that waits has none yet
+    "patient_names",
+    metadata,
+    Column("instance_id", ForeignKey("instances.id"), primary_key=True),
+    Column("name", String(255), nullable=False),  # as the header has it, with its carets
+    Column("words", String(255), nullable=False),  # the same for comparisons: capitals, no accents, blanks between words
+)
 
 jobs = Table(
     "jobs",
@@ -78,7 +102,22 @@ jobs = Table(
     Column("superseded_by", Integer),  # the instance, a corrected one, whose arrival cancelled it
     Column("analysis_key", String(64), nullable=False, server_default=""),  # what the analysis depends on
     Column("analysed_at", Float),  # when that analysis was first begun: the date in its results
+    Column("host", String(255), nullable=False, server_default=""),  # the address that its image came from
+    Column("answer", String(32), nullable=False, server_default=""),  # of `findings`, for searches; empty before there is one
 )
+Index(
+    "ix_jobs_never_tried",
+    *(jobs.c.priority, jobs.c.host, jobs.c.id),
+    sqlite_where=text("state = 'new' AND attempts = 0"),
+    postgresql_where=text("state = 'new' AND attempts = 0"),
+)
+Index(
+    "ix_jobs_tried",
+    *(jobs.c.priority.desc(), jobs.c.id),
+    sqlite_where=text("state = 'new' AND attempts > 0"),
+    postgresql_where=text("state = 'new' AND attempts > 0"),
+)
+Index("ix_jobs_answer", jobs.c.answer, jobs.c.id, sqlite_where=text("answer != ''"), postgresql_where=text("answer != ''"))
 Index(
     "ix_jobs_due", jobs.c.priority.desc(), jobs.c.id, sqlite_where=text("state = 'new'"), postgresql_where=text("state = 'new'")
 )
@@ -120,6 +159,7 @@ deliveries = Table(
     Column("lease_start", String(36), nullable=False, server_default=""),  # of the machine, from which it counts; see `leases`
     Column("status", Integer),  # the last C-STORE status
     Column("reason", Text, nullable=False),  # why the last attempt failed
+    Column("failed_at", Float),  # when one last did
     Column("created_at", Float, nullable=False),
     Column("sent_at", Float),
     Column("transaction_uid", String(64), nullable=False, server_default=""),  # under which commitment was asked for last
@@ -144,6 +184,20 @@ Index(
     deliveries.c.id,
     sqlite_where=text("state IN ('waiting', 'sending')"),
     postgresql_where=text("state IN ('waiting', 'sending')"),
+)
+
+
+readings = Table(  # what readers say of an answer
+    "readings",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("user", String(64), nullable=False),
+    Column("verdict", String(16), nullable=False),  # "agree", "disagree", or "comment": neither
+    Column("comment", Text, nullable=False),
+    Column("answer", String(32), nullable=False),  # that was judged
+    Column("model_version", String(64), nullable=False),  # that gave it
 )
 
 commitment_asks = Table(  # transactions under which a destination was asked to commit, open until it reports
@@ -199,6 +253,53 @@ audit = Table(
     Column("study_instance_uid", String(64), nullable=False, index=True),
     Column("sop_instance_uid", String(64), nullable=False),
     Column("detail", Text, nullable=False),
+    Column("accession_number", String(64), nullable=False, server_default=""),
+)
+for _name, _columns, _where in (  # for searches: see `audit.search`
+    ("accession_number", ("accession_number",), "accession_number != ''"),
+    ("sop_instance_uid", ("sop_instance_uid",), "sop_instance_uid != ''"),
+    ("event", ("event", "at"), ""),
+    ("user", ("user", "at"), ""),
+    ("host", ("host", "at"), "host != ''"),
+    ("trouble", ("outcome", "at"), "outcome != 'success'"),
+):
+    Index(
+        f"ix_audit_{_name}",
+        *(audit.c[_column] for _column in _columns),
+        **({"sqlite_where": text(_where), "postgresql_where": text(_where)} if _where else {}),  # type: ignore[arg-type]
+    )
+
+audit_chain = Table(  # each row of `audit`, in the order in which it was chained to the one before
+    "audit_chain",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("audit_id", Integer, nullable=False, unique=True),  # no foreign key: a row that is gone is told of, not refused
+    Column("hash", LargeBinary(32), nullable=False),  # SHA-256 over the hash before and the row
+)
+
+audit_exports = Table(  # archives that were written, and so what may be removed
+    "audit_exports",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("first_seq", Integer, nullable=False),
+    Column("last_seq", Integer, nullable=False),
+    Column("last_audit_id", Integer, nullable=False),
+    Column("last_hash", LargeBinary(32), nullable=False),
+    Column("name", String(255), nullable=False),  # of the file
+    Column("sha256", String(64), nullable=False),
+    Column("signature", String(128), nullable=False),
+    Column("exported_at", Float, nullable=False),
+)
+
+audit_repositories = Table(  # how far each audit record repository has got
+    "audit_repositories",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("seq", Integer, nullable=False),  # of the last row that it has
+    Column("sent", Integer, nullable=False),
+    Column("sent_at", Float),
+    Column("error", Text, nullable=False),  # why the last attempt failed; empty: it didn't
+    Column("error_at", Float),
 )
 
 home = Table(  # one row at most: see `home`
@@ -207,3 +308,90 @@ home = Table(  # one row at most: see `home`
     Column("id", Integer, primary_key=True),
     Column("data_folder", String(36), nullable=False),
 )
+
+host_turns = Table(  # whose turn it is to do what one host at a time does for all: see `host_turns`
+    "host_turns",
+    metadata,
+    Column("name", String(80), primary_key=True),
+    Column("lease_owner", String(64), nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Column("lease_start", String(36), nullable=False, server_default=""),
+)
+
+spools = Table(  # of hosts that keep instances on their disk until the bucket has them: see `spool`
+    "spools",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("host", String(255), nullable=False),  # at its last start
+    Column("seen_at", Float, nullable=False),  # when its uploads ran last
+)
+
+users = Table(  # who may use the web page
+    "users",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("password_hash", String(255), nullable=False),  # argon2id, in its own notation
+    Column("created_at", Float, nullable=False),
+    Column("changed_at", Float, nullable=False),  # the password
+    Column("disabled_at", Float),
+)
+
+web_sessions = Table(
+    "web_sessions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("token_hash", String(64), nullable=False, unique=True),  # SHA-256 of what the cookie holds
+    Column("csrf", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("how", String(16), nullable=False),  # password, oidc, link
+    Column("created_at", Float, nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Column("ends_at", Float, nullable=False),
+)
+
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("token_hash", String(64), nullable=False, unique=True),  # SHA-256
+    Column("role", String(16), nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("revoked_at", Float),
+    Column("used_at", Float),
+)
+
+failed_attempts = Table(  # to give a password or passcode; see `lockout`
+    "failed_attempts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("who", String(64), nullable=False, unique=True),  # SHA-256 of a name, an address or both
+    Column("failed", Integer, nullable=False),
+    Column("last_at", Float, nullable=False, index=True),
+    Column("locked_until", Float, nullable=False),
+)
+
+metric_totals = Table(  # what counters for monitoring have reached, and up to where they have counted; see `tallies`
+    "metric_totals",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("labels", String(255), nullable=False),  # JSON list of their values
+    Column("value", Float, nullable=False),
+    UniqueConstraint("name", "labels"),
+)
+
+_FAILED_DELIVERIES = text("event IN ('result-delayed', 'result-held', 'result-not-kept')")
+Index(  # for `parties`, which asks for the last of a destination
+    "ix_audit_failures",
+    *(audit.c.user, audit.c.at, audit.c.event),
+    sqlite_where=_FAILED_DELIVERIES,
+    postgresql_where=_FAILED_DELIVERIES,
+)
+Index("ix_jobs_finished_at", jobs.c.finished_at)
+Index("ix_deliveries_sent_at", deliveries.c.sent_at)

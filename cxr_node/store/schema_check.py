@@ -1,4 +1,4 @@
-"""Which schema a database has, and whether that is the one this program works with; `database` migrates."""
+"""Checks the schema of a database against this program's; `database` migrates."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def unlike(error: SQLAlchemyError, revision: str, engine: Engine) -> StoreError 
 
 
 def name_of(engine: Engine) -> str:
-    """The database for a person: its file, or its address without secrets."""
+    """The name of the database for messages: its file, or its URL without secrets."""
     return in_print(engine) if engine.dialect.name == "postgresql" else str(engine.url.database)
 
 

@@ -1,12 +1,14 @@
-"""Which jobs or deliveries a person means: by number, by what is known of the image, by state, by time."""
+"""Selections of jobs or deliveries: by number, by attributes of the image, by state, by time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import and_, exists, func, or_
 
+from cxr_node.records import DeliveryState, JobState, ResultKind
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
 
@@ -38,6 +40,15 @@ class Selection:
     def is_everything(self) -> bool:
         """Whether nothing is given."""
         return all(getattr(self, field.name) == field.default for field in fields(self))
+
+    def problem(self, *, deliveries: bool) -> str:
+        """What is wrong with the state or the kind, starting with the name of the filter; empty if nothing is."""
+        states: type[StrEnum] = DeliveryState if deliveries else JobState
+        if self.state and self.state not in list(states):
+            return f"state {self.state!r} is not one of {', '.join(states)}."
+        if self.kind and self.kind not in list(ResultKind):
+            return f"kind {self.kind!r} is not one of {', '.join(ResultKind)}."
+        return ""
 
 
 def of_jobs(chosen: Selection) -> Any:
@@ -81,7 +92,7 @@ def is_corrected() -> Any:
         exists()
         .where(later.c.sop_instance_uid == instances.c.sop_instance_uid)
         .where(later.c.study_instance_uid == instances.c.study_instance_uid)
-        .where(later.c.revision > instances.c.revision, its_job.c.instance_id == later.c.id)
+        .where(later.c.revision > instances.c.revision, its_job.c.instance_id == later.c.id, later.c.unconfirmed == 0)
     )
 
 

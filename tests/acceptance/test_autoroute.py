@@ -12,14 +12,14 @@ from pydicom import Dataset
 from pydicom.uid import MRImageStorage
 from sqlalchemy import func, select
 
-from cxr_node.emulate import radiograph_from_image
-from cxr_node.phantom import chest_phantom
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.store import schema
 from cxr_node.store.database import open_database
 from tests.conftest import REPOSITORY
 from tests.node import Node
 from tests.orthanc import Orthanc, free_port, wait_until
-from tests.receiving import radiograph
+from tests.receiver import radiograph
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(400)]
 

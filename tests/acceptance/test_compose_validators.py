@@ -1,6 +1,6 @@
 """Every kind of result, from every kind of source, judged by programs that nobody here wrote, and back from an archive.
 
-A judge's complaint that is not ours to mend is named in docs/conformance.md and nowhere else let through.
+A validator's complaint that is not ours to mend is named in docs/conformance.md and nowhere else let through.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pydicom import Dataset
 from pydicom.uid import generate_uid
 
 from cxr_node.compose import compose_not_analysed, compose_rejection_note, compose_results
-from cxr_node.deidentify import deidentified
+from cxr_node.compose.deidentify import deidentified
 from cxr_node.deliver.report_class import report_as
 from cxr_node.deliver.request import Peer, StoreRequest
-from cxr_node.deliver.send import store_files
-from cxr_node.emulate import radiograph_from_image
+from cxr_node.demo.modality import store_files
 from cxr_node.prepare.radiograph import prepare_dataset
+from cxr_node.prepare.source import read_dicom
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import ANALYSIS_KINDS, LABELS, REPORT_CLASSES, ComposedObject, Radiograph, ResultKind
-from cxr_node.source import read_dicom
-from tests import judges
-from tests.composing import NOW, findings, radiograph, source
+from tests import validators
+from tests.compose_inputs import NOW, findings, radiograph, source
 from tests.orthanc import Orthanc
 
 pytestmark = [
@@ -140,13 +140,13 @@ def is_explained(complaint: str, ds: Dataset) -> bool:
 
 
 @pytest.mark.parametrize("specimen", SOURCES, indirect=True)
-def test_no_judge_finds_anything_wrong(specimen, tmp_path):
+def test_no_validator_finds_anything_wrong(specimen, tmp_path):
     assert {item.kind for item in specimen.results} == set(ANALYSIS_KINDS)
     ours = {}
     for item in specimen.results:
-        for judge, complaints in judges.verdicts(item, tmp_path).items():
+        for validator, complaints in validators.verdicts(item, tmp_path).items():
             if remaining := [line for line in complaints if not is_explained(line, specimen.ds)]:
-                ours[f"{judge} of the {item.kind}"] = remaining
+                ours[f"{validator} of the {item.kind}"] = remaining
     assert ours == {}
 
 
@@ -156,14 +156,14 @@ def is_the_reason(complaint: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ["ordinary", "without type 2 attributes", "Japanese", "Cyrillic", "on its side"])
-def test_no_judge_finds_anything_wrong_with_a_notice_that_an_image_was_not_analysed(name, tmp_path):
+def test_no_validator_finds_anything_wrong_with_a_notice_that_an_image_was_not_analysed(name, tmp_path):
     ds = source(**ODD[name])
     notices = compose_not_analysed(
         *(ds, ["It shows a hip, not a chest."], findings().model),
         **{"kinds": (ResultKind.OVERLAY, ResultKind.REPORT), "now": NOW},
     )
     picture, report = (
-        [line for lines in judges.verdicts(item, tmp_path).values() for line in lines if not is_explained(line, ds)]
+        [line for lines in validators.verdicts(item, tmp_path).values() for line in lines if not is_explained(line, ds)]
         for item in notices
     )
     assert picture == []
@@ -217,7 +217,7 @@ def data_set(content: bytes) -> bytes:
 def test_dsrdump_reads_what_the_report_says(specimen, tmp_path):
     path = tmp_path / "report.dcm"
     path.write_bytes(specimen.of(ResultKind.REPORT).content)
-    text = judges.output("dsrdump", path)
+    text = validators.output("dsrdump", path)
     for part in ("Comprehensive 3D SR Document", '(53084003,SCT,"Bacterial pneumonia")', "87.34", "SCOORD:", "UNVERIFIED"):
         assert part in text
 
@@ -231,38 +231,38 @@ def plainer(report: ComposedObject, sop_class_uid: str) -> ComposedObject:
 
 
 @pytest.mark.parametrize("specimen", SOURCES, indirect=True)
-def test_no_judge_finds_anything_wrong_with_the_report_as_a_plainer_class(specimen, tmp_path):
+def test_no_validator_finds_anything_wrong_with_the_report_as_a_plainer_class(specimen, tmp_path):
     complaints = {}
     for name, sop_class_uid in list(REPORT_CLASSES.items())[1:]:
-        found = judges.verdicts(plainer(specimen.of(ResultKind.REPORT), sop_class_uid), tmp_path)
-        left = {judge: [c for c in said if not is_explained(c, specimen.ds)] for judge, said in found.items()}
-        complaints |= {(name, judge): said for judge, said in left.items() if said}
+        found = validators.verdicts(plainer(specimen.of(ResultKind.REPORT), sop_class_uid), tmp_path)
+        left = {validator: [c for c in said if not is_explained(c, specimen.ds)] for validator, said in found.items()}
+        complaints |= {(name, validator): said for validator, said in left.items() if said}
     assert complaints == {}
 
 
 @pytest.mark.parametrize("name", ["basic_text", "enhanced", "comprehensive"])
-def test_no_judge_finds_anything_wrong_with_a_notice_as_a_plainer_class(name, tmp_path):
+def test_no_validator_finds_anything_wrong_with_a_notice_as_a_plainer_class(name, tmp_path):
     ds = source()
     [notice] = compose_not_analysed(ds, ["It is a lateral view."], findings().model, now=NOW)
-    found = judges.verdicts(plainer(notice, REPORT_CLASSES[name]), tmp_path)
+    found = validators.verdicts(plainer(notice, REPORT_CLASSES[name]), tmp_path)
     left = [c for said in found.values() for c in said if not is_explained(c, ds)]
     assert [is_the_reason(complaint) for complaint in left] == ([] if name == "basic_text" else [True])
 
 
 @pytest.mark.parametrize("specimen", ["odd: ordinary"], indirect=True)
-@pytest.mark.parametrize("judge", [judges.dciodvfy, judges.dsrdump, judges.pixelmed])
+@pytest.mark.parametrize("validator", [validators.dciodvfy, validators.dsrdump, validators.pixelmed])
 @pytest.mark.parametrize("name", ["basic_text", "enhanced", "comprehensive"])
-def test_each_judge_does_find_what_is_broken_in_a_plainer_class(name, judge, specimen, tmp_path):
+def test_each_validator_does_find_what_is_broken_in_a_plainer_class(name, validator, specimen, tmp_path):
     report = plainer(specimen.of(ResultKind.REPORT), REPORT_CLASSES[name])
     path = tmp_path / "broken.dcm"
-    spoil = without_observer if judge is judges.pixelmed else without_relationship
+    spoil = without_observer if validator is validators.pixelmed else without_relationship
     path.write_bytes(changed(spoil)(report.content))
-    assert [complaint for complaint in judge(path) if complaint != _PRIVATE_SCHEME] != []
+    assert [complaint for complaint in validator(path) if complaint != _PRIVATE_SCHEME] != []
 
 
 @pytest.mark.parametrize("specimen", ["odd: ordinary"], indirect=True)
-@pytest.mark.parametrize("judge", [judges.dciodvfy, judges.dsrdump])
-def test_the_report_as_it_is_under_the_name_of_a_plain_class_is_found_out(judge, specimen, tmp_path):
+@pytest.mark.parametrize("validator", [validators.dciodvfy, validators.dsrdump])
+def test_the_report_as_it_is_under_the_name_of_a_plain_class_is_found_out(validator, specimen, tmp_path):
     """The negative control of the content tree: numbers and regions are none of Basic Text SR's."""
 
     def rename(ds: Dataset) -> None:
@@ -270,7 +270,7 @@ def test_the_report_as_it_is_under_the_name_of_a_plain_class_is_found_out(judge,
 
     path = tmp_path / "renamed.dcm"
     path.write_bytes(changed(rename)(specimen.of(ResultKind.REPORT).content))
-    assert [complaint for complaint in judge(path) if complaint != _PRIVATE_SCHEME] != []
+    assert [complaint for complaint in validator(path) if complaint != _PRIVATE_SCHEME] != []
 
 
 def rejection_note(specimen: Specimen) -> ComposedObject:
@@ -279,10 +279,10 @@ def rejection_note(specimen: Specimen) -> ComposedObject:
 
 
 @pytest.mark.parametrize("specimen", [f"odd: {name}" for name in ODD], indirect=True)
-def test_no_judge_finds_anything_wrong_with_a_rejection_note(specimen, tmp_path):
-    found = judges.verdicts(rejection_note(specimen), tmp_path)
-    left = {judge: [c for c in said if not is_explained(c, specimen.ds)] for judge, said in found.items()}
-    assert {judge: said for judge, said in left.items() if said} == {}
+def test_no_validator_finds_anything_wrong_with_a_rejection_note(specimen, tmp_path):
+    found = validators.verdicts(rejection_note(specimen), tmp_path)
+    left = {validator: [c for c in said if not is_explained(c, specimen.ds)] for validator, said in found.items()}
+    assert {validator: said for validator, said in left.items() if said} == {}
 
 
 def without_title(ds: Dataset) -> None:
@@ -291,18 +291,18 @@ def without_title(ds: Dataset) -> None:
 
 @pytest.mark.parametrize("specimen", ["odd: ordinary"], indirect=True)
 @pytest.mark.parametrize(
-    ("judge", "spoil"),
+    ("validator", "spoil"),
     [
-        (judges.dciodvfy, without_title),
-        (judges.dciodvfy, lambda ds: delattr(ds, "CurrentRequestedProcedureEvidenceSequence")),
-        (judges.dsrdump, lambda ds: delattr(ds.ContentSequence[0], "RelationshipType")),
-        (judges.pixelmed, lambda ds: setattr(ds.ConceptNameCodeSequence[0], "CodeValue", "113999")),
+        (validators.dciodvfy, without_title),
+        (validators.dciodvfy, lambda ds: delattr(ds, "CurrentRequestedProcedureEvidenceSequence")),
+        (validators.dsrdump, lambda ds: delattr(ds.ContentSequence[0], "RelationshipType")),
+        (validators.pixelmed, lambda ds: setattr(ds.ConceptNameCodeSequence[0], "CodeValue", "113999")),
     ],
 )
-def test_each_judge_does_find_what_is_broken_in_a_rejection_note(judge, spoil, specimen, tmp_path):
+def test_each_validator_does_find_what_is_broken_in_a_rejection_note(validator, spoil, specimen, tmp_path):
     path = tmp_path / "broken.dcm"
     path.write_bytes(changed(spoil)(rejection_note(specimen).content))
-    assert judge(path) != []
+    assert validator(path) != []
 
 
 def without_rows(ds: Dataset) -> None:
@@ -342,25 +342,25 @@ def changed(change: Callable[[Dataset], None]) -> Callable[[bytes], bytes]:
 
 @pytest.mark.parametrize("specimen", ["odd: ordinary"], indirect=True)
 @pytest.mark.parametrize(
-    ("judge", "kind", "spoil"),
+    ("validator", "kind", "spoil"),
     [
-        (judges.dciodvfy, ResultKind.OVERLAY, changed(without_rows)),
-        (judges.dciodvfy, ResultKind.LUNGS, changed(without_rows)),
-        (judges.dciodvfy, ResultKind.HEATMAP, changed(without_rows)),
-        (judges.dciodvfy, ResultKind.HEATVALUES, changed(without_rows)),
-        (judges.dciodvfy, ResultKind.PRESENTATION, changed(without_displayed_area)),
-        (judges.dciodvfy, ResultKind.REPORT, changed(without_relationship)),
-        *((judges.dcmdump, kind, cut_off) for kind in ANALYSIS_KINDS),
-        (judges.dsrdump, ResultKind.REPORT, changed(without_relationship)),
-        (judges.pixelmed, ResultKind.REPORT, changed(without_observer)),
-        (judges.pixelmed, ResultKind.REPORT, changed(with_something_foreign)),
+        (validators.dciodvfy, ResultKind.OVERLAY, changed(without_rows)),
+        (validators.dciodvfy, ResultKind.LUNGS, changed(without_rows)),
+        (validators.dciodvfy, ResultKind.HEATMAP, changed(without_rows)),
+        (validators.dciodvfy, ResultKind.HEATVALUES, changed(without_rows)),
+        (validators.dciodvfy, ResultKind.PRESENTATION, changed(without_displayed_area)),
+        (validators.dciodvfy, ResultKind.REPORT, changed(without_relationship)),
+        *((validators.dcmdump, kind, cut_off) for kind in ANALYSIS_KINDS),
+        (validators.dsrdump, ResultKind.REPORT, changed(without_relationship)),
+        (validators.pixelmed, ResultKind.REPORT, changed(without_observer)),
+        (validators.pixelmed, ResultKind.REPORT, changed(with_something_foreign)),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_each_judge_does_find_what_is_broken(judge, kind, spoil, specimen, tmp_path):
+def test_each_validator_does_find_what_is_broken(validator, kind, spoil, specimen, tmp_path):
     path = tmp_path / "broken.dcm"
     path.write_bytes(spoil(specimen.of(kind).content))
-    assert judge(path) != []
+    assert validator(path) != []
 
 
 @pytest.mark.parametrize("specimen", ["odd: ordinary"], indirect=True)

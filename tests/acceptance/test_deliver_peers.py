@@ -10,7 +10,7 @@ from pydicom.uid import Comprehensive3DSRStorage, SecondaryCaptureImageStorage
 
 from cxr_node.deliver.check import Severity, check_destinations
 from cxr_node.deliver.request import Peer, StoreRequest
-from cxr_node.deliver.send import store_files
+from cxr_node.demo.modality import store_files
 from cxr_node.errors import DeliveryError
 from cxr_node.settings import DestinationSettings, Settings
 from tests.orthanc import Orthanc, free_port, wait_until

@@ -11,8 +11,8 @@ import threading
 import pydicom
 import pytest
 
-from cxr_node.emulate import radiograph_from_image
-from cxr_node.receive.small_pacs import SmallPACS
+from cxr_node.demo.small_pacs import SmallPACS
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.node import Node
 from tests.orthanc import wait_until
 
@@ -23,7 +23,7 @@ IMAGES = 10
 
 def send_until_acknowledged(node, path):
     """What a modality does: repeat until the receiver has answered 0x0000."""
-    from cxr_node.deliver.send import send_files
+    from cxr_node.demo.modality import send_files
     from cxr_node.errors import CxrNodeError
 
     def stored():
@@ -42,9 +42,9 @@ def extra(database_url):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_image_ends_once_whatever_dies(tmp_path, data_folder, extra, seed, installation):
+def test_every_image_ends_once_whatever_dies(tmp_path, radiographs, extra, seed, installation):
     rng = random.Random(seed)
-    pictures = sorted((data_folder / "fullres").glob("*.jpg"))[:IMAGES]
+    pictures = sorted((radiographs / "fullres").glob("*.jpg"))[:IMAGES]
     files = []
     for picture in pictures:
         files.append(tmp_path / f"{picture.stem}.dcm")
@@ -75,8 +75,8 @@ def test_every_image_ends_once_whatever_dies(tmp_path, data_folder, extra, seed,
     assert kinds.count("SR") == len(files)
 
 
-def test_sigterm_stops_in_order_and_a_restart_finishes(tmp_path, data_folder, installation):
-    pictures = sorted((data_folder / "fullres").glob("*.jpg"))[:4]
+def test_sigterm_stops_in_order_and_a_restart_finishes(tmp_path, radiographs, installation):
+    pictures = sorted((radiographs / "fullres").glob("*.jpg"))[:4]
     with SmallPACS(tmp_path / "pacs") as pacs:
         node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], installation=installation)
         node.start()

@@ -13,12 +13,12 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from cxr_node.emulate import radiograph_from_image
 from cxr_node.prepare.decode import read_dataset
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.node import Node
 from tests.orthanc import Orthanc, free_port, wait_until
 
-pytestmark = [pytest.mark.peer, pytest.mark.data, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -29,16 +29,16 @@ def storescu(program: str, port: int, called: str, files: list[Path], *options: 
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def real_radiographs(data_folder: Path, out: Path, count: int | None = None) -> list[Path]:
+def real_radiographs(radiographs: Path, out: Path, count: int | None = None) -> list[Path]:
     """The DICOM radiographs and the full-size pictures (wrapped as DX or CR, both photometric interpretations)."""
     out.mkdir()
     files = []
-    for source in sorted((data_folder / "dicom" / "chest").iterdir()):
+    for source in sorted((radiographs / "dicom" / "chest").iterdir()):
         ds = read_dataset(source)
         target = out / f"chest-{len(files)}.dcm"
         ds.save_as(target, enforce_file_format=True)  # one of them has no file meta information, which storescu asks for
         files.append(target)
-    for number, source in enumerate(sorted((data_folder / "fullres").glob("*.jpg"))):
+    for number, source in enumerate(sorted((radiographs / "fullres").glob("*.jpg"))):
         ds = radiograph_from_image(
             source,
             modality=("DX", "CR")[number % 2],
@@ -86,8 +86,8 @@ def results_in(orthanc: Orthanc, sources: dict[str, str]) -> Counter[tuple[str, 
     return found
 
 
-def test_real_radiographs_get_one_overlay_and_one_report_each_in_their_study(tmp_path, data_folder, peer, installation):
-    files = real_radiographs(data_folder, tmp_path / "sent")
+def test_real_radiographs_get_one_overlay_and_one_report_each_in_their_study(tmp_path, radiographs, peer, installation):
+    files = real_radiographs(radiographs, tmp_path / "sent")
     sources = uids(files)
     with (
         Orthanc(peer("Orthanc"), tmp_path / "orthanc") as orthanc,
@@ -108,16 +108,16 @@ def test_real_radiographs_get_one_overlay_and_one_report_each_in_their_study(tmp
     assert all(1 <= count <= done[uid] for (uid, _), count in found.items())
 
 
-def test_what_is_no_frontal_chest_radiograph_is_turned_away_with_reasons(tmp_path, data_folder, peer, installation):
+def test_what_is_no_frontal_chest_radiograph_is_turned_away_with_reasons(tmp_path, radiographs, peer, installation):
     out = tmp_path / "sent"
     out.mkdir()
     files = []
-    for source in sorted((data_folder / "dicom" / "reject").iterdir()):
+    for source in sorted((radiographs / "dicom" / "reject").iterdir()):
         target = out / source.name
         pydicom.dcmread(source, force=True).save_as(target, enforce_file_format=True)
         files.append(target)
-    with (data_folder / "not_frontal.csv").open(newline="") as file:
-        pictures = [data_folder / row["image"] for row in csv.DictReader(file)]
+    with (radiographs / "not_frontal.csv").open(newline="") as file:
+        pictures = [radiographs / row["image"] for row in csv.DictReader(file)]
     for picture in pictures:
         files.append(out / f"{picture.stem}.dcm")
         radiograph_from_image(picture).save_as(files[-1], enforce_file_format=True)
@@ -138,8 +138,8 @@ def test_what_is_no_frontal_chest_radiograph_is_turned_away_with_reasons(tmp_pat
     assert len(wrong) <= 0.05 * len(pictures), wrong  # the model-based gate's own bound
 
 
-def test_a_pacs_that_routes_everything_back_comes_to_rest(tmp_path, data_folder, peer, installation):
-    files = distinct(real_radiographs(data_folder, tmp_path / "sent", count=16))
+def test_a_pacs_that_routes_everything_back_comes_to_rest(tmp_path, radiographs, peer, installation):
+    files = distinct(real_radiographs(radiographs, tmp_path / "sent", count=16))
     sources = uids(files)
     node_port = free_port()
     modalities = {"node": ("CXRNODE", node_port)}

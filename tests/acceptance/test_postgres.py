@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from cxr_node.deliver.send import send_files
-from cxr_node.emulate import radiograph_from_image
+from cxr_node.demo.modality import send_files
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.errors import CxrNodeError
-from cxr_node.phantom import chest_phantom
-from cxr_node.receive.small_pacs import SmallPACS
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.node import Node
 from tests.orthanc import wait_until
 from tests.postgres import PASSWORD

@@ -7,11 +7,11 @@ import stat
 import pytest
 from pydicom import Dataset
 
-from cxr_node.emulate import radiograph_from_image
-from cxr_node.phantom import chest_phantom
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.images import grey_image, ramp
 from tests.node import Node
-from tests.receiving import associated, encoded, send, store
+from tests.receiver import associated, encoded, send, store
 from tests.scps import STORAGE, storage_scp
 
 pytestmark = pytest.mark.timeout(600)

@@ -14,7 +14,7 @@ import pytest
 from pydicom import uid
 
 from tests.orthanc import wait_until
-from tests.receiving import Receiver, radiograph
+from tests.receiver import Receiver, radiograph
 
 pytestmark = pytest.mark.peer
 
@@ -101,8 +101,10 @@ def acknowledged(output: str) -> list[str]:
 _CHILD = """
 import sys, threading
 from pathlib import Path
+from cxr_node import logs
 from cxr_node.receive import scp
 from cxr_node.settings import NodeSettings, ReceiveSettings, Settings
+logs.set_up("info", "receive")
 node = NodeSettings(ae_title="NODE", port=0, data_dir=Path(sys.argv[1]))
 settings = Settings(node=node, receive=ReceiveSettings(min_free_mb=0))
 scp.run(settings, threading.Event(), lambda host, port, tls_port: print(port, flush=True))

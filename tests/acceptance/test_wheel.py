@@ -114,9 +114,9 @@ def test_demo_works_in_an_empty_folder_for_a_plain_user_on_a_read_only_installat
             check=False,
         )
         assert demo.returncode == 0, demo.stdout + demo.stderr
-        assert "Everything was stopped" in demo.stdout
+        assert "Everything is stopped" in demo.stdout
         assert [path.name for path in here.iterdir()] == ["demo-output"]
-        assert len(list((here / "demo-output" / "pictures").glob("*.png"))) == 2
+        assert len(list((here / "demo-output" / "pictures").glob("*.png"))) == 6
         assert "Traceback" not in (here / "demo-output" / "node.log").read_text()
     finally:
         for path in folder.rglob("*"):

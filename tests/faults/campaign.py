@@ -23,15 +23,16 @@ from pydicom.uid import Comprehensive3DSRStorage, ImplicitVRLittleEndian, Second
 from pynetdicom import AE, evt
 from sqlalchemy import Engine, select
 
-from cxr_node import repair
 from cxr_node.deliver.request import Peer
-from cxr_node.deliver.send import ask_to_commit, send_files
+from cxr_node.demo.modality import ask_to_commit, send_files
 from cxr_node.errors import CxrNodeError
-from cxr_node.store import audit, backup, differences, schema
+from cxr_node.node import repair
+from cxr_node.store import audit, backup, consistency, schema
+from cxr_node.store.consistency import DifferenceKind
 from cxr_node.store.database import open_database
-from cxr_node.store.differences import Kind
-from cxr_node.store.digests import digest_of
-from tests.faults.strike import Strikes
+from cxr_node.store.digests import file_digest
+from cxr_node.store.storage import blobs_of
+from tests.faults.fault_injection import FaultPoints
 from tests.node import Node
 from tests.orthanc import Orthanc, free_port, wait_until
 from tests.scps import STORAGE
@@ -45,6 +46,7 @@ RESULT_CLASSES = (SecondaryCaptureImageStorage, Comprehensive3DSRStorage)
 SETTINGS = """
 [inference]
 max_attempts = 20
+max_worker_deaths = 20
 lease_s = 600
 """
 """A job that is under way each time that its worker is killed is not to blame for it."""
@@ -172,7 +174,7 @@ class Sender:
 
 
 @contextmanager
-def theatre(folder: Path, orthanc_program: str, extra: str = "") -> Iterator[tuple[Node, Orthanc, BadPACS]]:
+def campaign_site(folder: Path, orthanc_program: str, extra: str = "") -> Iterator[tuple[Node, Orthanc, BadPACS]]:
     """A node that delivers to an Orthanc, which it asks to commit, and to a PACS that can be made to misbehave."""
     bad = BadPACS()
     port = free_port()
@@ -180,7 +182,8 @@ def theatre(folder: Path, orthanc_program: str, extra: str = "") -> Iterator[tup
         with Orthanc(orthanc_program, folder / "orthanc", {"node": ("CXRNODE", port)}) as orthanc:
             destinations = [("orthanc", orthanc.ae_title, orthanc.dicom_port), ("bad", "BAD", bad.port)]
             node = Node(folder / "node", destinations, SETTINGS + extra, port)
-            config = node.config.read_text().replace("min_free_mb = 0", f"min_free_mb = {_room_to_be_made()}")
+            receive = f'min_free_mb = {_room_to_be_made()}\ncommitment_requests = "anyone"'
+            config = node.config.read_text().replace("min_free_mb = 0", receive)
             for destination_port, keys in ((bad.port, "timeout_s = 5"), (orthanc.dicom_port, COMMITMENT)):
                 config = config.replace(f"port = {destination_port}\n", f"port = {destination_port}\n{keys}\n")
             node.config.write_text(config)
@@ -199,10 +202,10 @@ def _room_to_be_made() -> int:
     return int(shutil.disk_usage(tempfile.gettempdir()).free / 2**20 / 1.15)
 
 
-def strike_everywhere(node: Node, bad: BadPACS, strikes: Strikes, points: tuple[str, ...], rng: random.Random) -> None:
+def inject_faults(node: Node, bad: BadPACS, fault_points: FaultPoints, points: tuple[str, ...], rng: random.Random) -> None:
     """Set a blow at each of the points, and kill each role and the supervisor at a random moment; the PACS breaks meanwhile.
 
-    A point that nobody comes to in a while stays set, and strikes later.
+    A point that nobody comes to in a while stays set, and kills whoever comes to it later.
     """
     pause = threading.Event()
     blows = [*points, *(f"kill {role}" for role in ("receive", "deliver", "serve"))]
@@ -217,9 +220,9 @@ def strike_everywhere(node: Node, bad: BadPACS, strikes: Strikes, points: tuple[
             if role == "serve":
                 node.start()
             continue
-        strikes.set(blow, "kill")
+        fault_points.set(blow, "kill")
         for _ in range(100):
-            if strikes.struck(blow):
+            if fault_points.struck(blow):
                 break
             pause.wait(0.1)
     bad.set("")
@@ -268,7 +271,8 @@ def account(node: Node, orthanc: Orthanc, bad: BadPACS, senders: Sequence[Sender
     assert newest_results <= set(bad.stored) <= all_results
     engine = open_database(node.settings)
     try:
-        committed = Counter(event["sop_instance_uid"] for event in audit.search(engine, event="result-committed", user="orthanc"))
+        reports = audit.search(engine, event="result-committed")
+        committed = Counter(event["sop_instance_uid"] for event in reports if event["detail"] == "destination orthanc")
         assert newest_results <= set(committed) <= all_results, "sent, and not committed"
         assert set(committed.values()) <= {1}, "committed twice"
         backup.check_integrity(engine, thoroughly=True)
@@ -283,11 +287,15 @@ def account(node: Node, orthanc: Orthanc, bad: BadPACS, senders: Sequence[Sender
 def _sweep(node: Node, engine: Engine, count: int) -> None:
     """What crashes left lying about is all that files and rows differ by; housekeeping sweeps it up, and then they agree."""
 
-    def found() -> list[differences.Difference]:
-        return differences.find_differences(engine, _folders(node), 0)
+    def found() -> list[consistency.Difference]:
+        return consistency.find_differences(engine, blobs_of(node.settings), 0)
 
     left = found()
-    assert {item.kind for item in left} <= {Kind.INSTANCE_WITHOUT_ROW, Kind.RESULT_WITHOUT_ROW, Kind.ORPHAN}, left
+    assert {item.kind for item in left} <= {
+        DifferenceKind.INSTANCE_WITHOUT_ROW,
+        DifferenceKind.RESULT_WITHOUT_ROW,
+        DifferenceKind.ORPHAN,
+    }, left
     repair.mend(node.settings, engine, left, "housekeeping")
     node.wait_for_rest(count)
     wait_until(lambda: not found(), 60, "files and rows agree")
@@ -302,7 +310,7 @@ def _account_for_promises(node: Node, engine: Engine, sender: Sender) -> None:
             row = connection.execute(query).one()
             assert row.removed_at is None, "promised to a modality, and removed"
             path = node.settings.node.data_dir / row.path
-            assert digest_of(path) == row.digest
+            assert file_digest(path) == row.digest
             assert dcmread(path, stop_before_pixels=True).PatientID == patient_id
 
 

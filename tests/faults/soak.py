@@ -23,14 +23,14 @@ import psutil
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from cxr_node.emulate import radiograph_from_image
-from cxr_node.faults import POINTS
-from cxr_node.phantom import chest_phantom
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.store.database import open_database
+from cxr_node.store.faults import POINTS
 from cxr_node.store.overview import count_states
 from tests.conftest import PEERS, REPOSITORY
-from tests.faults.campaign import ROLES, TROUBLES, BadPACS, Sender, account, renamed, strike_everywhere, theatre
-from tests.faults.strike import Strikes
+from tests.faults.campaign import ROLES, TROUBLES, BadPACS, Sender, account, campaign_site, inject_faults, renamed
+from tests.faults.fault_injection import FaultPoints
 from tests.node import Node
 
 _EVERY_S = 2.0
@@ -76,7 +76,7 @@ class Watch(threading.Thread):
         self.join()
 
 
-class Brake:
+class Backpressure:
     """Keeps senders from running away from the node: what they leave behind has to be analysed before the end can be judged."""
 
     def __init__(self, node: Node) -> None:
@@ -92,14 +92,16 @@ class Brake:
         self._engine.dispose()
 
 
-def keep_sending(node: Node, brake: Brake, pool: list[Path], folder: Path, rng: random.Random, until: float, name: str) -> Sender:
+def keep_sending(
+    node: Node, backpressure: Backpressure, pool: list[Path], folder: Path, rng: random.Random, until: float, name: str
+) -> Sender:
     """A sender whose images are new ones as long as there is time; see `Sender`."""
     sender = Sender(name, [], node.port)
 
     def send() -> None:
         number = 0
         while time.monotonic() < until:
-            brake.wait(until)
+            backpressure.wait(until)
             number += 1
             path = renamed(rng.choice(pool), folder / f"{name}-{number}.dcm")
             sender.files = [path]
@@ -171,31 +173,33 @@ def main() -> int:
     out = options.out.absolute()
     if (out / "node").exists():
         parser.error(f"{out} holds an earlier run: remove it, or name another folder with --out")
-    strikes = Strikes(out / "faults")
-    os.environ["CXR_NODE_FAULTS"] = str(strikes.folder)
+    fault_points = FaultPoints(out / "faults")
+    os.environ["CXR_NODE_FAULTS"] = str(fault_points.folder)
     rng = random.Random(options.seed)
     pool = _pool(out / "pool", options.images)
     (out / "sending").mkdir()
     program = next(path for path in PEERS["Orthanc"][0] if Path(path).exists() or path == "Orthanc")
-    with theatre(out, program) as (node, orthanc, bad):
+    with campaign_site(out, program) as (node, orthanc, bad):
         began = time.monotonic()
         half, end = began + options.minutes * 30, began + options.minutes * 60
         watch = Watch(node)
         watch.start()
-        brake = Brake(node)
-        senders = [keep_sending(node, brake, pool, out / "sending", rng, end, f"SENDER{n}") for n in range(options.senders)]
+        backpressure = Backpressure(node)
+        senders = [
+            keep_sending(node, backpressure, pool, out / "sending", rng, end, f"SENDER{n}") for n in range(options.senders)
+        ]
         blows = 0
         while time.monotonic() < half:
             points = tuple(point for point in POINTS if point not in _IDLE_POINTS)
-            strike_everywhere(node, bad, strikes, points, rng)
-            blows += sum(strikes.struck(point) for point in points)
-        strikes.clear()
+            inject_faults(node, bad, fault_points, points, rng)
+            blows += sum(fault_points.struck(point) for point in points)
+        fault_points.clear()
         calm_since = time.monotonic() - began
         break_the_pacs(bad, end, threading.Event())
         for sender in senders:
             assert sender.thread is not None
             sender.thread.join()
-        brake.close()
+        backpressure.close()
         watch.stop()
         acknowledged = {uid: study for sender in senders for uid, study in sender.acknowledged.items()}
         node.wait_for_rest(len(acknowledged), 3600)

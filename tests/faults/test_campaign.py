@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cxr_node.emulate import radiograph_from_image
-from cxr_node.faults import POINTS
-from tests.faults.campaign import Sender, account, renamed, strike_everywhere, theatre
-from tests.faults.strike import Strikes
+from cxr_node.prepare.wrap_picture import radiograph_from_image
+from cxr_node.store.faults import POINTS
+from tests.faults.campaign import Sender, account, campaign_site, inject_faults, renamed
+from tests.faults.fault_injection import FaultPoints
 from tests.node import Node
 from tests.orthanc import wait_until
 
@@ -23,26 +23,25 @@ which is killed at random moments too, and is tried in the model of the store.""
 
 
 @pytest.mark.peer
-@pytest.mark.data
 @pytest.mark.timeout(1800)
-def test_every_acknowledged_image_has_each_result_once(tmp_path, data_folder, peer, monkeypatch):
+def test_every_acknowledged_image_has_each_result_once(tmp_path, radiographs, peer, monkeypatch):
     rng = random.Random(5)
-    strikes = Strikes(tmp_path / "faults")
-    monkeypatch.setenv("CXR_NODE_FAULTS", str(strikes.folder))
+    fault_points = FaultPoints(tmp_path / "faults")
+    monkeypatch.setenv("CXR_NODE_FAULTS", str(fault_points.folder))
     files = []
-    for picture in sorted((data_folder / "fullres").glob("*.jpg"), key=lambda path: path.stat().st_size)[:IMAGES]:
+    for picture in sorted((radiographs / "fullres").glob("*.jpg"), key=lambda path: path.stat().st_size)[:IMAGES]:
         files.append(tmp_path / f"{picture.stem}.dcm")
         radiograph_from_image(picture).save_as(files[-1], enforce_file_format=True)
-    with theatre(tmp_path, peer("Orthanc")) as (node, orthanc, bad):
+    with campaign_site(tmp_path, peer("Orthanc")) as (node, orthanc, bad):
         senders = [Sender(f"MODALITY{number}", files[number::SENDERS], node.port) for number in range(SENDERS)]
         for sender in senders:
             sender.start()
-        strike_everywhere(node, bad, strikes, STRUCK, rng)
+        inject_faults(node, bad, fault_points, STRUCK, rng)
         for sender in senders:
             assert sender.thread is not None
             sender.thread.join(900)
             assert not sender.thread.is_alive()
-        senders.append(strike_the_rest(node, strikes, files, tmp_path))
+        senders.append(strike_the_rest(node, fault_points, files, tmp_path))
         acknowledged = {uid: study for sender in senders for uid, study in sender.acknowledged.items()}
         node.wait_for_rest(len(acknowledged), 900)
         states = account(node, orthanc, bad, senders)
@@ -55,7 +54,7 @@ def test_every_acknowledged_image_has_each_result_once(tmp_path, data_folder, pe
     assert states["held"] == 0
 
 
-def strike_the_rest(node: Node, strikes: Strikes, files: list[Path], folder: Path) -> Sender:
+def strike_the_rest(node: Node, fault_points: FaultPoints, files: list[Path], folder: Path) -> Sender:
     """Send further images, by the sender returned, until somebody has come to every point.
 
     A machine may be done with all images while the blows at some points still wait for the first.
@@ -64,7 +63,7 @@ def strike_the_rest(node: Node, strikes: Strikes, files: list[Path], folder: Pat
     waiting: list[str] = []
 
     def none_waits() -> bool:
-        waiting[:] = [point for point in STRUCK if not strikes.struck(point)]
+        waiting[:] = [point for point in STRUCK if not fault_points.struck(point)]
         return not waiting
 
     for source in files:

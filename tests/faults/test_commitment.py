@@ -17,7 +17,9 @@ from pynetdicom import AE, build_role
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
-from cxr_node.commitment import (
+from cxr_node.commitment import reports, request_reports, requests
+from cxr_node.commitment.datasets import (
+    COMMITMENT,
     NO_SUCH_INSTANCE,
     PROCESSING_FAILURE,
     PUSH_MODEL,
@@ -26,17 +28,17 @@ from cxr_node.commitment import (
     build_request,
     read_request,
 )
-from cxr_node.deliver.request import COMMITMENT, Peer
+from cxr_node.deliver.request import Peer
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import Rejected
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, ReceiveSettings, SenderSettings, Settings
-from cxr_node.store import commitments, deliveries, overview, reports
+from cxr_node.store import deliveries, overview
 from cxr_node.store.database import open_database, write
-from tests.committing import UNCOMPRESSED, Committing, Modality, everything
-from tests.delivering import NEVER, Queue, courier_for, running, settings_for, until
+from tests.commitment_peers import UNCOMPRESSED, CommittingPACS, Modality, everything, owe_report
+from tests.delivery_queue import NEVER, Queue, delivery_worker, running, settings_for, until
 from tests.orthanc import Orthanc, free_port, wait_until
-from tests.receiving import Receiver, associated, radiograph, send
+from tests.receiver import Receiver, associated, radiograph, send
 from tests.scps import storage_scp
 
 
@@ -87,7 +89,7 @@ class TestAskingADestination:
             assert go_on.wait(30)
             return references, {}
 
-        pacs = Committing(when_told)
+        pacs = CommittingPACS(when_told)
         with pacs.listening() as port:
             queue = queue_for(port)
             made = queue.analyse_one()
@@ -108,7 +110,7 @@ class TestAskingADestination:
             judged.append(references)
             return (references[1:], {references[0]: PROCESSING_FAILURE}) if len(judged) == 1 else (references, {})
 
-        pacs = Committing(loses_one)
+        pacs = CommittingPACS(loses_one)
         with pacs.listening() as port:
             queue = queue_for(port)
             queue.analyse_one()
@@ -130,7 +132,7 @@ class TestAskingADestination:
             denied = dict.fromkeys(references, NO_SUCH_INSTANCE)
             return ([], denied) if len(judged) <= denials else (references, {})
 
-        pacs = Committing(files_late)
+        pacs = CommittingPACS(files_late)
         with pacs.listening() as port:
             queue = queue_for(port, commitment_timeout_s=0.5)
             queue.analyse_one()
@@ -141,21 +143,21 @@ class TestAskingADestination:
         assert "result-not-kept" in events(queue)
 
     def test_a_report_of_an_earlier_transaction_counts_however_late(self, queue_for):
-        pacs = Committing(lambda _: None)
+        pacs = CommittingPACS(lambda _: None)
         with pacs.listening() as port:
             queue = queue_for(port, commitment_timeout_s=0.3)
             made = queue.analyse_one()
             with running(queue.settings):
                 until(lambda: let_time_pass(queue) or len(pacs.requests) >= 3, 40)
         first, uids = pacs.requests[0][0], list(made.values())
-        assert commitments.note_report(queue.engine, first, uids[:1], {}) >= 1
+        assert request_reports.note_report(queue.engine, first, uids[:1], {}) >= 1
         assert sorted(queue.states()) == ["committing", "sent"]
         with write(queue.engine) as connection:  # given up meanwhile
             connection.execute(text("UPDATE deliveries SET asks = 12, not_before = 0 WHERE state = 'committing'"))
-        assert commitments.prepare_to_ask(queue.engine, "pacs0", 600) is None
+        assert requests.next_request(queue.engine, "pacs0", 600) is None
         assert sorted(queue.states()) == ["held", "sent"]
         reported = [uid for uid, _ in pacs.requests]
-        assert sum(commitments.note_report(queue.engine, uid, uids, {}) for uid in reported) == 1
+        assert sum(request_reports.note_report(queue.engine, uid, uids, {}) for uid in reported) == 1
         assert queue.states() == ["sent"] * 2
         assert len(pacs.received) == 2
 
@@ -164,9 +166,9 @@ class TestAskingADestination:
         made = list(queue.analyse_one().values())
         committing(queue, "2.25.1")
         committing(queue, "2.25.2")
-        commitments.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made, NO_SUCH_INSTANCE))
+        request_reports.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made, NO_SUCH_INSTANCE))
         assert queue.states() == ["committing"] * 2
-        commitments.note_report(queue.engine, "2.25.2", made, {})
+        request_reports.note_report(queue.engine, "2.25.2", made, {})
         assert queue.states() == ["sent"] * 2
 
     def test_two_denials_under_two_transactions_have_it_sent_again(self, queue_for):
@@ -175,7 +177,7 @@ class TestAskingADestination:
         committing(queue, "2.25.1")
         committing(queue, "2.25.2")
         for transaction_uid in ("2.25.1", "2.25.1", "2.25.2"):  # one of them comes twice, and counts once
-            commitments.note_report(queue.engine, transaction_uid, [], dict.fromkeys(made, NO_SUCH_INSTANCE))
+            request_reports.note_report(queue.engine, transaction_uid, [], dict.fromkeys(made, NO_SUCH_INSTANCE))
         assert queue.states() == ["waiting"] * 2
 
     def test_once_it_is_sent_again_reports_of_before_change_nothing(self, queue_for):
@@ -186,11 +188,11 @@ class TestAskingADestination:
             connection.execute(text("UPDATE deliveries SET state = 'waiting', not_before = 0"))
         for delivery in deliveries.claim(queue.engine, "pacs0", "test", 10, 60):
             deliveries.mark_sent(queue.engine, delivery, 0, to_commit=True)
-        assert commitments.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made, PROCESSING_FAILURE)) == 0
+        assert request_reports.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made, PROCESSING_FAILURE)) == 0
         assert queue.states() == ["committing"] * 2
 
     def test_it_may_be_asked_elsewhere_than_results_are_sent(self, queue_for):
-        archive, router = Committing(everything), storage_scp()
+        archive, router = CommittingPACS(everything), storage_scp()
         with archive.listening() as port, router as scp:
             queue = queue_for(scp.port, commitment_port=port, commitment_host="localhost", commitment_ae_title="ARCHIVE")
             queue.analyse_one()
@@ -199,7 +201,7 @@ class TestAskingADestination:
         assert (len(scp.uids), archive.received, len(archive.requests) >= 1) == (2, [], True)
 
     def test_without_a_report_it_is_asked_again_under_a_new_transaction_and_not_sent_again(self, queue_for):
-        pacs = Committing(lambda references: (references, {}) if len(pacs.requests) > 1 else None)
+        pacs = CommittingPACS(lambda references: (references, {}) if len(pacs.requests) > 1 else None)
         with pacs.listening() as port:
             queue = queue_for(port, commitment_timeout_s=0.5)
             queue.analyse_one()
@@ -210,7 +212,7 @@ class TestAskingADestination:
         assert len(set(transactions)) == len(transactions) >= 2
 
     def test_an_association_is_released_only_when_what_came_over_it_is_answered(self):
-        pacs = Committing(everything)
+        pacs = CommittingPACS(everything)
         reported, go_on = threading.Event(), threading.Event()
 
         def on_report(_):
@@ -239,16 +241,16 @@ class TestAskingADestination:
         with write(queue.engine) as connection:
             connection.execute(text("UPDATE deliveries SET state = 'committing', attempts = 1"))
         for _ in range(12):
-            assert commitments.prepare_to_ask(queue.engine, "pacs0", 600) is not None
-            assert commitments.prepare_to_ask(queue.engine, "pacs0", 600) is None
+            assert requests.next_request(queue.engine, "pacs0", 600) is not None
+            assert requests.next_request(queue.engine, "pacs0", 600) is None
             let_time_pass(queue)
-        assert commitments.prepare_to_ask(queue.engine, "pacs0", 600) is None
+        assert requests.next_request(queue.engine, "pacs0", 600) is None
         assert queue.states() == ["held"] * 2
         assert "never reported" in queue.rows()[0].reason
         (row, _) = overview.list_deliveries(queue.engine)
         assert overview.retry_delivery(queue.engine, row["id"], "admin")
         assert queue.states() == ["waiting", "held"]
-        commitments.ask_no_more(queue.engine, "pacs0")  # the other cure that the reason names: storage_commitment = false
+        requests.drop_requests(queue.engine, "pacs0")  # the other cure that the reason names: storage_commitment = false
         assert queue.states() == ["waiting", "sent"]
 
     def test_a_destination_that_does_not_take_storage_commitment_is_named(self, queue_for):
@@ -256,11 +258,11 @@ class TestAskingADestination:
             queue = queue_for(pacs.port)
             queue.analyse_one()
             with running(queue.settings):
-                until(lambda: all("doesn't take Storage Commitment" in row.reason for row in queue.rows()))
+                until(lambda: all("doesn't accept Storage Commitment" in row.reason for row in queue.rows()))
         assert queue.states() == ["committing"] * 2
 
     def test_a_refusal_is_told_and_it_is_asked_again_later(self, queue_for):
-        pacs = Committing(everything, status=0x0110)
+        pacs = CommittingPACS(everything, status=0x0110)
         with pacs.listening() as port:
             queue = queue_for(port)
             queue.analyse_one()
@@ -270,14 +272,14 @@ class TestAskingADestination:
                 until(lambda: let_time_pass(queue) or queue.states() == ["sent"] * 2)
 
     def test_while_it_is_down_asking_costs_nothing(self, queue_for):
-        pacs = Committing(everything)
+        pacs = CommittingPACS(everything)
         with pacs.listening() as port:
             queue = queue_for(port)
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                courier.deliver_due(NEVER)
-        with courier_for(queue) as courier:  # nobody listens any more
-            courier.deliver_due(NEVER)
+            with delivery_worker(queue) as worker:
+                worker.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:  # nobody listens any more
+            worker.deliver_due(NEVER)
         with queue.engine.connect() as connection:
             rows = connection.execute(text("SELECT state, asks, reason FROM deliveries")).all()
         assert {(row.state, row.asks) for row in rows} == {("committing", 0)}
@@ -288,21 +290,21 @@ class TestAskingADestination:
         queue.analyse_one()
         with write(queue.engine) as connection:
             connection.execute(text("UPDATE deliveries SET state = 'committing'"))
-        commitments.ask_no_more(queue.engine, "pacs0")
+        requests.drop_requests(queue.engine, "pacs0")
         assert queue.states() == ["sent"] * 2
 
     def test_a_report_of_an_unknown_transaction_changes_nothing(self, queue_for):
         queue = queue_for(1)
         made = queue.analyse_one()
         committing(queue, "2.25.1")
-        assert commitments.note_report(queue.engine, "2.25.2", list(made.values()), {}) == 0
+        assert request_reports.note_report(queue.engine, "2.25.2", list(made.values()), {}) == 0
         assert queue.states() == ["committing"] * 2
 
     def test_what_is_never_kept_is_held_in_the_end_with_the_reason(self, queue_for):
         queue = queue_for(1)
         made = queue.analyse_one()
         committing(queue, "2.25.1", attempts=20)
-        commitments.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made.values(), PROCESSING_FAILURE))
+        request_reports.note_report(queue.engine, "2.25.1", [], dict.fromkeys(made.values(), PROCESSING_FAILURE))
         assert queue.states() == ["held"] * 2
         assert "didn't keep it" in queue.rows()[0].reason
 
@@ -310,7 +312,7 @@ class TestAskingADestination:
         queue = queue_for(1)
         made = list(queue.analyse_one().values())
         committing(queue, "2.25.1")
-        commitments.note_report(queue.engine, "2.25.1", made[:1], {})
+        request_reports.note_report(queue.engine, "2.25.1", made[:1], {})
         assert sorted(queue.states()) == ["committing", "sent"]
 
 
@@ -352,7 +354,7 @@ def test_orthanc_reports_over_an_association_of_its_own(tmp_path, peer):
 class TestCommittingForAModality:
     def test_over_the_association_of_the_request(self, tmp_path, database_url):
         modality = Modality()
-        with Receiver(tmp_path / "var", database_url=database_url, processes=1) as receiver:
+        with Receiver(tmp_path / "var", database_url=database_url, processes=1, commitment_requests="anyone") as receiver:
             here, elsewhere = radiograph(), radiograph()
             with associated(receiver) as assoc:
                 assert send(assoc, here) == 0
@@ -370,7 +372,7 @@ class TestCommittingForAModality:
 
     def test_what_retention_has_removed_is_not_committed(self, tmp_path):
         modality = Modality()
-        with Receiver(tmp_path / "var", processes=1) as receiver:
+        with Receiver(tmp_path / "var", processes=1, commitment_requests="anyone") as receiver:
             ds = radiograph()
             with associated(receiver) as assoc:
                 send(assoc, ds)
@@ -382,7 +384,7 @@ class TestCommittingForAModality:
     def test_over_an_association_of_ours_where_the_settings_say_it_listens(self, tmp_path):
         modality = Modality()
         with modality.listening() as port:
-            senders = (SenderSettings(ae_title="MODALITY1", port=port),)
+            senders = (SenderSettings(ae_title="MODALITY1", hosts=("127.0.0.1",), port=port),)
             with Receiver(tmp_path / "var", senders=senders, processes=1) as receiver:
                 ds = radiograph()
                 with associated(receiver) as assoc:
@@ -395,7 +397,7 @@ class TestCommittingForAModality:
 
     def test_one_that_cannot_be_told_is_held_with_the_reason_and_told_once_the_settings_say_where(self, tmp_path, database_url):
         modality = Modality()
-        with Receiver(tmp_path / "var", database_url=database_url, processes=1) as receiver:
+        with Receiver(tmp_path / "var", database_url=database_url, processes=1, commitment_requests="anyone") as receiver:
             modality.ask(receiver.port, [(ComputedRadiographyImageStorage, "1.2.3")], stay=False)
             engine = open_database(receiver.settings)
             wait_until(lambda: receiver.rows("commitment_reports")[0]["reason"], 20, "the association found closed")
@@ -408,14 +410,14 @@ class TestCommittingForAModality:
             assert "`port`" in held["reason"]
             engine.dispose()
             with modality.listening() as port:
-                sender = SenderSettings(ae_title="MODALITY1", port=port)
+                sender = SenderSettings(ae_title="MODALITY1", hosts=("127.0.0.1",), port=port)
                 with running(receiver.settings.model_copy(update={"senders": (sender,)})):
                     assert modality.reported.wait(20)
 
     def test_old_reports_are_forgotten(self, tmp_path, database_url):
         engine = open_database(settings_for(tmp_path, database_url=database_url))
         for _ in range(2):
-            report = reports.owe_report(engine, "2.25.1", "MODALITY1", "127.0.0.1", [], {}, wait_s=0)
+            report = owe_report(engine, "2.25.1", "MODALITY1", "127.0.0.1", [], {})
         reports.report_sent(engine, report)
         assert reports.forget_old(engine, days=30) == 0
         assert reports.forget_old(engine, days=-1) == 1
@@ -423,7 +425,7 @@ class TestCommittingForAModality:
         engine.dispose()
 
     def test_a_request_that_makes_no_sense_is_refused(self, tmp_path):
-        with Receiver(tmp_path / "var", processes=1) as receiver:
+        with Receiver(tmp_path / "var", processes=1, commitment_requests="anyone") as receiver:
             ae = AE("MODALITY1")
             ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
             assoc = ae.associate("127.0.0.1", receiver.port, ae_title="NODE", ext_neg=[build_role(PUSH_MODEL, scu_role=True)])
@@ -458,7 +460,7 @@ class TestCommittingForAModality:
                     read_request(content, explicit=False)
 
     def test_more_than_a_mebibyte_is_aborted_before_it_is_put_together(self, tmp_path):
-        with Receiver(tmp_path / "var", processes=1) as receiver, capture_logs() as lines:
+        with Receiver(tmp_path / "var", processes=1, commitment_requests="anyone") as receiver, capture_logs() as lines:
             ae = AE("MODALITY1")
             ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
             assoc = ae.associate("127.0.0.1", receiver.port, ae_title="NODE", ext_neg=[build_role(PUSH_MODEL, scu_role=True)])
@@ -470,7 +472,7 @@ class TestCommittingForAModality:
         assert any("more than 1048576 bytes" in line.get("reason", "") for line in lines)
 
     def test_a_request_that_is_refused_is_in_the_audit_log(self, tmp_path):
-        with Receiver(tmp_path / "var", processes=1) as receiver:
+        with Receiver(tmp_path / "var", processes=1, commitment_requests="anyone") as receiver:
             ae = AE("MODALITY1")
             ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
             assoc = ae.associate("127.0.0.1", receiver.port, ae_title="NODE", ext_neg=[build_role(PUSH_MODEL, scu_role=True)])

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cxr_node.deliver.send import send_files
-from cxr_node.emulate import radiograph_from_image
+from cxr_node.demo.modality import send_files
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.errors import CxrNodeError
-from cxr_node.phantom import chest_phantom
-from cxr_node.receive.small_pacs import SmallPACS
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.node import Node
 from tests.orthanc import wait_until
 
@@ -86,8 +86,8 @@ def test_a_disk_that_fills_up_loses_nothing_and_holds_nothing(tmp_path):
             # room for the image and its rows, and not for its results
             filler.leave(image_bytes + 300_000)
             assert sent(node, files[0])
-            filler.leave(100_000)
-            wait_until(lambda: any("in trouble" in " ".join(job["reasons"]) for job in node.jobs()), 300, "the trouble told")
+            filler.leave(400_000)  # for the rows of a job that is begun
+            wait_until(lambda: any("The node has a problem" in " ".join(job["reasons"]) for job in node.jobs()), 300, "a reason")
             (job,) = node.jobs()
             assert job["state"] in ("new", "running")
             assert job["attempts"] <= 1

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from pydicom.uid import SecondaryCaptureImageStorage
 
-from tests.delivering import Queue, running, settings_for, until
+from tests.delivery_queue import Queue, running, settings_for, until
 from tests.scps import STORAGE, closed_port, listener, storage_scp
 
 
@@ -125,7 +125,7 @@ def test_a_warning_is_stored(tmp_path, status):
         pytest.param(hangs_up_in_the_middle, "ended the association", id="closes the connection in the middle"),
         pytest.param(accepts_and_never_answers, "didn't answer", id="accepts and never answers"),
         pytest.param(takes_connections_and_says_nothing, "didn't answer", id="takes connections and says nothing"),
-        pytest.param(rejects_every_context, "doesn't take", id="rejects every presentation context"),
+        pytest.param(rejects_every_context, "doesn't accept", id="rejects every presentation context"),
         pytest.param(knows_nobody, "doesn't know", id="rejects the association"),
         pytest.param(is_down, "Nothing listens", id="is down"),
     ],

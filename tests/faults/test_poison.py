@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cxr_node.emulate import radiograph_from_image
-from cxr_node.phantom import chest_phantom
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import JobState
-from tests.faults.strike import Strikes, enqueue
+from tests.faults.fault_injection import FaultPoints, enqueue
 from tests.node import Node
 
 LIMITS = """
@@ -20,16 +20,16 @@ job_memory_mb = 1500
 
 @pytest.mark.timeout(1200)
 def test_a_poisonous_image_costs_its_own_job_alone(tmp_path, monkeypatch):
-    strikes = Strikes(tmp_path / "faults")
-    monkeypatch.setenv("CXR_NODE_FAULTS", str(strikes.folder))
+    fault_points = FaultPoints(tmp_path / "faults")
+    monkeypatch.setenv("CXR_NODE_FAULTS", str(fault_points.folder))
     node = Node(tmp_path / "node", extra=LIMITS)
     picture = chest_phantom(seed=1)
     good, *poisons = [enqueue(node.settings, radiograph_from_image(picture)) for _ in range(5)]
     endings = dict(zip(("segfault", "loop", "allocate"), poisons, strict=False))
     last = poisons[-1]
-    strikes.set("reading", "segfault", endings["segfault"], always=True)
-    strikes.set("analysing", "loop", endings["loop"], always=True)
-    strikes.set("reading", "allocate", endings["allocate"], always=True)
+    fault_points.set("reading", "segfault", endings["segfault"], always=True)
+    fault_points.set("analysing", "loop", endings["loop"], always=True)
+    fault_points.set("reading", "allocate", endings["allocate"], always=True)
     with node:
         jobs = {job["sop_instance_uid"]: job for job in node.wait_for_rest(5, timeout_s=900)}
     assert [(jobs[uid]["state"], jobs[uid]["reasons"]) for uid in (good, last)] == [(JobState.DONE, [])] * 2

@@ -10,10 +10,11 @@ import time
 import psutil
 import pytest
 
-from cxr_node import node as supervisor
-from cxr_node.receive import processes, reception
+from cxr_node.node import supervisor
+from cxr_node.receive.transport import processes, reception
 from cxr_node.store import audit
 from cxr_node.store.database import open_database
+from tests.conftest import REPOSITORY
 from tests.node import Node
 from tests.orthanc import wait_until
 
@@ -28,7 +29,7 @@ def test_whoever_waits_waits_longer_than_what_it_waits_for():
     assert supervisor._STOP_GRACE_S["receive"] > processes.LONGEST_END_S
     in_all_s = sum(supervisor._STOP_GRACE_S.values())
     for file, before, unit_s in (("conf/cxr-node.service", "TimeoutStopSec=", 1), ("compose.yaml", "stop_grace_period: ", 60)):
-        text = (supervisor.Path(supervisor.__file__).parent.parent / file).read_text()
+        text = (REPOSITORY / file).read_text()
         assert int(text.partition(before)[2].split()[0].rstrip("m")) * unit_s > in_all_s
 
 
@@ -38,8 +39,10 @@ def test_a_receiver_that_ends_slowly_is_waited_for(tmp_path):
     node.config.write_text(text)
     node.start()
     role = node.role_process("receive")
-    nursery = wait_until(lambda: [one for one in role.children() if "cxr_node.receive" in one.cmdline()], 60, "the nursery")[0]
-    slow = nursery.children()[0]
+    fork_server = wait_until(
+        lambda: [one for one in role.children() if "cxr_node.receive.transport" in one.cmdline()], 60, "the fork server"
+    )[0]
+    slow = fork_server.children()[0]
     statuses = []
     os.kill(slow.pid, signal.SIGSTOP)
     stopping = threading.Thread(target=lambda: statuses.append(node.stop()))

@@ -25,7 +25,7 @@ _CHILD = """
 import resource, sys, traceback, warnings
 from pathlib import Path
 from cxr_node.errors import Rejected
-from cxr_node.source import read_dicom
+from cxr_node.prepare.source import read_dicom
 warnings.simplefilter("ignore")
 most = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_AS, (most + 4 * 2**30,) * 2)

@@ -15,14 +15,18 @@ from pydicom import uid
 from pynetdicom import build_context
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 
+from cxr_node.commitment.datasets import PUSH_MODEL
+from tests.fuzz import grammar
 from tests.fuzz.mutations import mutated
 from tests.orthanc import wait_until
 from tests.raw_peer import COMMAND, LAST, association_request, pdu, store_command
-from tests.receiving import Receiver, associated, encoded, radiograph, send
+from tests.receiver import Receiver, associated, encoded, radiograph, send
 
 _RELEASE, _ABORT = bytes.fromhex("050000000004 00000000"), bytes.fromhex("070000000004 00000000")
 _ANSWER_WITHIN_S = 20.0
 _BETWEEN_CHECKS = 200
+_BY_GRAMMAR = 0.3
+"""So many associations are made by `grammar`, the others recorded and broken."""
 
 
 def recordings() -> list[list[bytes]]:
@@ -61,9 +65,10 @@ def run(count: int, seed: int) -> Counter[str]:
     process = psutil.Process()
     sent = associations = 0
     memory_bytes = threads = 0
-    with tempfile.TemporaryDirectory() as folder, Receiver(Path(folder) / "data", max_associations=64) as receiver:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _receiver(folder) as receiver:
         while sent < count:
-            pdus = _broken(random.choice(recorded), random, every)
+            is_made = random.random() < _BY_GRAMMAR
+            pdus = _made(random) if is_made else _broken(random.choice(recorded), random, every)
             outcomes[_exchange(receiver.port, pdus, sent, seed)] += 1
             sent += len(pdus)
             associations += 1
@@ -80,6 +85,21 @@ def run(count: int, seed: int) -> Counter[str]:
     outcomes["associations"] = associations
     outcomes["PDUs"] = sent
     return outcomes
+
+
+def _receiver(folder: str) -> Receiver:
+    return Receiver(Path(folder) / "data", commitment_requests="anyone", max_associations=64)
+
+
+def _made(random: Random) -> list[bytes]:
+    """An association by the grammar, or a good one of Storage Commitment with messages by the grammar."""
+    if random.random() < 0.3:
+        return [grammar.association(random, 1), _RELEASE]
+    commitment = build_context(PUSH_MODEL, "1.2.840.10008.1.2.1")
+    commitment.context_id = 1
+    request = A_ASSOCIATE_RQ(association_request([commitment], calling="MODALITY1")).encode()
+    messages = [grammar.message(random, random.choice((1, 1, 1, 1, 3))) for _ in range(random.choice((1, 1, 1, 2, 4)))]
+    return [request, *messages, random.choice((_RELEASE, _ABORT))]
 
 
 def _memory(process: psutil.Process) -> int:

@@ -13,16 +13,21 @@ from random import Random
 
 import psutil
 from pydicom import uid
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 
+from cxr_node.dicom import association_items
+from cxr_node.dicom.references import read_references
 from cxr_node.errors import Rejected
 from cxr_node.prepare.codestream import read_codestream
-from cxr_node.receive.command import read_store_request, write_store_response
-from cxr_node.receive.header import header_of, read_header
+from cxr_node.receive.intake.header import header_of, read_header
+from cxr_node.receive.transport.command import read_store_request, write_store_response
 from cxr_node.records import InstanceHeader
+from cxr_node.store.instances import is_uid
+from tests.fuzz import grammar
 from tests.fuzz.mutations import mutated
 from tests.images import grey_image, ramp
 from tests.raw_peer import store_command
-from tests.receiving import encoded, radiograph
+from tests.receiver import encoded, radiograph
 
 LONGEST_S = 5.0
 """For one input, on a machine that has other things to do."""
@@ -81,7 +86,15 @@ def run(count: int, seed: int) -> Counter[str]:
             if number == min(2000, count // 2):
                 memory_bytes = process.memory_info().rss
             started = time.monotonic()
-            match number % 10:
+            match number % 15:
+                case 10 | 11:
+                    outcomes[_association(grammar.association(random, 1 + number % 15 - 10))] += 1
+                case 12:
+                    outcomes[_command(grammar.command_set(random))] += 1
+                case 13:
+                    outcomes[_commitment(grammar.commitment(random, explicit=True), explicit=True)] += 1
+                case 14:
+                    outcomes[_commitment(grammar.commitment(random, explicit=False), explicit=False)] += 1
                 case 8:
                     outcomes[_command(mutated(random.choice(commands), random, commands))] += 1
                 case 9:
@@ -100,6 +113,29 @@ def run(count: int, seed: int) -> Counter[str]:
     return outcomes
 
 
+def _association(content: bytes) -> str:
+    """A PDU that opens an association: what is left of it is what pynetdicom decodes."""
+    try:
+        tidied = association_items.normalise(content, {b"1.2.840.10008.1.2.1": 0})
+    except association_items.BrokenRequest:
+        return "association broken"
+    decoded = A_ASSOCIATE_RQ() if content[0] == 1 else A_ASSOCIATE_AC()
+    decoded.decode(tidied)
+    decoded.to_primitive()
+    return "association read"
+
+
+def _commitment(content: bytes, *, explicit: bool) -> str:
+    try:
+        read = read_references(content, explicit=explicit)
+    except Rejected:
+        return "commitment rejected"
+    references = [*read.referenced, *(reference for reference, _ in read.failed)]
+    uids = [read.transaction_uid, *(uid for reference in references for uid in reference)]
+    assert all(is_uid(uid) or uid == "" for uid in uids)
+    return "commitment read"
+
+
 def _header(read: Callable[[], tuple[InstanceHeader, bool]]) -> str:
     try:
         header, _ = read()
@@ -113,7 +149,7 @@ def _header(read: Callable[[], tuple[InstanceHeader, bool]]) -> str:
 
 
 def _command(content: bytes) -> str:
-    from cxr_node.receive.admission import Answer
+    from cxr_node.receive.intake.admission import StoreResponse
 
     try:
         request = read_store_request(content)
@@ -121,5 +157,5 @@ def _command(content: bytes) -> str:
         return "command refused"
     if request is None:
         return "another command"
-    write_store_response(request, Answer(0xC000, "…"))
+    write_store_response(request, StoreResponse(0xC000, "…"))
     return "command read"

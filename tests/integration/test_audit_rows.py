@@ -8,13 +8,15 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
-from cxr_node import node
+from cxr_node.commitment import reports, request_reports, requests
 from cxr_node.errors import StoreError
+from cxr_node.node import supervisor
 from cxr_node.records import DeliveryState
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import audit, commitments, deliveries, reports
+from cxr_node.store import audit, deliveries
 from cxr_node.store.database import open_database, write
 from cxr_node.store.schema import deliveries as deliveries_table
+from tests.commitment_peers import owe_report
 from tests.node import Node
 from tests.store import Store
 
@@ -48,23 +50,23 @@ def test_a_commitment_that_never_came_is_told_of_once_for_each_object(stored):
     with write(stored.engine) as connection:
         connection.execute(update(deliveries_table).values(asks=12, not_before=0))
     for _ in range(2):
-        assert commitments.prepare_to_ask(stored.engine, "pacs", 600) is None
+        assert requests.next_request(stored.engine, "pacs", 600) is None
     assert events(stored, "commitment-*") == [GIVEN_UP] * 2
     uids = {row["sop_instance_uid"] for row in audit.search(stored.engine, event="commitment-given-up")}
     assert len(uids) == 2
 
 
 def test_asking_again_is_no_giving_up(stored):
-    assert commitments.prepare_to_ask(stored.engine, "pacs", 600) is not None
+    assert requests.next_request(stored.engine, "pacs", 600) is not None
     assert events(stored, "commitment-*") == []
 
 
 def test_an_object_that_is_never_kept_is_told_of(stored):
-    asking = commitments.prepare_to_ask(stored.engine, "pacs", 600)
+    request = requests.next_request(stored.engine, "pacs", 600)
     with write(stored.engine) as connection:
         connection.execute(update(deliveries_table).values(attempts=20))
-    failed = {uid: 0x0110 for _, uid in asking.references}
-    commitments.note_report(stored.engine, asking.transaction_uid, [], failed)
+    failed = {uid: 0x0110 for _, uid in request.references}
+    request_reports.note_report(stored.engine, request.transaction_uid, [], failed)
     assert events(stored, "commitment-*") == [GIVEN_UP] * 2
     with stored.engine.connect() as connection:
         states = connection.execute(deliveries_table.select()).mappings().all()
@@ -72,12 +74,12 @@ def test_an_object_that_is_never_kept_is_told_of(stored):
 
 
 def test_settings_that_no_longer_ask_for_it_are_told_of(stored):
-    commitments.ask_no_more(stored.engine, "pacs")
+    requests.drop_requests(stored.engine, "pacs")
     assert events(stored, "commitment-*") == [GIVEN_UP] * 2
 
 
 def test_a_report_that_a_modality_never_took_is_told_of(store):
-    report = reports.owe_report(store.engine, "1.2.3", "MODALITY", "10.0.0.1", [("1.2", "1.2.1")], {}, wait_s=0)
+    report = owe_report(store.engine, "1.2.3", "MODALITY", "10.0.0.1", [("1.2", "1.2.1")], {})
     reports.report_failed(store.engine, report, "nobody answers")
     assert events(store, "commitment-given-up") == []
     reports.report_failed(store.engine, report, "nobody answers", hold=True)
@@ -102,7 +104,7 @@ def test_a_role_that_runs_alone_tells_of_its_start_and_its_stop(tmp_path):
 
 
 def test_an_end_by_an_error_is_told_as_one(store):
-    with pytest.raises(StoreError), node._on_record(store.settings, "serve"):
+    with pytest.raises(StoreError), supervisor._on_record(store.settings, "serve"):
         raise StoreError("no")
     assert [(row["event"], row["outcome"]) for row in audit.search(store.engine, event="node-*")] == [
         ("node-started", "success"),
@@ -116,8 +118,8 @@ def test_a_database_that_takes_no_row_keeps_the_node_from_nothing(tmp_path, monk
     def full(*_):
         raise OperationalError("INSERT", {}, Exception("database or disk is full"))
 
-    monkeypatch.setattr(node, "open_database", full)
+    monkeypatch.setattr(supervisor, "open_database", full)
     done = threading.Event()
-    with node._on_record(settings, "serve"):
+    with supervisor._on_record(settings, "serve"):
         done.set()
     assert done.is_set()

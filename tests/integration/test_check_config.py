@@ -9,7 +9,7 @@ from collections import namedtuple
 
 import pytest
 
-from cxr_node.commands.check_config import _try_ports, _try_routes, _try_weights, check_node
+from cxr_node.cli.check_config import _try_ports, _try_routes, _try_weights, check_node
 from cxr_node.nets.weights import shipped_folder
 from cxr_node.settings import (
     DatabaseSettings,
@@ -20,7 +20,7 @@ from cxr_node.settings import (
     RouteSettings,
     Settings,
 )
-from cxr_node.store import lock, trial
+from cxr_node.store import lock, preflight
 from tests.orthanc import free_port
 from tests.store import Store
 
@@ -47,36 +47,39 @@ def test_a_first_start_on_a_machine_that_has_all_is_fine_and_nothing_is_made(tmp
 
 def test_a_node_that_was_there_before_is_fine_on_both_databases(tmp_path, database_url):
     Store(tmp_path / "var", database_url).engine.dispose()
-    said = [*trial.try_folders(settings(tmp_path / "var")), *trial.try_database(settings(tmp_path / "var", url=database_url))]
+    said = [
+        *preflight.try_folders(settings(tmp_path / "var")),
+        *preflight.try_database(settings(tmp_path / "var", url=database_url)),
+    ]
     assert {severity for severity, _ in said} <= {"ok", "warning"}  # the tests' PostgreSQL runs without fsync
     assert not [text for text in warnings(said) if "fsync" not in text]
 
 
 def test_a_data_folder_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "var").touch()
-    assert "can't be a folder" in errors(trial.try_folders(settings(tmp_path / "var")))[0]
+    assert "can't be a folder" in errors(preflight.try_folders(settings(tmp_path / "var")))[0]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_data_folder_that_may_not_be_written_is_an_error(tmp_path):
     (tmp_path / "var").mkdir(mode=0o500)
-    assert "not writable" in errors(trial.try_folders(settings(tmp_path / "var")))[0]
+    assert "not writable" in errors(preflight.try_folders(settings(tmp_path / "var")))[0]
 
 
 def test_too_little_room_is_an_error(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100 * 2**30, 99 * 2**30, 2**30 - 1))
-    (error,) = errors(trial.try_folders(settings(tmp_path, receive=ReceiveSettings(min_free_mb=1024))))
+    (error,) = errors(preflight.try_folders(settings(tmp_path, receive=ReceiveSettings(min_free_mb=1024))))
     assert "refused with A700" in error
-    assert errors(trial.try_folders(settings(tmp_path, receive=ReceiveSettings(min_free_mb=1023)))) == []
-    (error,) = errors(trial.try_folders(settings(tmp_path, receive=ReceiveSettings(min_free_mb=200 * 1024))))
+    assert errors(preflight.try_folders(settings(tmp_path, receive=ReceiveSettings(min_free_mb=1023)))) == []
+    (error,) = errors(preflight.try_folders(settings(tmp_path, receive=ReceiveSettings(min_free_mb=200 * 1024))))
     assert "more than the disk" in error
 
 
 def test_a_damaged_database_is_an_error(tmp_path):
     Store(tmp_path / "var").engine.dispose()
     (tmp_path / "var" / "cxr-node.sqlite3").write_bytes(b"no database at all" * 1000)
-    assert errors(trial.try_database(settings(tmp_path / "var")))
+    assert errors(preflight.try_database(settings(tmp_path / "var")))
 
 
 def test_a_database_of_a_newer_program_is_an_error(tmp_path, database_url):
@@ -84,17 +87,17 @@ def test_a_database_of_a_newer_program_is_an_error(tmp_path, database_url):
     with store.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     store.engine.dispose()
-    assert "newer version" in errors(trial.try_database(settings(tmp_path / "var", url=database_url)))[0]
+    assert "newer version" in errors(preflight.try_database(settings(tmp_path / "var", url=database_url)))[0]
 
 
 def test_a_server_that_is_away_is_an_error_without_the_password(tmp_path):
     url = f"postgresql+psycopg://cxr:hunter2@127.0.0.1:{free_port()}/cxr"
-    (error,) = errors(trial.try_database(settings(tmp_path, url=url)))
+    (error,) = errors(preflight.try_database(settings(tmp_path, url=url)))
     assert "hunter2" not in error
 
 
 def test_an_empty_database_on_a_server_is_fine_and_stays_empty(tmp_path, postgres, postgres_url):
-    said = list(trial.try_database(settings(tmp_path, url=postgres_url)))
+    said = list(preflight.try_database(settings(tmp_path, url=postgres_url)))
     assert errors(said) == []
     name = postgres_url.rpartition("/")[2]
     assert postgres.execute("SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'", name) == [(0,)]
@@ -102,14 +105,14 @@ def test_an_empty_database_on_a_server_is_fine_and_stays_empty(tmp_path, postgre
 
 def test_a_database_of_another_folder_is_an_error(tmp_path, postgres_url):
     Store(tmp_path / "var", postgres_url).engine.dispose()
-    (error,) = errors(trial.try_database(settings(tmp_path / "another", url=postgres_url)))
+    (error,) = errors(preflight.try_database(settings(tmp_path / "another", url=postgres_url)))
     assert "belongs to another data folder" in error
 
 
 def test_retention_that_keeps_nothing_is_a_warning(tmp_path):
-    said = list(trial.try_retention(settings(tmp_path, retention=RetentionSettings(received_days=0, results_days=0))))
+    said = list(preflight.try_retention(settings(tmp_path, retention=RetentionSettings(received_days=0, results_days=0))))
     assert len(warnings(said)) == 2
-    assert list(trial.try_retention(settings(tmp_path))) == []
+    assert list(preflight.try_retention(settings(tmp_path))) == []
 
 
 def test_retention_for_which_the_disk_is_too_small_is_a_warning(tmp_path, monkeypatch):
@@ -119,9 +122,9 @@ def test_retention_for_which_the_disk_is_too_small_is_a_warning(tmp_path, monkey
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 10**9))
     months = settings(tmp_path / "var", retention=RetentionSettings(received_days=365))
-    (warning,) = warnings(trial.try_retention(months))
+    (warning,) = warnings(preflight.try_retention(months))
     assert "retention.received_days = 365" in warning
-    assert list(trial.try_retention(settings(tmp_path / "var"))) == []
+    assert list(preflight.try_retention(settings(tmp_path / "var"))) == []
 
 
 def test_weights_that_are_missing_or_damaged_are_an_error(tmp_path):
@@ -149,7 +152,7 @@ def test_a_port_that_is_taken_is_an_error_unless_the_node_itself_runs(tmp_path):
     assert errors(_try_ports(taken)) == []
 
 
-@pytest.mark.parametrize(("host", "says"), [("192.0.2.1", "no such address"), ("no-such-host.invalid", "not known here")])
+@pytest.mark.parametrize(("host", "says"), [("192.0.2.1", "no such address"), ("no-such-host.invalid", "cannot be resolved")])
 def test_an_address_that_is_not_this_machine_s_is_an_error(tmp_path, host, says):
     assert says in errors(_try_ports(settings(tmp_path, port=free_port(), host=host)))[0]
 

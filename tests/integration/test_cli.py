@@ -19,10 +19,11 @@ import pytest
 from typer.testing import CliRunner
 
 from cxr_node.cli import app
-from cxr_node.emulate import radiograph_from_image
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.demo.samples import load_samples
+from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.errors import CxrNodeError
-from cxr_node.phantom import chest_phantom
-from cxr_node.receive.small_pacs import SmallPACS
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import LABELS
 from tests.store import Store
 
@@ -233,11 +234,16 @@ def test_demo_shows_the_whole_path_and_stops_everything(tmp_path):
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     result = run("demo", "--out", tmp_path / "demo")
     assert result.exit_code == 0, result.output
-    assert "phantom" in result.stdout
     for label in LABELS:
         assert label in result.stdout
-    assert len(list((tmp_path / "demo" / "pictures").glob("*.png"))) == 2
-    assert len(list((tmp_path / "demo" / "pacs").rglob("*.dcm"))) == 4
+    frontal = [sample for sample in load_samples() if not sample.rejected]
+    assert len(list((tmp_path / "demo" / "pictures").glob("*.png"))) == len(frontal)
+    assert len(list((tmp_path / "demo" / "pacs").rglob("*.dcm"))) == 2 * len(frontal)
+    said = " ".join(result.stdout.split())
+    assert f"of {len(frontal)} answers agree with the known diagnosis" in said
+    assert "2 of 2 images that are not frontal chest radiographs were rejected" in said
+    assert "--keep" in said
+    assert "http://" not in said, "a link that leads nowhere any more"
     left = {process.pid for process in psutil.Process().children(recursive=True)} - before
     assert not left
 

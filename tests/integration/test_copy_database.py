@@ -9,11 +9,23 @@ from typer.testing import CliRunner
 from cxr_node.cli import app
 from cxr_node.errors import StoreError
 from cxr_node.settings import DatabaseSettings
-from cxr_node.store import audit, copying, jobs, lock, refusals
+from cxr_node.store import (
+    audit,
+    audit_chain,
+    audit_repositories,
+    copying,
+    jobs,
+    lock,
+    lockout,
+    names,
+    readings,
+    refusals,
+    tokens,
+    users,
+)
 from cxr_node.store.database import open_database, write
-from cxr_node.store.refusals import Refusal
-from cxr_node.store.schema import audit as audit_table
-from cxr_node.store.schema import commitment_asks, commitment_reports, instances
+from cxr_node.store.refusals import CountedRefusal
+from cxr_node.store.schema import commitment_asks, commitment_reports, instances, metadata, metric_totals
 from tests.store import Store
 
 
@@ -26,12 +38,25 @@ def store(tmp_path):
     first, second, *_ = opened.claim()
     opened.finish(first)
     opened.send_all()
+    users.add(opened.engine, "ann", "admin", "hash", "test")
+    users.begin_session(opened.engine, "ann", "admin", "password", 60)
+    tokens.create(opened.engine, "script", "viewer", 1, "test")
+    lockout.begin(opened.engine, lockout.keys_of_login("ann", "10.0.0.1"))
+    with write(opened.engine) as connection:
+        connection.execute(insert(metric_totals).values(name="cursor", labels='["jobs"]', value=1795947326.395))
+    names.keep(opened.engine, {1: "Müller^Jürgen"})
+    readings.add(opened.engine, first.id, user="ann", host="10.0.0.1", verdict="agree", comment="as I see it")
     jobs.reject(opened.engine, "w", second, ["a lateral view"], blobs=opened.blobs)
     report = {"transaction_uid": "1.9", "ae_title": "CT", "host": "h", "committed": "[]", "failed": "[]", "state": "waiting"}
     with write(opened.engine) as connection:
         connection.execute(insert(commitment_reports).values(**report, attempts=0, not_before=0.1, reason="", created_at=2.5))
+        connection.execute(insert(metadata.tables["host_turns"]).values(name="sweep", lease_owner="host", lease_until=1.5))
+        connection.execute(insert(metadata.tables["spools"]).values(name="0" * 32, host="host", seen_at=1.5))
         connection.execute(insert(commitment_asks).values(delivery_id=1, transaction_uid="1.9.1", asked_at=1.5))
-    refusals.add(opened.engine, {Refusal("image", "CT", "h", "no room"): 2})
+    refusals.add(opened.engine, {CountedRefusal("image", "CT", "h", "no room"): 2})
+    audit_chain.seal_all(opened.engine)
+    audit_repositories.position(opened.engine, "hospital")
+    audit_chain.note_export(opened.engine, audit_chain.Export(1, 1, 1, bytes(range(32)), "archive", "00", "AA", 3.5))
     yield opened
     opened.engine.dispose()
 
@@ -133,13 +158,13 @@ def test_a_row_that_postgresql_can_not_keep_is_named_and_nothing_is_copied(store
 def test_a_row_that_is_not_the_same_afterwards_is_found(store, postgres_url, monkeypatch):
     def copy_badly(reading, writing, table, _copy=copying._copy):
         count = _copy(reading, writing, table)
-        if table is audit_table:
-            writing.execute(update(table).where(table.c.id == 2).values(detail="another"))
+        if table is instances:
+            writing.execute(update(table).where(table.c.id == 2).values(note="another"))
         return count
 
     monkeypatch.setattr(copying, "_copy", copy_badly)
     target = copying.open_empty(store.settings, postgres_url)
-    with pytest.raises(StoreError, match=r"audit, row id 2: detail is not the same"):
+    with pytest.raises(StoreError, match=r"instances, row id 2: note differs after copying"):
         copying.copy_rows(store.engine, target, lambda *_: None)
     assert not any(rows(target).values())
     target.dispose()

@@ -7,19 +7,20 @@ from pydicom import dcmread, uid
 from pydicom.uid import ImplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from cxr_node.analyse.networks import load_networks
-from cxr_node.emulate import radiograph_from_image
-from cxr_node.phantom import chest_phantom
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.node.work import Worker
 from cxr_node.prepare.content import content_digest
 from cxr_node.prepare.decode import read_dataset
-from cxr_node.receive.header import read_header
+from cxr_node.prepare.wrap_picture import radiograph_from_image
+from cxr_node.receive.intake.header import read_header
 from cxr_node.records import DataFolder, DeliveryState, JobState, Sender
 from cxr_node.settings import DestinationSettings, InferenceSettings, NodeSettings, ReceiveSettings, Settings
 from cxr_node.store import admissions, audit, deliveries, overview
 from cxr_node.store.admissions import Admission, Arrival
+from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
-from cxr_node.store.digests import data_set_offset, digest_of
+from cxr_node.store.digests import data_set_offset, file_digest
 from cxr_node.store.instances import keep_instance, make_folders
-from cxr_node.work import Worker
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,7 @@ class Bench:
         receive = ReceiveSettings(changed_instance=changed)
         self.settings = Settings(node=NodeSettings(data_dir=root), receive=receive, destinations=(pacs,))
         self.folders = DataFolder(root)
+        self.blobs = LocalBlobs(self.folders)
         make_folders(self.folders)
         self.engine = open_database(self.settings)
         self.worker = Worker(self.settings, self.engine, networks)
@@ -44,16 +46,16 @@ class Bench:
         ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
         ds.save_as(temporary, enforce_file_format=True)
         header, _ = read_header(temporary, data_set_offset(temporary), ds.file_meta.TransferSyntaxUID)
-        stored = keep_instance(self.folders, temporary, header, digest_of(temporary))
+        stored = keep_instance(self.blobs, temporary, header, file_digest(temporary))
         keep = self.settings.receive.changed_instance == "keep"
-        arrival = Arrival(self.folders, stored, Sender(sender, "NODE", "127.0.0.1"), analyse=True, analyse_changed=not keep)
+        arrival = Arrival(self.blobs, stored, Sender(sender, "NODE", "127.0.0.1"), analyse=True, analyse_changed=not keep)
         return admissions.admit_all(self.engine, [arrival])[0]
 
     def step(self):
         self.worker.process(self.worker.claim())
 
     def deliver(self):
-        claimed = deliveries.claim(self.engine, "pacs", "courier", 20, 60)
+        claimed = deliveries.claim(self.engine, "pacs", "worker", 20, 60)
         for delivery in claimed:
             deliveries.mark_sent(self.engine, delivery, 0)
         return [delivery.kind for delivery in claimed]
@@ -216,10 +218,10 @@ def test_a_result_made_again_is_the_same_object(bench, image):
     before = {row["sop_instance_uid"]: (bench.folders.root / row["path"]).read_bytes() for row in job["results"]}
     for row in job["results"]:
         (bench.folders.root / row["path"]).unlink()
-    from cxr_node import repair
-    from cxr_node.store import differences
+    from cxr_node.node import repair
+    from cxr_node.store import consistency
 
-    repair.mend(bench.settings, bench.engine, differences.find_differences(bench.engine, bench.folders, 0), "person")
+    repair.mend(bench.settings, bench.engine, consistency.find_differences(bench.engine, bench.blobs, 0), "person")
     bench.step()
     (job,) = bench.jobs()
     assert {row["sop_instance_uid"]: (bench.folders.root / row["path"]).read_bytes() for row in job["results"]} == before

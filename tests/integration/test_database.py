@@ -19,11 +19,11 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_node.errors import StoreError
-from cxr_node.logs import explain
+from cxr_node.logs import exception_text
 from cxr_node.records import AuditEvent, InstanceHeader, Sender, StoredInstance
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
 from cxr_node.store import admissions, audit, database, deliveries, jobs, overview
-from cxr_node.store.database import DatabaseTrouble, is_full, look_into_database, open_database, write
+from cxr_node.store.database import DatabaseTrouble, inspect_database, is_full, open_database, write
 from cxr_node.store.schema import home
 from cxr_node.store.schema import jobs as jobs_table
 from tests.postgres import PASSWORD
@@ -59,7 +59,7 @@ def test_a_newer_schema_is_named_and_left_alone(store):
     with pytest.raises(StoreError, match="newer version"):
         open_database(store.settings)
     with pytest.raises(StoreError, match="newer version"):
-        look_into_database(store.settings)
+        inspect_database(store.settings)
 
 
 @pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
@@ -77,7 +77,7 @@ def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(store, revis
         command.downgrade(config, revision)
     store.engine.dispose()
     with pytest.raises(StoreError, match="older version"):
-        look_into_database(store.settings)
+        inspect_database(store.settings)
     engine = open_database(store.settings)
     assert overview.list_deliveries(engine) == before
     assert len(deliveries.claim(engine, "pacs", "d", 8, 60)) == 2
@@ -94,7 +94,10 @@ def test_the_schema_and_its_migrations_agree(store):
     from cxr_node.store.schema import metadata
 
     with store.engine.connect() as connection:
-        context = MigrationContext.configure(connection)
+        # words of the audit log are indexed in each database's own way, which SQLAlchemy has no tables for
+        context = MigrationContext.configure(
+            connection, opts={"include_name": lambda name, *_: not str(name).startswith(("audit_text", "ix_audit_text"))}
+        )
         assert context.get_current_revision() == SCHEMA_REVISION
         assert compare_metadata(context, metadata) == []
 
@@ -149,7 +152,7 @@ class TestPostgreSQL:
         header = InstanceHeader("1.2.3", "1.2", "1.2.840.10008.1.2.1", "1.5", "1.6", "PID", "ACC")
         stored = StoredInstance(header, "instances/00/00.dcm", 3 * 2**30, "blake3:00", 1e9)
         for _ in range(2):
-            admissions.admit(on_postgres.engine, on_postgres.folders, stored, Sender("M", "N", "127.0.0.1"), analyse=True)
+            admissions.admit(on_postgres.engine, on_postgres.blobs, stored, Sender("M", "N", "127.0.0.1"), analyse=True)
         assert overview.count_states(on_postgres.engine)["received"]["bytes"] == 3 * 2**30
 
     def test_a_full_disk_is_known_as_such(self, on_postgres):
@@ -165,8 +168,8 @@ class TestPostgreSQL:
                 on_postgres.claim()
         finally:
             postgres.start()
-        assert "is away: connection failed" in explain(told.value)  # which the log says
-        assert PASSWORD not in explain(told.value)
+        assert "is away: connection failed" in exception_text(told.value)  # which the log says
+        assert PASSWORD not in exception_text(told.value)
         assert len(on_postgres.claim()) == 1
 
     def test_a_transaction_that_the_server_s_end_cuts_off_leaves_nothing(self, on_postgres, postgres):
@@ -237,7 +240,7 @@ class TestTheSameInstanceFromManyAtOnce:
         def admit(content):
             together.wait(30)
             stored = StoredInstance(header, f"instances/00/{content}.dcm", 1, f"blake3:{content}", 1e9)
-            return admissions.admit(store.engine, store.folders, stored, Sender("M", "N", "127.0.0.1"), analyse=True)
+            return admissions.admit(store.engine, store.blobs, stored, Sender("M", "N", "127.0.0.1"), analyse=True)
 
         with ThreadPoolExecutor(len(contents)) as pool:
             return sorted(pool.map(admit, contents))
@@ -254,7 +257,7 @@ class TestTheSameInstanceFromManyAtOnce:
 
 class TestWhoseItIs:
     def test_another_data_folder_is_refused_and_told_what_to_do(self, on_postgres, tmp_path, postgres_url):
-        for open_it in (open_database, look_into_database):
+        for open_it in (open_database, inspect_database):
             with pytest.raises(StoreError, match="belongs to another data folder") as told:
                 open_it(settings(tmp_path / "other", postgres_url))
             assert PASSWORD not in str(told.value)
@@ -298,7 +301,7 @@ class TestWhoseItIs:
 
 def test_roles_that_start_together_on_several_machines_migrate_once(tmp_path, postgres_url, monkeypatch):
     monkeypatch.setattr(database, "_one_at_a_time", lambda _: contextlib.nullcontext())  # a lock of one machine
-    monkeypatch.setattr(database.home, "settle", lambda *_: None)
+    monkeypatch.setattr(database.data_folder_id, "settle", lambda *_: None)
     together = threading.Barrier(4)
 
     def start(_):
@@ -378,4 +381,4 @@ class TestWhatPeopleAreTold:
     def test_of_a_database_that_is_empty_by_commands_that_look(self, tmp_path, postgres_url):
         (tmp_path / "var").mkdir()
         with pytest.raises(StoreError, match="start it once"):
-            look_into_database(settings(tmp_path / "var", postgres_url))
+            inspect_database(settings(tmp_path / "var", postgres_url))

@@ -19,7 +19,7 @@ from cxr_node.records import ResultKind
 from cxr_node.settings import DestinationSettings, NodeSettings, SenderSettings, Settings
 from cxr_node.store import deliveries
 from cxr_node.store.database import write
-from tests.delivering import NEVER, Queue, courier_for, settings_for, until
+from tests.delivery_queue import NEVER, Queue, delivery_worker, settings_for, until
 from tests.raw_items import APPLICATION, IMPLEMENTATION, LENGTH, UNKNOWN, USER, VERSION, accept, item, raw_scp, request
 from tests.scps import closed_port, storage_scp, write_instance
 
@@ -255,7 +255,7 @@ class TestAddresses:
         values = {"name": "pacs", "ae_title": "PACS", "port": 104}
         assert DestinationSettings(**values, hosts=("a", "b")).all_hosts == ("a", "b")
         assert DestinationSettings(**values, host="a", hosts=("b", "a")).all_hosts == ("a", "b")
-        with pytest.raises(ValueError, match="say where it is"):
+        with pytest.raises(ValueError, match="give a host name"):
             DestinationSettings(**values)
 
 
@@ -299,8 +299,8 @@ def test_a_warning_is_stored_with_a_line_in_log_and_audit_log(queue_for, status)
     with storage_scp(lambda _: status) as scp:
         queue = queue_for(scp.port)
         queue.analyse_one()
-        with courier_for(queue) as courier, capture_logs() as lines:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker, capture_logs() as lines:
+            worker.deliver_due(NEVER)
     assert [(row.state, row.status) for row in queue.rows()] == [("sent", status)]
     assert [event for event, _ in audit_of(queue)] == ["result-sent", "result-warning"]
     (line,) = [line for line in lines if line["log_level"] == "warning"]
@@ -313,11 +313,11 @@ class TestDuplicates:
 
     def deliver(self, queue, statuses, times=2):
         left = list(statuses)
-        with raw_scp(answer, lambda _: left.pop(0), port=queue.settings.destinations[0].port), courier_for(queue) as courier:
+        with raw_scp(answer, lambda _: left.pop(0), port=queue.settings.destinations[0].port), delivery_worker(queue) as worker:
             for _ in range(times):
                 queue.let_waits_pass()
-                courier._out_of_reach = False
-                courier.deliver_due(NEVER)
+                worker._out_of_reach = False
+                worker.deliver_due(NEVER)
         return [(row.state, row.attempts) for row in queue.rows()]
 
     def test_after_an_attempt_without_an_answer_it_is_stored(self, queue_for):
@@ -325,7 +325,7 @@ class TestDuplicates:
         queue.analyse_one()
         assert self.deliver(queue, [None, 0x0111]) == [("sent", 2)]
         assert audit_of(queue)[-1].event == "result-warning"
-        assert "got lost" in audit_of(queue)[-1].detail
+        assert "was lost" in audit_of(queue)[-1].detail
 
     def test_a_failure_in_between_changes_nothing_in_that(self, queue_for):
         queue = queue_for(closed_port())
@@ -339,11 +339,20 @@ class TestDuplicates:
         assert self.deliver(queue, statuses, times=len(statuses)) == [("held", len(statuses))]
         assert "holds an object with this SOP instance UID" in queue.rows()[0].reason
 
+    def test_one_that_is_sent_again_is_held_and_the_reason_says_that_it_is_there(self, queue_for):
+        queue = queue_for(closed_port())
+        queue.analyse_one()
+        assert self.deliver(queue, [0], times=1) == [("sent", 1)]
+        with write(queue.engine) as connection:
+            connection.execute(text("UPDATE deliveries SET state = 'waiting', attempts = 0"))  # as `queue retry` does
+        assert self.deliver(queue, [0x0111], times=1) == [("held", 1)]
+        assert "stored this object before and has it still" in queue.rows()[0].reason
+
     def test_an_attempt_that_did_not_reach_it_is_none_without_an_answer(self, queue_for):
         queue = queue_for(closed_port())
         queue.analyse_one()
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
         assert self.deliver(queue, [0x0111], times=1) == [("held", 2)]
 
     def test_a_sender_that_died_while_it_sent_left_one(self, queue_for):
@@ -358,10 +367,10 @@ class TestDuplicates:
         """The response to the second object is lost; it is sent once more at once, over another association."""
         queue = queue_for(closed_port())
         left = [0, None, 0x0111]
-        with raw_scp(answer, lambda _: left.pop(0), port=queue.settings.destinations[0].port), courier_for(queue) as courier:
+        with raw_scp(answer, lambda _: left.pop(0), port=queue.settings.destinations[0].port), delivery_worker(queue) as worker:
             for _ in range(2):
                 queue.analyse_one()
-                courier.deliver_due(NEVER)
+                worker.deliver_due(NEVER)
         assert [(row.state, row.attempts) for row in queue.rows()] == [("sent", 1)] * 2
 
 
@@ -369,12 +378,12 @@ def test_a_result_waits_as_long_as_its_destination_is_to_have_the_image_first(qu
     with storage_scp() as scp:
         queue = queue_for(scp.port, delay_s=3600.0)
         queue.analyse_one()
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
             assert queue.states() == ["waiting"]
             with write(queue.engine) as connection:
                 connection.execute(text("UPDATE deliveries SET created_at = created_at - 3601"))
-            courier.deliver_due(NEVER)
+            worker.deliver_due(NEVER)
     until(lambda: queue.states() == ["sent"])
     assert len(scp.uids) == 1
     assert scp.received[0][1] == ExplicitVRLittleEndian

@@ -7,13 +7,13 @@ import threading
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from cxr_node.deliver.check import Finding, Severity, check_destinations
+from cxr_node.deliver.check import DestinationFinding, Severity, check_destinations
 from cxr_node.records import ResultKind
 from cxr_node.settings import DestinationSettings, NodeSettings, Settings
 from tests.scps import STORAGE, UNCOMPRESSED, closed_port, listener, storage_scp
 
 
-def check(*ports: int, node_port: int = 1, host: str = "127.0.0.1", **destination) -> list[Finding]:
+def check(*ports: int, node_port: int = 1, host: str = "127.0.0.1", **destination) -> list[DestinationFinding]:
     return check_destinations(
         Settings(
             node=NodeSettings(port=node_port),
@@ -139,4 +139,4 @@ def test_a_destination_that_does_not_commit_is_told():
     with storage_scp() as scp:
         [finding] = check(scp.port, storage_commitment=True)
     assert finding.severity == Severity.ERROR
-    assert "doesn't take Storage Commitment" in finding.text
+    assert "doesn't accept Storage Commitment" in finding.text

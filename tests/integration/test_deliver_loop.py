@@ -15,7 +15,8 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from cxr_node.records import ResultKind
-from tests.delivering import NEVER, Queue, courier_for, running, settings_for, until
+from cxr_node.store import disk_space
+from tests.delivery_queue import NEVER, Queue, delivery_worker, running, settings_for, until
 from tests.scps import STORAGE, closed_port, storage_scp
 
 
@@ -37,23 +38,23 @@ class TestOneRound:
         with storage_scp() as scp:
             queue = queue_for(scp.port)
             made = [queue.analyse_one() for _ in range(3)]
-            with courier_for(queue) as courier:
-                assert courier.deliver_due(NEVER) == 0
+            with delivery_worker(queue) as worker:
+                assert worker.deliver_due(NEVER) == 0
         assert scp.uids == [uids[kind] for uids in made for kind in (ResultKind.OVERLAY, ResultKind.REPORT)]
         assert queue.states() == ["sent"] * 6
         assert len(scp.associations) == 1
 
     def test_idles_when_nothing_is_due(self, queue_for):
         queue = queue_for(closed_port())
-        with courier_for(queue) as courier:
-            assert 0 < courier.deliver_due(NEVER) <= 0.1
+        with delivery_worker(queue) as worker:
+            assert 0 < worker.deliver_due(NEVER) <= 0.1
 
     def test_a_warning_is_sent(self, queue_for):
         with storage_scp(lambda _: 0xB000) as scp:
             queue = queue_for(scp.port)
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                courier.deliver_due(NEVER)
+            with delivery_worker(queue) as worker:
+                worker.deliver_due(NEVER)
         assert [(row.state, row.status) for row in queue.rows()] == [("sent", 0xB000)] * 2
 
     def test_a_refused_object_waits_and_the_others_go_on(self, queue_for):
@@ -64,10 +65,10 @@ class TestOneRound:
             queue = queue_for(scp.port)
             queue.analyse_one()
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                assert courier.deliver_due(NEVER) == 0
+            with delivery_worker(queue) as worker:
+                assert worker.deliver_due(NEVER) == 0
                 again = len(scp.received)
-                courier.deliver_due(NEVER)
+                worker.deliver_due(NEVER)
                 assert len(scp.received) == again  # what failed is not due
         by_kind = {(row.kind, row.state, row.status, row.attempts) for row in queue.rows()}
         assert by_kind == {("overlay", "waiting", 0xC000, 1), ("report", "sent", 0, 1)}
@@ -79,9 +80,9 @@ class TestOneRound:
             queue = queue_for(scp.port)
             queue.analyse_one()
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                first = courier.deliver_due(NEVER)
-                second = courier.deliver_due(NEVER)
+            with delivery_worker(queue) as worker:
+                first = worker.deliver_due(NEVER)
+                second = worker.deliver_due(NEVER)
         assert len(scp.received) == 2
         assert 0.5 < first <= 1.0 < second <= 2.0
         assert sorted(row.attempts for row in queue.rows()) == [0, 0, 1, 1]
@@ -91,8 +92,8 @@ class TestOneRound:
         with storage_scp(contexts=STORAGE[:1]) as scp:
             queue = queue_for(scp.port)
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                assert courier.deliver_due(NEVER) == 0
+            with delivery_worker(queue) as worker:
+                assert worker.deliver_due(NEVER) == 0
         [refused] = [row for row in queue.rows() if row.state != "sent"]
         assert (refused.kind, refused.state) == ("report", "waiting")
         assert "Comprehensive 3D SR" in refused.reason
@@ -101,11 +102,11 @@ class TestOneRound:
         with storage_scp(lambda _: 0xC000) as scp:
             queue = queue_for(scp.port, max_attempts=2)
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                courier.deliver_due(NEVER)
+            with delivery_worker(queue) as worker:
+                worker.deliver_due(NEVER)
                 assert queue.states() == ["waiting"] * 2
                 queue.let_waits_pass()
-                courier.deliver_due(NEVER)
+                worker.deliver_due(NEVER)
         assert queue.states() == ["held"] * 2
 
     @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\0" * 1000)])
@@ -115,8 +116,8 @@ class TestOneRound:
             queue.analyse_one()
             [overlay] = [row for row in queue.rows() if row.kind == "overlay"]
             damage(queue.folders.root / overlay.path)
-            with courier_for(queue) as courier:
-                courier.deliver_due(NEVER)
+            with delivery_worker(queue) as worker:
+                worker.deliver_due(NEVER)
         assert {(row.kind, row.state) for row in queue.rows()} == {("overlay", "held"), ("report", "sent")}
         [reason] = [row.reason for row in queue.rows() if row.kind == "overlay"]
         assert reason.startswith("The file is")
@@ -128,8 +129,8 @@ class TestOneRound:
             with queue.engine.connect() as connection:
                 connection.execute(text("UPDATE deliveries SET attempts = 3"))
                 connection.commit()
-            with courier_for(queue) as courier:
-                courier.deliver_due(NEVER)
+            with delivery_worker(queue) as worker:
+                worker.deliver_due(NEVER)
         assert queue.states() == ["held"] * 2
         assert scp.received == []
 
@@ -138,15 +139,15 @@ class TestOneRound:
 
         def renew(_):
             leases.append(queue.leases())
-            courier.renew()
+            worker.renew()
             leases.append(queue.leases())
             return 0x0000
 
         with storage_scp(renew) as scp:
             queue = queue_for(scp.port)
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                courier.deliver_due(NEVER)
+            with delivery_worker(queue) as worker:
+                worker.deliver_due(NEVER)
         before, after = leases[:2]
         assert len(after) == 2
         assert all(new > old for old, new in zip(before, after, strict=True))
@@ -161,8 +162,8 @@ class TestOneRound:
         with storage_scp(stop_after_the_first) as scp:
             queue = queue_for(scp.port)
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                courier.deliver_due(stop)
+            with delivery_worker(queue) as worker:
+                worker.deliver_due(stop)
         assert {(row.kind, row.state, row.attempts) for row in queue.rows()} == {("overlay", "sent", 1), ("report", "waiting", 0)}
 
 
@@ -171,8 +172,8 @@ class TestADestinationInTrouble:
         queue = queue_for(closed_port())
         queue.analyse_one()
         queue.analyse_one()
-        with courier_for(queue) as courier:
-            pauses = [courier.deliver_due(NEVER) for _ in range(3)]
+        with delivery_worker(queue) as worker:
+            pauses = [worker.deliver_due(NEVER) for _ in range(3)]
         assert sum(row.attempts for row in queue.rows()) == 3
         assert queue.states() == ["waiting"] * 4
         assert any("Nothing listens" in row.reason for row in queue.rows())
@@ -183,12 +184,12 @@ class TestADestinationInTrouble:
         port = closed_port()
         queue = queue_for(port)
         made = [queue.analyse_one() for _ in range(2)]
-        with courier_for(queue) as courier:
+        with delivery_worker(queue) as worker:
             for _ in range(3):
-                courier.deliver_due(NEVER)
+                worker.deliver_due(NEVER)
             assert sum(row.attempts for row in queue.rows()) == 3
             with storage_scp(port=port) as scp:
-                assert courier.deliver_due(NEVER) == 0
+                assert worker.deliver_due(NEVER) == 0
         assert queue.states() == ["sent"] * 4
         assert sorted(scp.uids) == sorted(uid for uids in made for uid in uids.values())
 
@@ -198,8 +199,8 @@ class TestADestinationInTrouble:
             queue = queue_for(scp.port)
             queue.analyse_one()
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                pauses = [courier.deliver_due(NEVER) for _ in range(2)]
+            with delivery_worker(queue) as worker:
+                pauses = [worker.deliver_due(NEVER) for _ in range(2)]
         assert all(0.7 < pause <= 1 for pause in pauses)
 
     def test_an_abort_in_the_middle_costs_only_the_object_under_way(self, queue_for):
@@ -214,14 +215,14 @@ class TestADestinationInTrouble:
         with storage_scp(abort_first) as scp:
             queue = queue_for(scp.port)
             made = [queue.analyse_one() for _ in range(2)]
-            with courier_for(queue) as courier:
-                assert courier.deliver_due(NEVER) > 0
+            with delivery_worker(queue) as worker:
+                assert worker.deliver_due(NEVER) > 0
                 assert [row.attempts for row in queue.rows() if row.sop_instance_uid in victims] == [1]
                 assert sum(row.attempts for row in queue.rows()) == 1
-                courier.deliver_due(NEVER)
+                worker.deliver_due(NEVER)
                 assert queue.states().count("sent") == 3
                 queue.let_waits_pass()
-                courier.deliver_due(NEVER)
+                worker.deliver_due(NEVER)
         assert victims == [made[0][ResultKind.OVERLAY]]
         assert queue.states() == ["sent"] * 4
 
@@ -235,8 +236,8 @@ class TestADestinationInTrouble:
         with storage_scp(never) as scp:
             queue = queue_for(scp.port, timeout_s=0.3)
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                assert courier.deliver_due(NEVER) > 0
+            with delivery_worker(queue) as worker:
+                assert worker.deliver_due(NEVER) > 0
             release.set()
         assert sorted(row.attempts for row in queue.rows()) == [0, 1]
         assert any("didn't answer" in row.reason for row in queue.rows())
@@ -245,8 +246,8 @@ class TestADestinationInTrouble:
         with storage_scp(callers=["SOMEONE"]) as scp:
             queue = queue_for(scp.port)
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                assert courier.deliver_due(NEVER) > 0
+            with delivery_worker(queue) as worker:
+                assert worker.deliver_due(NEVER) > 0
         assert any("doesn't know 'CXRNODE'" in row.reason for row in queue.rows())
 
 
@@ -254,11 +255,11 @@ class TestTheAssociation:
     def test_is_kept_for_the_next_results(self, queue_for):
         with storage_scp() as scp:
             queue = queue_for(scp.port)
-            with courier_for(queue) as courier:
+            with delivery_worker(queue) as worker:
                 for _ in range(3):
                     queue.analyse_one()
-                    courier.deliver_due(NEVER)
-                    courier.deliver_due(NEVER)
+                    worker.deliver_due(NEVER)
+                    worker.deliver_due(NEVER)
                 assert len(scp.associations) == 1
         assert queue.states() == ["sent"] * 6
 
@@ -266,20 +267,20 @@ class TestTheAssociation:
         with storage_scp() as scp:
             queue = queue_for(scp.port)
             queue.analyse_one()
-            with courier_for(queue, linger_s=0) as courier:
-                courier.deliver_due(NEVER)
-                courier.deliver_due(NEVER)
+            with delivery_worker(queue, linger_s=0) as worker:
+                worker.deliver_due(NEVER)
+                worker.deliver_due(NEVER)
                 until(lambda: scp.associations[0].assoc.is_released)
 
     def test_closed_by_the_peer_meanwhile_is_no_failure(self, queue_for):
         with storage_scp() as scp:
             queue = queue_for(scp.port)
             queue.analyse_one()
-            with courier_for(queue) as courier:
-                courier.deliver_due(NEVER)
+            with delivery_worker(queue) as worker:
+                worker.deliver_due(NEVER)
                 scp.end_associations()
                 queue.analyse_one()
-                assert courier.deliver_due(NEVER) == 0
+                assert worker.deliver_due(NEVER) == 0
                 assert len(scp.associations) == 2
         assert [(row.state, row.attempts) for row in queue.rows()] == [("sent", 1)] * 4
 
@@ -293,10 +294,10 @@ class TestTheAssociation:
                 return event.assoc.abort() or 0x0000 if len(scp.received) == 3 else 0x0000
 
             scp.answer = abort_if_third
-            with courier_for(queue) as courier:
-                courier.deliver_due(NEVER)
+            with delivery_worker(queue) as worker:
+                worker.deliver_due(NEVER)
                 queue.analyse_one()
-                assert courier.deliver_due(NEVER) == 0
+                assert worker.deliver_due(NEVER) == 0
                 assert len(scp.associations) == 2
         assert [(row.state, row.attempts) for row in queue.rows()] == [("sent", 1)] * 4
 
@@ -356,3 +357,18 @@ class TestTheRole:
                     connection.commit()
                 queue.analyse_one()
                 until(lambda: queue.states() == ["sent"] * 2)
+
+
+def test_nothing_is_sent_while_the_disk_has_no_room_to_write_that_down(queue_for, monkeypatch):
+    free = [1023 * 2**20]  # `receive.min_free_mb` is 1024
+    monkeypatch.setattr(disk_space, "free_bytes", lambda _: free[0])
+    monkeypatch.setattr(disk_space, "_CHECK_INTERVAL_S", 0.0)
+    with storage_scp() as scp:
+        queue = queue_for(scp.port)
+        queue.analyse_one()
+        with delivery_worker(queue) as worker:
+            assert worker.deliver_due(NEVER) > 0
+            assert (set(queue.states()), scp.uids) == ({"waiting"}, [])
+            free[0] = 1024 * 2**20
+            worker.deliver_due(NEVER)
+            assert set(queue.states()) == {"sent"}

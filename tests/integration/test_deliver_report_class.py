@@ -24,10 +24,10 @@ from cxr_node.compose import compose_not_analysed, compose_results
 from cxr_node.deliver.check import Severity, check_destinations
 from cxr_node.deliver.report_class import instance_uid_as
 from cxr_node.records import ComposedObject, ResultKind
-from cxr_node.store import glance, overview, parties
-from tests.committing import Committing, everything
-from tests.composing import MODEL, NOW, findings, radiograph, source
-from tests.delivering import NEVER, Queue, courier_for, settings_for, until
+from cxr_node.store import overview, peer_overview, status_figures
+from tests.commitment_peers import CommittingPACS, everything
+from tests.compose_inputs import MODEL, NOW, findings, radiograph, source
+from tests.delivery_queue import NEVER, Queue, delivery_worker, settings_for, until
 from tests.scps import UNCOMPRESSED, storage_scp
 
 RICHEST_FIRST = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage, BasicTextSRStorage)
@@ -78,8 +78,8 @@ def test_the_richest_class_that_is_taken(queue_for, first):
     with storage_scp(contexts=taking(*RICHEST_FIRST[first:])) as scp:
         queue = queue_for(scp.port)
         made = queue.analyse_one(report=report())
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
         came = stored_at(scp)
     row = the_report(queue)
     own = made[ResultKind.REPORT]
@@ -99,8 +99,8 @@ def test_a_class_that_is_named_is_sent_though_a_richer_one_is_taken(queue_for, w
     with storage_scp(contexts=taking(*RICHEST_FIRST)) as scp:
         queue = queue_for(scp.port, report_as=NAMES[wanted])
         queue.analyse_one(report=report())
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
             assert len(scp.associations) == 1
         assert stored_at(scp).SOPClassUID == wanted
 
@@ -109,8 +109,8 @@ def test_a_class_that_is_named_and_not_taken_is_not_replaced(queue_for):
     with storage_scp(contexts=taking(Comprehensive3DSRStorage, EnhancedSRStorage)) as scp:
         queue = queue_for(scp.port, report_as="basic_text")
         queue.analyse_one(report=report())
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
     row = the_report(queue)
     assert (row["state"], len(scp.received)) == ("waiting", 1)
     assert "Basic Text SR" in row["reason"]
@@ -120,8 +120,8 @@ def test_a_destination_without_any_class_says_which_there_are(queue_for):
     with storage_scp(contexts=taking()) as scp:
         queue = queue_for(scp.port)
         queue.analyse_one(report=report())
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
         [finding] = check_destinations(queue.settings)
     row = the_report(queue)
     assert row["state"] == "waiting"
@@ -135,8 +135,8 @@ def test_implicit_vr_alone(queue_for):
     with storage_scp(contexts=taking(EnhancedSRStorage, syntaxes=(ImplicitVRLittleEndian,))) as scp:
         queue = queue_for(scp.port)
         queue.analyse_one(report=report())
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
         assert queue.states() == ["sent", "sent"]
         assert stored_at(scp).SOPClassUID == EnhancedSRStorage
 
@@ -146,11 +146,11 @@ def test_sent_again_it_is_the_same_instance_with_the_same_content(queue_for):
     with storage_scp(lambda _: next(answers), contexts=taking(BasicTextSRStorage)) as scp:
         queue = queue_for(scp.port)
         queue.analyse_one(report=report())
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
             assert the_report(queue)["state"] == "waiting"
             queue.let_waits_pass()
-            courier.deliver_due(NEVER)
+            worker.deliver_due(NEVER)
     assert queue.states() == ["sent", "sent"]
     assert scp.received[1] == scp.received[2]
 
@@ -160,8 +160,8 @@ def test_a_report_that_is_damaged_on_disk_is_held_and_not_made_over(queue_for):
         queue = queue_for(scp.port)
         queue.analyse_one(report=report())
         (queue.folders.root / the_report(queue)["path"]).write_bytes(b"\0" * 1000)
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
     assert the_report(queue)["state"] == "held"
     assert the_report(queue)["reason"].startswith("The file is damaged")
     assert len(scp.received) == 1
@@ -172,8 +172,8 @@ def test_a_notice_that_an_image_was_not_analysed_goes_the_same_way(queue_for):
     with storage_scp(contexts=taking(BasicTextSRStorage)) as scp:
         queue = queue_for(scp.port)
         queue.analyse_one(report=notice)
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
         assert b"It is a lateral view." in scp.received[-1][2]
     assert queue.states() == ["sent", "sent"]
 
@@ -183,10 +183,10 @@ def test_a_predecessor_is_named_as_the_destination_has_it(queue_for):
     later = report(pydicom.dcmread(BytesIO(earlier.content)), content="another")
     with storage_scp(contexts=taking(EnhancedSRStorage)) as scp:
         queue = queue_for(scp.port)
-        with courier_for(queue) as courier:
+        with delivery_worker(queue) as worker:
             for one in (earlier, later):
                 queue.analyse_one(report=one)
-                courier.deliver_due(NEVER)
+                worker.deliver_due(NEVER)
         came = stored_at(scp)
     [study] = came.PredecessorDocumentsSequence
     [named] = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
@@ -195,14 +195,14 @@ def test_a_predecessor_is_named_as_the_destination_has_it(queue_for):
 
 
 def test_commitment_is_asked_for_what_was_sent(queue_for):
-    pacs = Committing(everything, contexts=taking(BasicTextSRStorage))
+    pacs = CommittingPACS(everything, contexts=taking(BasicTextSRStorage))
     with pacs.listening() as port:
         queue = queue_for(port, storage_commitment=True)
         made = queue.analyse_one(report=report())
-        with courier_for(queue) as courier:
+        with delivery_worker(queue) as worker:
 
             def committed():
-                courier.deliver_due(NEVER)
+                worker.deliver_due(NEVER)
                 return queue.states() == ["sent", "sent"]
 
             until(committed)
@@ -221,14 +221,14 @@ def test_what_was_not_kept_is_known_by_the_uid_that_was_sent_and_goes_again(queu
         kept = [one for one in references if one[0] != BasicTextSRStorage or len(pacs.requests) > 2]
         return kept, {one: 0x0112 for one in references if one not in kept}
 
-    pacs = Committing(loses_the_report, contexts=taking(BasicTextSRStorage))
+    pacs = CommittingPACS(loses_the_report, contexts=taking(BasicTextSRStorage))
     with pacs.listening() as port:
         queue = queue_for(port, storage_commitment=True)
         made = queue.analyse_one(report=report())
-        with courier_for(queue) as courier:
+        with delivery_worker(queue) as worker:
 
             def committed():
-                courier.deliver_due(NEVER)
+                worker.deliver_due(NEVER)
                 queue.let_waits_pass()
                 return queue.states() == ["sent", "sent"]
 
@@ -242,14 +242,14 @@ def test_status_and_the_check_say_as_what(queue_for):
         queue = queue_for(plain.port, rich.port)
         [at_the_plain_one, at_the_rich_one] = check_destinations(queue.settings)
         queue.analyse_one(report=report())
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
         queue.settings = queue.settings.model_copy(update={"destinations": queue.settings.destinations[1:]})
-        with courier_for(queue) as courier:
-            courier.deliver_due(NEVER)
-        with glance.look(queue.settings) as ask:
-            sent = parties.report_classes_sent(ask)
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
+        with status_figures.open_read_only(queue.settings) as ask:
+            sent = peer_overview.report_classes_sent(ask)
         assert sent == {"pacs0": {"Comprehensive SR": 1}, "pacs1": {"Comprehensive 3D SR": 1}}
     assert at_the_plain_one.severity == Severity.OK
     assert "report (as Comprehensive SR)" in at_the_plain_one.text
-    assert at_the_rich_one.text.endswith("takes: overlay and report.")
+    assert at_the_rich_one.text.endswith("accepts: overlay and report.")

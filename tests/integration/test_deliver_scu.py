@@ -31,7 +31,7 @@ from pynetdicom.sop_class import uid_to_service_class
 
 from cxr_node.deliver.request import Peer, StoreRequest
 from cxr_node.deliver.scu import Association, echo
-from cxr_node.deliver.send import store_files
+from cxr_node.demo.modality import store_files
 from cxr_node.errors import AssociationLost, DeliveryError
 from tests.images import grey_image, ramp, save
 from tests.scps import STORAGE, UNCOMPRESSED, closed_port, listener, storage_scp, write_instance
@@ -137,7 +137,7 @@ class TestStoring:
             refused, stored = store_files([report, overlay], peer_at(scp.port))
         assert stored.stored
         assert refused.status is None
-        assert "doesn't take Comprehensive 3D SR Storage" in refused.error
+        assert "doesn't accept Comprehensive 3D SR Storage" in refused.error
         assert not refused.unusable
 
     @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
@@ -291,7 +291,7 @@ class TestNoAssociation:
         assert f"Nothing listens on 127.0.0.1:{port}" in self.reason(port)
 
     def test_unknown_host(self):
-        assert "host name 'no-such-host.invalid' is unknown" in self.reason(104, host="no-such-host.invalid")
+        assert "host name 'no-such-host.invalid' cannot be resolved" in self.reason(104, host="no-such-host.invalid")
 
     def test_host_that_does_not_answer(self):
         """A full backlog drops further requests as a firewall does."""
@@ -335,7 +335,7 @@ class TestNoAssociation:
     def test_verification_not_taken(self):
         with storage_scp(verification=False) as scp:
             association = Association(peer_at(scp.port), [(SecondaryCaptureImageStorage, ExplicitVRLittleEndian)])
-            with pytest.raises(DeliveryError, match="doesn't take Verification"):
+            with pytest.raises(DeliveryError, match="doesn't accept Verification"):
                 association.echo()
             association.release()
 

@@ -17,7 +17,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from cxr_node.deliver.send import send_files
+from cxr_node.demo.modality import send_files
 from cxr_node.errors import DeliveryError
 from tests.scps import STORAGE, closed_port, storage_scp, write_instance
 
@@ -38,7 +38,7 @@ def test_outcomes_come_in_the_order_of_the_files(tmp_path):
             [text, good, missing], "127.0.0.1", scp.port, "PACS", progress=lambda file, outcome: heard.update({file: outcome})
         )
     assert [outcome.stored for outcome in outcomes] == [False, True, False]
-    assert "no DICOM file, PNG or JPEG" in outcomes[0].error
+    assert "not a DICOM, PNG or JPEG file" in outcomes[0].error
     assert "No such file" in outcomes[2].error
     assert scp.uids == [uid]
     assert heard == dict(zip([text, good, missing], outcomes, strict=True))

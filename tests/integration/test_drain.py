@@ -9,10 +9,9 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from cxr_node.cli import app
-from cxr_node.commands import drain
-from cxr_node.receive.command import StoreRequest
-from cxr_node.receive.intake import Intake
+from cxr_node.cli import app, drain
+from cxr_node.receive.intake.c_store import Intake
+from cxr_node.receive.transport.command import StoreCommand
 from cxr_node.records import Sender
 from cxr_node.store import audit, draining
 from tests.store import Store
@@ -34,8 +33,8 @@ def config(tmp_path, database_url):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(drain, "_LOOKS_EVERY_S", 0.02)
-    monkeypatch.setattr(draining, "_LOOKS_EVERY_S", 0.0)
+    monkeypatch.setattr(drain, "_CHECK_INTERVAL_S", 0.02)
+    monkeypatch.setattr(draining, "_CHECK_INTERVAL_S", 0.0)
 
 
 def run(config, *arguments):
@@ -43,7 +42,7 @@ def run(config, *arguments):
 
 
 def refusal(intake):
-    request = StoreRequest(1, "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3", has_data_set=True)
+    request = StoreCommand(1, "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3", has_data_set=True)
     incoming = intake.begin(Sender("MODALITY", "CXRNODE", "127.0.0.1"), request, "1.2.840.10008.1.2.1")
     incoming.finish()
     return incoming.refusal
@@ -124,5 +123,5 @@ def test_status_says_since_when_and_by_whom(store, config):
 
 def test_a_mark_made_by_hand_counts(store, config):
     (store.folders.root / ".drain").touch()
-    assert not draining.Gate(store.folders.root).is_open()
+    assert not draining.DrainGate(store.folders.root).is_open()
     assert json.loads(run(config, "status", "--json").stdout)["draining"]["by"] == "unknown"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -19,8 +21,7 @@ from training.evidence import train
 from training.evidence_set import read_items
 from training.export import export
 from training.heat import heat
-from training.recipe import RECIPES, keep_recipe
-from training.run import read_recipe
+from training.recipe import RECIPES, EvidenceRecipe, keep_recipe, read_recipe
 from training.unseen import unseen
 
 SMALL = ("encoder=resnet34", "input_size_px=64", "sizes_px=[[0.0, 64]]", "batch_size=4", "seconds=3", "checkpoint_seconds=1")
@@ -29,7 +30,7 @@ SHARES = ("marked", "healthy", "bacterial_pneumonia", "viral_pneumonia", "covid1
 
 def write_recipe(folder: Path) -> Path:
     """The recipe that comes with the program, small, for the sources of the data below."""
-    recipe = read_recipe(keep_recipe(RECIPES / "evidence.toml", SMALL, folder))
+    recipe = json.loads(keep_recipe(RECIPES / "evidence.toml", EvidenceRecipe, SMALL, folder).read_text())
     recipe["shares"] = {f"{name} {source}": 1.0 for name in SHARES for source in ("here", "there")}
     recipe["shares"]["other_abnormal nih"] = recipe["shares"]["pneumonia_unspecified nih"] = 1.0
     path = folder / "small.json"
@@ -67,15 +68,16 @@ def unet(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(data, unet, tmp_path_factory) -> Path:
-    """A folder with last.pt and weights."""
+def run(data, unet, tmp_path_factory) -> Iterator[Path]:
+    """A folder with last.pt and weights; half a gigabyte, removed at once."""
     folder = tmp_path_factory.mktemp("runs") / "evidence"
     imagenet = folder.parent / "imagenet.safetensors"
     save_file(ENCODERS["resnet34"]().state_dict(), imagenet)
     recipe = write_recipe(folder)
     train(recipe, data, unet, None, folder, imagenet=imagenet)
     export(unet, folder / "last.pt", None, data, "small", folder / "weights")
-    return folder
+    yield folder
+    shutil.rmtree(folder.parent)
 
 
 def test_marks_and_further_labels_are_read(data):
@@ -94,8 +96,8 @@ def test_weights_say_how_they_answer_and_what_is_usual(run):
     assert loaded.network.answer == loaded.description["architecture"]["answer"] == "evidence"
     assert set(loaded.description["answer"]) == {"slope", "intercept", "temperature", "other_above", "unlike_above"}
     assert loaded.description["training"]["steps"] > 0
-    assert float(loaded.network.usual_spread.max()) > 0
-    assert loaded.network.usual_axes.abs().max() > 0
+    assert float(loaded.network.feature_spread.max()) > 0
+    assert loaded.network.feature_axes.abs().max() > 0
 
 
 def test_what_stopped_goes_on(run, data, unet):
@@ -158,9 +160,9 @@ def test_weights_of_another_form_are_gone_on_from(run, data, unet, tmp_path):
     """Weights that answer from images lack heads; they begin as nothing learnt."""
     from training.evidence import first_network
 
-    recipe = {**read_recipe(run / "small.json")}
+    recipe = read_recipe(run / "small.json", EvidenceRecipe)
     begun = write_weights(tmp_path, 64)
     with pytest.raises(RuntimeError, match="size mismatch"):
         first_network(recipe, begun)  # a decoder of other widths
     network = first_network(recipe, run / "weights")
-    assert torch.equal(network.usual_mean, load_cxrnet(run / "weights").network.usual_mean)
+    assert torch.equal(network.feature_mean, load_cxrnet(run / "weights").network.feature_mean)

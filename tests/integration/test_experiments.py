@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cxr_node.nets.weights import describe, shipped_folder
+from cxr_node.nets.weights import network_description, shipped_folder
 from tests.small_training import everything_is_lung, write_set
 from training import experiments
 from training.classify import train
 from training.evaluate import evaluate
 from training.experiments import Paths, Step, steps
 from training.export import export
-from training.recipe import RECIPES, keep_recipe
-from training.run import read_recipe
+from training.recipe import RECIPES, ClassifyRecipe, keep_recipe, read_recipe
 
 SMALL = (
     "input_size_px=64",
@@ -56,7 +55,7 @@ def test_each_encoder_goes_from_training_to_figures(few, unet, tmp_path, encoder
         f"segmented={'false' if whole else 'true'}",
         f"representation={'image' if whole else 'mask'}",
     )
-    recipe = keep_recipe(RECIPES / "experiments-cpu.toml", (*SMALL, *size, *settings), out)
+    recipe = keep_recipe(RECIPES / "experiments-cpu.toml", ClassifyRecipe, (*SMALL, *size, *settings), out)
     train(recipe, few, unet, None, out)
     export(unet, out / "last.pt", None, few, "small", out / "weights")
     described = json.loads((out / "weights" / "cxrnet.json").read_text())
@@ -74,13 +73,13 @@ def test_each_encoder_goes_from_training_to_figures(few, unet, tmp_path, encoder
 
 
 def test_the_lungs_may_be_those_of_a_folder_of_weights(few, tmp_path):
-    recipe = keep_recipe(RECIPES / "experiments-cpu.toml", (*SMALL, "encoder=resnet34", "decoder_stage.images=0"), tmp_path)
+    recipe = keep_recipe(
+        RECIPES / "experiments-cpu.toml", ClassifyRecipe, (*SMALL, "encoder=resnet34", "decoder_stage.images=0"), tmp_path
+    )
     train(recipe, few, shipped_folder(), None, tmp_path)
     export(shipped_folder(), tmp_path / "last.pt", None, few, "small", tmp_path / "weights")
-    ours, theirs = describe(tmp_path / "weights", "unet"), describe(shipped_folder(), "unet")
-    assert ours.pop("version") == "small"
-    theirs.pop("version")
-    assert ours == theirs, "the same network with the same gate"
+    ours, theirs = network_description(tmp_path / "weights", "unet"), network_description(shipped_folder(), "unet")
+    assert ours == theirs, "the same network with the same gate, of the same version"
 
 
 def test_a_gate_of_another_unet_is_refused(few, unet, tmp_path):
@@ -90,7 +89,9 @@ def test_a_gate_of_another_unet_is_refused(few, unet, tmp_path):
 
 
 def test_a_source_left_out_is_measured_in_every_split(data, unet, tmp_path):
-    recipe = keep_recipe(RECIPES / "experiments-cpu.toml", (*SMALL, "encoder=resnet34", "decoder_stage.images=0"), tmp_path)
+    recipe = keep_recipe(
+        RECIPES / "experiments-cpu.toml", ClassifyRecipe, (*SMALL, "encoder=resnet34", "decoder_stage.images=0"), tmp_path
+    )
     train(recipe, data, unet, None, tmp_path, "there")
     export(unet, tmp_path / "last.pt", None, data, "small", tmp_path / "weights")
     assert json.loads((tmp_path / "weights" / "cxrnet.json").read_text())["training"]["without"] == "there"
@@ -149,7 +150,7 @@ def test_what_cannot_be_run_says_why(paths, ran, name, reason):
 
 
 def test_a_run_made_by_another_recipe_is_not_taken_for_this_one(paths, ran):
-    keep_recipe(RECIPES / "paper.toml", ["encoder=alexnet"], Path(paths.runs, "original-alexnet"))
+    keep_recipe(RECIPES / "paper.toml", ClassifyRecipe, ["encoder=alexnet"], Path(paths.runs, "original-alexnet"))
     (problem,) = experiments.run(paths, ["original-alexnet"])
     assert "is another recipe than" in problem
     assert ran == []
@@ -165,16 +166,16 @@ def test_the_commands_are_such_as_the_program_knows(recipe, tmp_path):
     """Each setting of each experiment fits each recipe; the paper's form asks for the fusion loss alone."""
     for one in experiments.experiments()[1:]:
         paths = Paths(recipe=str(RECIPES / recipe), left_out=str(RECIPES / "left-out.toml"))
-        words = steps(one, read_recipe(Path(paths.recipe_of(one))), paths)[0].arguments
+        words = steps(one, read_recipe(Path(paths.recipe_of(one)), ClassifyRecipe), paths)[0].arguments
         assert words[words.index("--recipe") + 1] == paths.recipe_of(one)
         settings = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
-        settled = read_recipe(keep_recipe(Path(paths.recipe_of(one)), settings, tmp_path))
-        if one.name == "representation-image" and "decoder_stage" in settled:
-            plan = settled["decoder_stage"]
-            assert plan["images"] > 0
-            assert [plan[key] for key in ("removal", "certainty", "sparsity", "outside", "smoothness")] == [0.0] * 5
+        settled = read_recipe(keep_recipe(Path(paths.recipe_of(one)), ClassifyRecipe, settings, tmp_path), ClassifyRecipe)
+        decoder = settled.decoder_stage
+        if one.name == "representation-image" and decoder is not None:
+            assert decoder.images > 0
+            assert [decoder.removal, decoder.certainty, decoder.sparsity, decoder.outside, decoder.smoothness] == [0.0] * 5
         elif one.without:
-            assert "decoder_stage" not in settled
-            assert settled["segmented"] is False
-        elif "decoder_stage" in settled:
-            assert settled["decoder_stage"]["images"] == 0
+            assert decoder is None
+            assert settled.segmented is False
+        elif decoder is not None:
+            assert decoder.images == 0

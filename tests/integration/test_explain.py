@@ -16,9 +16,9 @@ from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from tests.small_training import HEADER, blotches, write_weights
 from training import explain as explaining
-from training.dataset import Radiograph
+from training.dataset import ManifestRow
 from training.explain import aoppc, explain
-from training.explained import Kept
+from training.explanation_scores import ExplanationCache
 from training.explanations import METHODS, explanations
 from training.probabilities import probabilities
 
@@ -59,16 +59,16 @@ def crops() -> list[np.ndarray]:
 
 def test_the_saliency_map_is_the_gradient_s_size(networks, crops):
     found = explanations(networks, crops, [3, 0])["saliency"]
-    image = networks.to_device(crops).requires_grad_()
-    logits = networks.cxrnet.classify(networks.cxrnet.encode(image)[-1])
+    image = networks.torch.to_device(crops).requires_grad_()
+    logits = networks.torch.cxrnet.classify(networks.torch.cxrnet.encode(image)[-1])
     (logits[0, 3] + logits[1, 0]).backward()
     assert np.allclose(found, image.grad.abs().squeeze(1).numpy(), rtol=1e-3, atol=1e-7)
 
 
 def test_grad_cam_weighs_the_deepest_features_by_their_mean_gradients(networks, crops):
     found = explanations(networks, crops, [3, 0])["gradcam"]
-    features = networks.cxrnet.encode(networks.to_device(crops))[-1].detach().requires_grad_()
-    logits = networks.cxrnet.classify(features)
+    features = networks.torch.cxrnet.encode(networks.torch.to_device(crops))[-1].detach().requires_grad_()
+    logits = networks.torch.cxrnet.classify(features)
     (logits[0, 3] + logits[1, 0]).backward()
     coarse = torch.relu((features.grad.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True)).detach()
     expected = torch.nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bilinear").squeeze(1).numpy()
@@ -78,8 +78,8 @@ def test_grad_cam_weighs_the_deepest_features_by_their_mean_gradients(networks, 
 
 def test_cxrnet_s_own_explanation_is_what_the_node_draws(networks, crops):
     found = explanations(networks, crops, [3, 0])
-    with networks.running():
-        output = networks.cxrnet(networks.to_device(crops))
+    with networks.torch.running():
+        output = networks.torch.cxrnet(networks.torch.to_device(crops))
     assert np.allclose(found["cxrnet"], output.relevance.squeeze(1).numpy(), atol=1e-5)
     assert np.allclose(found["representation"], output.representation.squeeze(1).numpy(), atol=1e-5)
     assert np.allclose(found["input"], np.stack(crops) / 255, atol=1e-6)
@@ -135,8 +135,8 @@ def test_figures_are_drawn(run, name):
 
 def test_equal_images_are_classified_once_and_each_gets_its_own_answer(networks, crops, monkeypatch):
     seen = []
-    forward = networks.cxrnet.encode
-    monkeypatch.setattr(networks.cxrnet, "encode", lambda image: seen.append(len(image)) or forward(image))
+    forward = networks.torch.cxrnet.encode
+    monkeypatch.setattr(networks.torch.cxrnet, "encode", lambda image: seen.append(len(image)) or forward(image))
     one, other = crops
     found = probabilities(networks, [one, other, one, one])
     assert sum(seen) == 2
@@ -176,11 +176,11 @@ def test_an_interrupted_run_measures_only_what_is_left(run, data, weights_folder
 
 def test_what_was_measured_of_other_weights_is_not_taken_up(run, tmp_path):
     (tmp_path / "explained.jsonl").write_text((run[1] / "explained.jsonl").read_text())
-    assert Kept(tmp_path / "explained.jsonl", "another model").images == {}
+    assert ExplanationCache(tmp_path / "explained.jsonl", "another model").images == {}
 
 
 def test_more_images_are_those_of_fewer_and_others():
-    rows = [Radiograph(f"{label}-{number}", "", label, "adult", "s", "", "test") for label in LABELS for number in range(50)]
+    rows = [ManifestRow(f"{label}-{number}", "", label, "adult", "s", "", "test") for label in LABELS for number in range(50)]
     few, more, everything = (explaining._spread(rows, limit) for limit in (5, 20, 0))
     assert set(few) < set(more) < set(everything) == set(rows)
     assert [len(few), len(more)] == [20, 80]

@@ -23,6 +23,8 @@ def test_the_parsers():
     assert outcomes["data set read"] > 50, "the mutations break everything at once"
     assert outcomes["data set rejected"] > 50
     assert outcomes["command refused"] > 50
+    for what in ("association read", "association broken", "commitment read", "commitment rejected"):
+        assert outcomes[what] > 20, what
 
 
 def test_the_decoders():

@@ -156,7 +156,7 @@ class TestWhoseLeasesAre:
     def test_a_folder_that_can_not_be_written_is_told(self, tmp_path):
         (tmp_path / ".processes").write_text("no folder")
         with pytest.raises(StoreError, match=r"\.processes can't be written"):
-            lock.begin_life(tmp_path)
+            lock.register_process(tmp_path)
 
 
 class TestTheWallClock:

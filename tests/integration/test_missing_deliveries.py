@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from cxr_node.commands.status import for_people, node_status
+from cxr_node.cli.status import for_people, node_status
 from cxr_node.records import JobState, ResultKind
 from cxr_node.settings import DestinationSettings, NotAnalysedSettings, RouteSettings
 from cxr_node.store import changes, jobs, missing_deliveries, overview
 from cxr_node.store.database import write
-from cxr_node.store.deliveries import end_unasked
+from cxr_node.store.deliveries import cancel_unrequested
 from cxr_node.store.missing_deliveries import Added
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import results as results_table
 from cxr_node.store.selection import Selection
-from tests.delivering import running, until
+from tests.delivery_queue import running, until
 from tests.scps import storage_scp
 from tests.store import Store
 
@@ -133,12 +133,12 @@ def test_a_kind_that_came_back_goes_on_though_its_file_went_meanwhile(store):
     store.receive()
     store.finish(store.claim()[0])
     settings = with_destinations(store, pacs=(OVERLAY, REPORT))
-    end_unasked(store.engine, {"pacs": (OVERLAY,)})
+    cancel_unrequested(store.engine, {"pacs": (OVERLAY,)})
     with write(store.engine) as connection:
         connection.execute(results_table.update().where(results_table.c.kind == "report").values(removed_at=1.0))
     assert missing_deliveries.add_at_start(store.engine, settings) == Added(0, 1)
     store.finish(store.claim()[0])
-    end_unasked(store.engine, {"pacs": (OVERLAY, REPORT)})
+    cancel_unrequested(store.engine, {"pacs": (OVERLAY, REPORT)})
     assert [item.kind for item in store.send_all()] == [OVERLAY, REPORT]
 
 

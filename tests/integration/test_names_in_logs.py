@@ -13,15 +13,15 @@ from pynetdicom.dsutils import encode
 from pynetdicom.pdu_primitives import UserIdentityNegotiation
 
 from cxr_node import logs
-from cxr_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, build_report
+from cxr_node.commitment import request_reports
+from cxr_node.commitment.datasets import PUSH_MODEL, PUSH_MODEL_INSTANCE, build_report
 from cxr_node.errors import Note, StoreError
-from cxr_node.store import commitments
 from tests.raw_peer import COMMAND, LAST, raw_connection, raw_peer, store_command
-from tests.receiving import Receiver, associated, encoded, radiograph, send, store
+from tests.receiver import Receiver, associated, encoded, radiograph, send, store
 from tests.store import Store
 
-NAME, NUMBER = "Zyxwurst^Anna", "PID-7731"
-SECRETS = ("zyxwurst", "7731")
+NAME, NUMBER = "Zyxwurst^Anna", "PID-QZ31"
+SECRETS = ("zyxwurst", "qz31")  # no digits alone, which any UID may hold
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ class TestAssociations:
         with Receiver(tmp_path) as receiver:
             ae = AE("MODALITY")
             ae.add_requested_context(uid.DigitalXRayImageStorageForPresentation)
-            ae.implementation_version_name = "ZYXWURST 7731"
+            ae.implementation_version_name = "ZYXWURST QZ31"
             item = UserIdentityNegotiation()
             item.user_identity_type, item.primary_field, item.secondary_field = 2, NAME.encode(), NUMBER.encode()
             assoc = ae.associate("127.0.0.1", receiver.port, ae_title="WRONG", ext_neg=[item])
@@ -122,12 +122,12 @@ class TestStorage:
         assert secrets_in(logged()) == []
 
     def test_trouble_of_the_node_s_own(self, tmp_path, logged, monkeypatch):
-        from cxr_node.receive import intake
+        from cxr_node.receive.intake import c_store
 
         def broken(*_arguments):
             raise ValueError(f"{NAME} {NUMBER}")
 
-        monkeypatch.setattr(intake, "keep_instance", broken)
+        monkeypatch.setattr(c_store, "keep_instance", broken)
         with Receiver(tmp_path) as receiver, associated(receiver) as assoc:
             assert send(assoc, named()) == 0xA700
         text = logged()
@@ -162,10 +162,10 @@ class TestStorageCommitment:
         opened = Store(tmp_path / "var")
 
         for content in (NAME.encode() * 9, encode(build_report(NAME, [("1.2", NAME)], {}), True, True)):
-            commitments.take_report(opened.engine, content, explicit=False, timeouts={})
+            request_reports.record_report(opened.engine, content, explicit=False, timeouts={})
         opened.engine.dispose()
         text = logged()
-        assert "not taken" in text
+        assert "not recorded" in text
         assert secrets_in(text) == []
 
 
@@ -173,17 +173,17 @@ class TestWhateverElseIsWritten:
     def test_an_exception_is_its_type_and_its_place(self):
         with pytest.raises(ValueError, match="Zyx") as raised:
             raise ValueError(NAME)
-        assert logs.explain(raised.value).startswith("ValueError at test_names_in_logs.py:")
+        assert logs.exception_text(raised.value).startswith("ValueError at test_names_in_logs.py:")
 
     def test_notes_of_ours_are_quoted_and_those_of_libraries_are_not(self):
         error = ValueError(NAME)
         error.add_note(f"while reading {NAME}")
         error.add_note(Note("the server is away"))
-        assert "the server is away" in logs.explain(error)
-        assert secrets_in(logs.explain(error)) == []
+        assert "the server is away" in logs.exception_text(error)
+        assert secrets_in(logs.exception_text(error)) == []
 
     def test_our_own_are_written_in_full(self):
-        assert logs.explain(StoreError("make room")) == "make room"
+        assert logs.exception_text(StoreError("make room")) == "make room"
 
     def test_an_exception_given_as_a_value(self, logged):
         import structlog
@@ -231,7 +231,7 @@ else:
 """
         done = subprocess.run([sys.executable, "-c", code, where], capture_output=True, text=True, check=False)
         assert done.returncode == (1 if where == "process" else 0)
-        assert "an error that nothing expects" in done.stderr
+        assert "an unexpected error" in done.stderr
         assert "ValueError" in done.stderr
         assert secrets_in(done.stdout + done.stderr) == []
 

@@ -14,7 +14,7 @@ import pytest
 from cxr_node.analyse.networks import load_networks
 from cxr_node.analyse.pipeline import analyse, classifier_inputs, heat_of, segment_batch
 from cxr_node.errors import Rejected, SettingsError, WeightsError
-from cxr_node.nets.weights import describe, shipped_folder
+from cxr_node.nets.weights import network_description, shipped_folder
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from tests.small_training import blotches, write_evidence_weights
@@ -62,7 +62,7 @@ def test_in_fp32_it_says_what_torch_says(images, crops, plain):
 
 @pytest.fixture
 def with_int8():
-    if "int8" not in describe(shipped_folder(), "cxrnet"):
+    if "int8" not in network_description(shipped_folder(), "cxrnet"):
         pytest.skip("the shipped weights know nothing of int8")
 
 
@@ -108,7 +108,7 @@ def test_without_the_library_it_says_what_to_install(monkeypatch):
 def test_it_reports_to_nobody_that_it_is_used():
     """OpenVINO's Python package reports its import to its makers' statistics, unless that package isn't to be had."""
     probe = (
-        "from cxr_node.analyse.openvino_engine import _openvino; _openvino();"
+        "from cxr_node.analyse.openvino_engine import library; library();"
         "import openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
     )
     said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=120).stdout
@@ -125,3 +125,56 @@ def test_answers_from_evidence_are_the_same_in_openvino(tmp_path):
     assert other.relevance == pytest.approx(one.relevance, abs=1e-3)
     assert other.doubts == one.doubts
     assert np.ptp(one.probabilities[:, 0]) > 0
+
+
+_ANALYSE = """
+import sys
+from pathlib import Path
+from cxr_node.analyse.networks import load_networks
+from cxr_node.analyse.pipeline import analyse
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.prepare.radiograph import prepare_dataset
+from cxr_node.prepare.wrap_picture import radiograph_from_image
+from cxr_node.settings import InferenceSettings
+
+networks = load_networks(InferenceSettings(device="cpu"), stay=True, all_cores=True, converted=Path(sys.argv[1]))
+image = prepare_dataset(radiograph_from_image(chest_phantom(seed=1)))
+(found,) = analyse([image.network_image], networks, [False], [image.letters])
+letter = found.sides.marker.letter
+print(networks.engine.name, found.probabilities["healthy"], found.sides.log_odds, letter, "torch" in sys.modules)
+"""
+
+
+def analysed_in_a_process(kept):
+    run = subprocess.run([sys.executable, "-c", _ANALYSE, str(kept)], capture_output=True, text=True, check=True, timeout=280)
+    engine, healthy, log_odds, letter, has_torch = run.stdout.split()
+    assert (engine, letter, has_torch) == ("openvino", "L", "False"), "the worker needs no torch"
+    return float(healthy), float(log_odds)
+
+
+def test_what_was_converted_is_kept_and_made_anew_where_it_is_damaged(tmp_path):
+    first = analysed_in_a_process(tmp_path / "kept")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.xml")}
+    assert len(files) == 3
+    with next(path for path in files if path.stem == "unet").open("ab") as file:
+        file.write(b" ")
+    assert analysed_in_a_process(tmp_path / "kept") == first
+    assert all(path.stat().st_mtime_ns > before for path, before in files.items())
+
+
+def test_weights_that_can_not_be_converted_are_told_of_in_words(tmp_path):
+    weights = tmp_path / "weights"
+    shutil.copytree(shipped_folder(), weights)
+    for path in weights.glob("cxrnet*.safetensors"):
+        path.write_bytes(b"no weights")
+    with pytest.raises(WeightsError, match="install the weights again"):
+        load_networks(InferenceSettings(weights_dir=weights, engine="openvino"), converted=tmp_path / "kept")
+
+
+def test_the_conversion_ends_with_the_process_that_waits_for_it(tmp_path):
+    command = [sys.executable, "-m", "cxr_node.analyse.openvino_convert", str(shipped_folder()), "fp32", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as conversion:
+        assert conversion.stdin is not None
+        conversion.stdin.close()
+        assert conversion.wait(240) == 1
+    assert not (tmp_path / "cxrnet.bin").exists()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import cv2
 import numpy as np
 import pytest
-import torch
 from pydicom.dataset import Dataset
 
-from cxr_node.analyse.networks import choose_device, choose_precision, load_networks
+from cxr_node.analyse.networks import choose_device, choose_engine, choose_precision, load_networks
 from cxr_node.analyse.pipeline import analyse
-from cxr_node.emulate import radiograph_from_image
+from cxr_node.demo.phantom import chest_phantom
 from cxr_node.errors import Rejected, SettingsError
-from cxr_node.phantom import chest_phantom
 from cxr_node.prepare.geometry import to_source
 from cxr_node.prepare.radiograph import prepare_dataset
-from cxr_node.records import LABELS, ZONES, Findings
+from cxr_node.prepare.wrap_picture import radiograph_from_image
+from cxr_node.records import LABELS, ZONES, Findings, Marker, Sides, SidesBy
 from cxr_node.settings import InferenceSettings
 
 
@@ -122,16 +122,75 @@ def test_a_gpu_that_is_not_there_is_named():
 
 def test_precision_follows_the_setting():
     for precision in ("fp32", "bf16"):
-        assert choose_precision(InferenceSettings(precision=precision), torch.device("cpu")) == precision
+        assert choose_precision(InferenceSettings(precision=precision), "cpu", "torch") == precision
 
 
 def test_int8_is_for_openvino_and_for_weights_that_allow_it():
-    cpu = torch.device("cpu")
+    cpu, int8 = "cpu", InferenceSettings(precision="int8")
     with pytest.raises(SettingsError, match="needs inference"):
-        choose_precision(InferenceSettings(precision="int8"), cpu, can_int8=True)
-    with pytest.raises(SettingsError, match="know nothing of int8"):
-        choose_precision(InferenceSettings(precision="int8", engine="openvino"), cpu)
-    assert choose_precision(InferenceSettings(engine="openvino"), cpu, can_int8=True) == "int8"
-    assert choose_precision(InferenceSettings(engine="openvino"), cpu) in ("bf16", "fp32")
+        choose_precision(int8, cpu, "torch", can_int8=True)
+    with pytest.raises(SettingsError, match="have no int8 ranges"):
+        choose_precision(int8, cpu, "openvino")
+    assert choose_precision(InferenceSettings(), cpu, "openvino", can_int8=True) == "int8"
+    assert choose_precision(InferenceSettings(), cpu, "openvino") in ("bf16", "fp32")
+
+
+def test_auto_is_openvino_where_networks_stay_loaded_on_a_cpu_and_it_is_installed(monkeypatch):
+    cpu, auto = "cpu", InferenceSettings()
+    assert choose_engine(auto, cpu, stays=True) == "openvino"
+    assert choose_engine(auto, cpu) == "torch"
+    assert choose_engine(InferenceSettings(precision="int8"), cpu) == "openvino"
+    assert choose_engine(auto, "cuda", stays=True) == "torch"
     with pytest.raises(SettingsError, match="is for the CPU"):
-        choose_precision(InferenceSettings(engine="openvino"), torch.device("cuda"))
+        choose_engine(InferenceSettings(engine="openvino"), "cuda")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choose_engine(auto, cpu, stays=True) == "torch"
+
+
+def sides_of(ds: Dataset, networks) -> Sides:
+    radiograph = prepare_dataset(ds)
+    (findings,) = analyse([radiograph.network_image], networks, [radiograph.geometry.sides_said], [radiograph.letters])
+    return findings.sides
+
+
+def with_letter(letter: str, at_left: bool, symmetric: bool = False) -> np.ndarray:
+    """The phantom with this letter in place of its own; `symmetric`: it is its own mirror image but for the letter."""
+    pixels = drawn(None).copy()
+    pixels[:130, -160:] = pixels[131, -161]
+    if symmetric:
+        pixels = ((pixels[:, ::-1].astype(np.uint32) + pixels) // 2).astype(np.uint16)
+    written = np.zeros(pixels.shape, np.uint8)
+    cv2.putText(written, letter, (60 if at_left else pixels.shape[1] - 130, 110), cv2.FONT_HERSHEY_SIMPLEX, 2.6, 255, 5)
+    return np.maximum(pixels, written.astype(np.uint16) * 16)
+
+
+@pytest.mark.parametrize(("letter", "at_left"), [("R", True), ("L", False)])
+def test_a_marker_that_agrees_leaves_the_sides_to_the_header(networks, letter, at_left):
+    sides = sides_of(radiograph_from_image(with_letter(letter, at_left)), networks)
+    assert (sides.by, sides.marker) == (SidesBy.HEADER, Marker(letter, at_left))
+
+
+@pytest.mark.parametrize(("letter", "at_left"), [("R", False), ("L", True)])
+def test_a_marker_that_contradicts_the_header_leaves_the_sides_unsaid(networks, letter, at_left):
+    sides = sides_of(radiograph_from_image(with_letter(letter, at_left)), networks)
+    assert sides.by == SidesBy.CONTRADICTED
+    assert "header" in sides.marker_against
+    assert not sides.known
+
+
+def test_a_mirrored_picture_whose_header_does_not_know_is_contradicted_by_its_marker(networks):
+    mirrored = np.ascontiguousarray(with_letter("R", at_left=True)[:, ::-1])
+    sides = sides_of(radiograph_from_image(mirrored), networks)
+    assert sides.by == SidesBy.CONTRADICTED
+    assert sides.marker == Marker("R", at_left=False, mirrored=True)
+    ds = radiograph_from_image(mirrored)
+    ds.PatientOrientation = ["R", "F"]
+    assert sides_of(ds, networks).by == SidesBy.HEADER
+
+
+@pytest.mark.parametrize(("letter", "at_left", "mirrored"), [("R", True, False), ("R", False, True)])
+def test_a_marker_alone_says_the_sides_where_header_and_heart_do_not(networks, letter, at_left, mirrored):
+    ds = radiograph_from_image(with_letter(letter, at_left, symmetric=True))
+    ds.PatientOrientation = ""
+    sides = sides_of(ds, networks)
+    assert (sides.by, sides.mirrored, sides.marker) == (SidesBy.MARKER, mirrored, Marker(letter, at_left))

@@ -8,12 +8,13 @@ import pytest
 
 from cxr_node.analyse.networks import load_networks
 from cxr_node.analyse.pipeline import analyse
-from cxr_node.emulate import radiograph_from_image
 from cxr_node.errors import Rejected
-from cxr_node.prepare.decode import is_dicom, read_dataset, read_image_file
+from cxr_node.prepare.decode import is_dicom, read_dataset
+from cxr_node.prepare.image_file import read_image_file
 from cxr_node.prepare.network_image import to_network_image
 from cxr_node.prepare.quality import check_header
 from cxr_node.prepare.radiograph import prepare_dataset, prepare_pixels
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import InferenceSettings
 
 pytestmark = pytest.mark.data

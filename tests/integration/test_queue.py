@@ -202,7 +202,7 @@ def test_what_may_have_killed_a_worker_is_taken_alone(store):
         taken.append([job.sop_instance_uid for job in claimed])
         for job in claimed:
             store.finish(job)
-    assert taken == [["1.2.0"], ["1.2.1"], ["1.2.2", "1.2.3"]]
+    assert taken == [["1.2.2", "1.2.3"], ["1.2.0"], ["1.2.1"]]
 
 
 def test_each_filter_of_the_audit_log_finds_what_it_says(store):
@@ -234,4 +234,4 @@ def test_the_audit_log_says_of_a_patient_where_results_went(store):
     deliveries.mark_failed(store.engine, failed, "refused", 1)
     overview.retry_delivery(store.engine, failed.id, "admin")
     events = [row["event"] for row in audit.search(store.engine, patient_id="PID", study_instance_uid="1.5")]
-    assert events == ["instance-received", "job-done", "result-sent", "result-held", "delivery-retried"]
+    assert events == ["instance-received", "job-done", "transfer-begun", "result-sent", "result-held", "delivery-retried"]

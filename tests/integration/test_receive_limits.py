@@ -23,7 +23,7 @@ from tests.raw_peer import (
     raw_peer,
     store_command,
 )
-from tests.receiving import Receiver, associated, encoded, radiograph, send
+from tests.receiver import Receiver, associated, encoded, radiograph, send
 
 PATIENCE_S = 1.0
 
@@ -151,7 +151,7 @@ def test_one_address_gets_its_share_and_others_theirs(tmp_path):
 
 
 def test_a_place_is_free_again_whatever_became_of_it(tmp_path):
-    """Knocked and gone, silent, aborted, released, refused: each gives back what it took, once."""
+    """Connected and gone, silent, aborted, released, refused: each gives back what it took, once."""
     with Receiver(tmp_path, max_associations=2, max_associations_per_sender=2, network_timeout_s=PATIENCE_S) as receiver:
         for _ in range(3):
             with raw_connection(receiver):
@@ -176,10 +176,11 @@ def test_a_place_is_free_again_whatever_became_of_it(tmp_path):
         wait_until(both_places, 20, "two places, and no third")
 
 
-def test_who_floods_with_connections_is_closed_at_once(tmp_path):
+def test_of_who_floods_with_connections_the_oldest_is_closed(tmp_path):
     with Receiver(tmp_path, max_associations=8, max_associations_per_sender=2) as receiver, ExitStack() as stack:
         peers = [stack.enter_context(raw_connection(receiver)) for _ in range(8)]
-        assert all(peer.connection.recv(1) == b"" for peer in peers[4:])
+        assert all(peer.connection.recv(1) == b"" for peer in peers[:4])
+        peers[-1].request_association()
         with socket.create_connection(("127.0.0.1", receiver.port), source_address=("127.0.0.2", 0)) as other:
             RawPeer(other).request_association()
 

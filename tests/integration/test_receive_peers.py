@@ -32,7 +32,7 @@ from tests.raw_items import (
     request,
 )
 from tests.raw_peer import COMMAND, LAST, raw_connection, raw_peer, store_command
-from tests.receiving import Receiver, associated, encoded, radiograph, send
+from tests.receiver import Receiver, associated, encoded, radiograph, send
 
 NAMED = item(0x10, APPLICATION)
 
@@ -44,7 +44,7 @@ def receiver(tmp_path_factory):
 
 
 @contextmanager
-def asking(receiver, sent):
+def association_requested(receiver, sent):
     """A connection over which an association was asked for; gives it, the answer's type and its body."""
     with raw_connection(receiver) as peer:
         peer.connection.sendall(sent)
@@ -103,7 +103,7 @@ ODD_ITEMS = {
 @pytest.mark.parametrize("items", ODD_ITEMS.values(), ids=ODD_ITEMS.keys())
 def test_an_odd_item_costs_nothing(receiver, items):
     ds = radiograph()
-    with asking(receiver, request(items)) as (peer, kind, body):
+    with association_requested(receiver, request(items)) as (peer, kind, body):
         assert kind == 0x02
         assert contexts_of(body) == {1: (0, EXPLICIT)}
         peer.send_pdu((COMMAND | LAST, store_command(ds.SOPInstanceUID)), (LAST, encoded(ds)))
@@ -126,7 +126,7 @@ TITLES = {
 @pytest.mark.parametrize(("called", "calling", "name"), TITLES.values(), ids=TITLES.keys())
 def test_a_title_that_is_padded_or_spelt_oddly_is_taken(receiver, called, calling, name):
     ds = radiograph()
-    with asking(receiver, request(called=called, calling=calling)) as (peer, kind, _):
+    with association_requested(receiver, request(called=called, calling=calling)) as (peer, kind, _):
         assert kind == 0x02
         peer.send_pdu((COMMAND | LAST, store_command(ds.SOPInstanceUID)), (LAST, encoded(ds)))
         assert peer.read_response().Status == 0x0000
@@ -148,7 +148,7 @@ def test_a_title_that_is_padded_or_spelt_oddly_is_taken(receiver, called, callin
 def test_who_is_refused_reads_why_at_both_ends(tmp_path, options, answer, word):
     senders = (SenderSettings(ae_title="MODALITY1"),)
     with Receiver(tmp_path, senders, accept_unknown_senders=False) as receiver, capture_logs() as lines:
-        with asking(receiver, request(**options)) as (_, kind, body):
+        with association_requested(receiver, request(**options)) as (_, kind, body):
             assert (kind, body[1:4]) == (0x03, answer)
         wait_until(lambda: receiver.rows("audit"), 10, "the refusal in the audit log")
         (row,) = receiver.rows("audit")
@@ -158,7 +158,7 @@ def test_who_is_refused_reads_why_at_both_ends(tmp_path, options, answer, word):
 
 @pytest.mark.parametrize("version", [1, 3, 0x8001, 0xFFFF])
 def test_only_bit_0_of_the_protocol_version_is_tested(receiver, version):
-    with asking(receiver, request(version=version)) as (_, kind, _body):
+    with association_requested(receiver, request(version=version)) as (_, kind, _body):
         assert kind == 0x02
 
 
@@ -178,19 +178,12 @@ def test_only_bit_0_of_the_protocol_version_is_tested(receiver, version):
 def test_a_broken_context_costs_that_context_alone(receiver, broken, result):
     ds = radiograph()
     for contexts in (broken + CONTEXT, CONTEXT + broken):
-        with asking(receiver, request(NAMED + contexts + USER)) as (peer, kind, body):
+        with association_requested(receiver, request(NAMED + contexts + USER)) as (peer, kind, body):
             assert kind == 0x02
             found = contexts_of(body)
             assert (found[1], found[3][0]) == ((0, EXPLICIT), result)
             peer.send_pdu((COMMAND | LAST, store_command(ds.SOPInstanceUID)), (LAST, encoded(ds)))
             assert peer.read_response().Status == 0x0000
-
-
-@pytest.mark.parametrize("number", [0, 2, 254])
-def test_a_context_with_a_number_that_there_is_not_costs_that_context_alone(receiver, number):
-    with asking(receiver, request(NAMED + proposed(number, EXPLICIT) + CONTEXT + USER)) as (_, kind, body):
-        assert kind == 0x02
-        assert contexts_of(body) == {1: (0, EXPLICIT)}
 
 
 @pytest.mark.parametrize(
@@ -203,7 +196,7 @@ def test_a_context_with_a_number_that_there_is_not_costs_that_context_alone(rece
 )
 def test_a_request_that_cannot_be_read_is_aborted_and_told_in_log_and_audit_log(tmp_path, sent, word):
     with Receiver(tmp_path) as receiver, capture_logs() as lines:
-        with asking(receiver, sent) as (_, kind, _body):
+        with association_requested(receiver, sent) as (_, kind, _body):
             assert kind == 0x07
         wait_until(lambda: receiver.rows("audit"), 10, "the refusal in the audit log")
         assert word in receiver.rows("audit")[0]["detail"]
@@ -312,7 +305,7 @@ def test_other_storage_classes_are_kept_whatever_they_are(tmp_path, sop_class):
         with associated(receiver, sop_class) as assoc:
             assert send(assoc, ds) == 0x0000
         (row,) = receiver.rows("instances")
-        assert (row["sop_class_uid"], row["note"]) == (sop_class, "no radiograph, not analysed")
+        assert (row["sop_class_uid"], row["note"]) == (sop_class, "not a radiograph, not analysed")
         assert receiver.rows("jobs") == []
 
 
@@ -351,3 +344,31 @@ def test_what_is_refused_is_counted_by_sender_and_reason(tmp_path, database_url)
     assert reasons["image"] == "A700: Too many instances in a minute; send it again later"
     assert "not among the [[senders]]" in reasons["association"]
     assert all(time.time() - 600 < row["first_at"] <= row["last_at"] for row in found)
+
+
+@pytest.mark.parametrize("numbers", [(2,), (0,), (254,), (1, 2, 3, 4), (2, 2), (0, 1)], ids=str)
+def test_presentation_contexts_with_even_ids_are_taken_and_answered_by_them(receiver, numbers):
+    """As dcmtk's SCP does, although PS3.8 section 9.3.2.2 asks for odd ones."""
+    contexts = b"".join(proposed(number, EXPLICIT) for number in numbers)
+    with association_requested(receiver, request(NAMED + contexts + USER)) as (peer, kind, body):
+        assert kind == 0x02
+        assert contexts_of(body) == dict.fromkeys(numbers, (0, EXPLICIT))
+        for number in numbers:
+            ds = radiograph()
+            peer.send_pdu((COMMAND | LAST, store_command(ds.SOPInstanceUID)), (LAST, encoded(ds)), context=number)
+            assert peer.read_response().Status == 0x0000
+            assert peer.last_context == number
+
+
+def test_an_even_id_opens_no_other_context(receiver):
+    with association_requested(receiver, request(NAMED + proposed(2, EXPLICIT) + USER)) as (peer, kind, _):
+        assert kind == 0x02
+        peer.send_pdu((COMMAND | LAST, store_command("1.2.3")), (LAST, b"x"), context=1)
+        assert peer.read_pdu()[0] == 0x07
+
+
+def test_even_ids_for_which_no_odd_one_is_left_are_not_accepted(receiver):
+    contexts = b"".join(proposed(number, EXPLICIT) for number in (*range(1, 256, 2), 2))
+    with association_requested(receiver, request(NAMED + contexts + USER)) as (_, kind, body):
+        assert kind == 0x02
+        assert sorted(contexts_of(body)) == list(range(1, 256, 2))

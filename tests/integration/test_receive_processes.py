@@ -20,25 +20,29 @@ import psutil
 import pytest
 
 from cxr_node.errors import StoreError
-from cxr_node.receive import processes
-from cxr_node.receive.guard import Places
-from cxr_node.receive.leftovers import remove_leftovers
-from cxr_node.receive.nursery import Nursery
-from cxr_node.receive.processes import Processes, _Receiver
+from cxr_node.receive.transport import processes
+from cxr_node.receive.transport.fork_server import ForkServer
+from cxr_node.receive.transport.leftovers import remove_leftovers
+from cxr_node.receive.transport.limiter import AssociationSlots
+from cxr_node.receive.transport.processes import Processes, _Receiver
 from cxr_node.store import lock
 from tests.orthanc import wait_until
 from tests.raw_peer import COMMAND, LAST, raw_peer, store_command
-from tests.receiving import Receiver, associated, encoded, radiograph, send
+from tests.receiver import Receiver, associated, encoded, radiograph, send
 
 
-def nurseries(parent=None):
+def fork_servers(parent=None):
     """The living processes that fork receiver processes for a process, this one by default."""
-    return [child for child in (parent or psutil.Process()).children() if lives(child) and "cxr_node.receive" in child.cmdline()]
+    return [
+        child
+        for child in (parent or psutil.Process()).children()
+        if lives(child) and "cxr_node.receive.transport" in child.cmdline()
+    ]
 
 
 def receiver_processes(parent=None):
-    """The receiver processes that a process has, this one by default; those of a nursery that died not among them."""
-    return [child for nursery in nurseries(parent) for child in nursery.children() if lives(child)]
+    """The receiver processes that a process has, this one by default; those of a fork server that died not among them."""
+    return [child for fork_server in fork_servers(parent) for child in fork_server.children() if lives(child)]
 
 
 def lives(process):
@@ -69,7 +73,7 @@ def test_associations_are_shared_out_evenly_and_all_is_stored(tmp_path):
             assert [send(assoc, ds) for assoc, ds in zip((a, b, c, d), sent, strict=True)] == [0x0000] * 4
         assert {row["sop_instance_uid"] for row in receiver.rows("instances")} == {ds.SOPInstanceUID for ds in sent}
         assert len(receiver.rows("jobs")) == 4
-    assert nurseries() == receiver_processes() == []
+    assert fork_servers() == receiver_processes() == []
 
 
 def test_the_limit_of_associations_is_one_for_all_processes(tmp_path):
@@ -132,10 +136,10 @@ def test_the_death_of_one_process_costs_only_what_was_not_acknowledged(tmp_path,
 
 
 def take_each(receiver, count):
-    """Store a radiograph over each of so many associations at the same time."""
+    """Store a radiograph over each of so many associations at the same time; the statuses of those that were taken."""
     with ExitStack() as opened:
         assocs = [opened.enter_context(associated(receiver)) for _ in range(count)]
-        return [send(assoc, radiograph()) for assoc in assocs]
+        return [send(assoc, radiograph()) for assoc in assocs if assoc.is_established]
 
 
 class TestAReceiverProcessThatDiesIsReplaced:
@@ -207,13 +211,13 @@ class TestAReceiverProcessThatDiesIsReplaced:
     def test_if_nobody_can_be_told_that_its_connections_are_over(self, tmp_path, monkeypatch):
         with Receiver(tmp_path, processes=2) as receiver, raw_peer(receiver):
             victim = the_one_with_a_connection(receiver)
-            leave = Processes._take_leave
+            leave = Processes._forget
 
             def leave_and_fail(self, one):
                 leave(self, one)
                 raise RuntimeError("no")
 
-            monkeypatch.setattr(Processes, "_take_leave", leave_and_fail)
+            monkeypatch.setattr(Processes, "_forget", leave_and_fail)
             monkeypatch.setattr(threading, "excepthook", lambda _: None)
             victim.kill()
             wait_until(lambda: len(set(receiver_processes()) - {victim}) == 2, 60, "another process in its place")
@@ -238,7 +242,7 @@ class TestAReceiverProcessThatDiesIsReplaced:
         failed, start = [], threading.Thread.start
 
         def start_unless_scarce(self):
-            if getattr(self._target, "__name__", "") == "_attend" and len(failed) < 2:
+            if getattr(self._target, "__name__", "") == "_watch" and len(failed) < 2:
                 failed.append(self)
                 raise RuntimeError("can't start new thread")
             start(self)
@@ -250,7 +254,7 @@ class TestAReceiverProcessThatDiesIsReplaced:
         assert len(failed) == 2
 
     def test_if_what_it_says_can_not_be_dealt_with(self, tmp_path, monkeypatch):
-        is_to_fail, leave = threading.Event(), Places.leave
+        is_to_fail, leave = threading.Event(), AssociationSlots.leave
 
         def fail_once(self, host):
             if is_to_fail.is_set():
@@ -258,7 +262,7 @@ class TestAReceiverProcessThatDiesIsReplaced:
                 raise RuntimeError("no")
             leave(self, host)
 
-        monkeypatch.setattr(Places, "leave", fail_once)
+        monkeypatch.setattr(AssociationSlots, "leave", fail_once)
         with Receiver(tmp_path, processes=2) as receiver:
             with raw_peer(receiver):
                 victim = the_one_with_a_connection(receiver)
@@ -268,27 +272,40 @@ class TestAReceiverProcessThatDiesIsReplaced:
 
     def test_if_it_never_becomes_ready(self, tmp_path, monkeypatch):
         with Receiver(tmp_path, processes=2) as receiver:
-            kill = Nursery.kill
+            kill = ForkServer.kill
 
             def kill_and_be_patient(self):
                 monkeypatch.setattr(processes, "_START_TIMEOUT_S", 120.0)  # the next one has to load everything
                 kill(self)
 
-            monkeypatch.setattr(Nursery, "kill", kill_and_be_patient)
+            monkeypatch.setattr(ForkServer, "kill", kill_and_be_patient)
             monkeypatch.setattr(processes, "_START_TIMEOUT_S", 1.0)
-            (nursery,) = nurseries()
-            nursery.suspend()
+            (fork_server,) = fork_servers()
+            fork_server.suspend()
             before = receiver_processes()
             before[0].kill()
-            wait_until(lambda: not lives(nursery), 60, "the end of the nursery that forks nobody")
+            wait_until(lambda: not lives(fork_server), 60, "the end of the fork server that forks nobody")
             wait_until(lambda: len([one for one in receiver_processes() if one not in before]) == 1, 60, "another process")
             wait_until(lambda: take_each(receiver, 2) == [0x0000] * 2, 60, "associations in all processes")
 
 
+class Limiter:
+    """Lets all in, and remembers whose connections are over."""
+
+    def __init__(self):
+        self.over = []
+
+    def admit(self, number, *, has_proven=False, in_anothers_place=False):
+        return True
+
+    def ended(self, number):
+        self.over.append(number)
+
+
 def test_a_connection_goes_past_a_process_that_is_too_busy_to_look():
     """One that is stopped, say: handing over never blocks the process that accepts."""
-    ended = []
-    takers = Processes(2, ended.append)
+    limiter = Limiter()
+    processes_ = Processes(2, limiter)
     try:
         with ExitStack() as opened:
             busy, free = (
@@ -297,35 +314,35 @@ def test_a_connection_goes_past_a_process_that_is_too_busy_to_look():
             with suppress(BlockingIOError):
                 while True:
                     busy[0].send(b"?", socket.MSG_DONTWAIT)
-            takers._receivers = [_Receiver(busy[0]), _Receiver(free[0])]
+            processes_._receivers = [_Receiver(busy[0]), _Receiver(free[0])]
             connection, _ = (opened.enter_context(one) for one in socket.socketpair())
-            takers.take(connection, "127.0.0.1", over_tls=False, is_beyond_limit=False)
+            processes_.take(7, connection, "127.0.0.1", over_tls=False, is_crowded=False)
             order, descriptors, _, _ = socket.recv_fds(free[1], 100, 1)
             os.close(*descriptors)
-            assert order == b"t127.0.0.1"
-            assert ended == []
+            assert order == b"t7 127.0.0.1"
+            assert limiter.over == []
     finally:
-        takers._receivers = []
-        takers.end()
+        processes_._receivers = []
+        processes_.end()
 
 
 def test_each_process_holds_the_folder_until_its_own_end(tmp_path):
     with Receiver(tmp_path, processes=2):  # in this process nothing holds it
-        with pytest.raises(StoreError, match="stop it first"), lock.nobody_using(tmp_path):
+        with pytest.raises(StoreError, match="stop it first"), lock.exclusive_use(tmp_path):
             pass
         held = [[Path(file.path).name for file in process.open_files()] for process in receiver_processes()]
         assert [".use.lock" in names for names in held] == [True, True]
-    with lock.nobody_using(tmp_path):
+    with lock.exclusive_use(tmp_path):
         pass
 
 
-def test_the_death_of_the_nursery_costs_nothing_and_another_takes_its_place(tmp_path):
+def test_the_death_of_the_fork_server_costs_nothing_and_another_takes_its_place(tmp_path):
     with Receiver(tmp_path, processes=2) as receiver:
         first, second = receiver_processes()
         with associated(receiver) as one, associated(receiver) as other:
-            (nursery,) = nurseries()
-            nursery.kill()
-            wait_until(lambda: not lives(nursery), 20, "the end of the nursery")
+            (fork_server,) = fork_servers()
+            fork_server.kill()
+            wait_until(lambda: not lives(fork_server), 20, "the end of the fork server")
             assert [send(assoc, radiograph()) for assoc in (one, other)] == [0x0000] * 2
         first.kill()
         (third,) = wait_until(receiver_processes, 60, "another process in its place")
@@ -337,11 +354,11 @@ def test_the_death_of_the_nursery_costs_nothing_and_another_takes_its_place(tmp_
                 return found == [1, 1] and [send(assoc, radiograph()) for assoc in (one, other)] == [0x0000] * 2
 
         wait_until(have_one_each, 60, "associations in both processes")
-    assert nurseries() == [process for process in (second, third) if lives(process)] == []
+    assert fork_servers() == [process for process in (second, third) if lives(process)] == []
 
 
-def test_a_nursery_that_dies_with_an_order_is_asked_again(tmp_path, monkeypatch):
-    ordered, fork = threading.Event(), Nursery.fork
+def test_a_fork_server_that_dies_with_an_order_is_asked_again(tmp_path, monkeypatch):
+    ordered, fork = threading.Event(), ForkServer.fork
 
     def fork_and_tell(self):
         control = fork(self)
@@ -349,13 +366,13 @@ def test_a_nursery_that_dies_with_an_order_is_asked_again(tmp_path, monkeypatch)
         return control
 
     with Receiver(tmp_path, processes=2) as receiver:
-        monkeypatch.setattr(Nursery, "fork", fork_and_tell)
-        (nursery,) = nurseries()
-        nursery.suspend()
+        monkeypatch.setattr(ForkServer, "fork", fork_and_tell)
+        (fork_server,) = fork_servers()
+        fork_server.suspend()
         receiver_processes()[0].kill()
         assert ordered.wait(20)
-        nursery.kill()
-        assert len(wait_until(receiver_processes, 60, "a process of another nursery")) == 1
+        fork_server.kill()
+        assert len(wait_until(receiver_processes, 60, "a process of another fork server")) == 1
         with associated(receiver) as assoc:
             assert send(assoc, radiograph()) == 0x0000
 
@@ -363,36 +380,36 @@ def test_a_nursery_that_dies_with_an_order_is_asked_again(tmp_path, monkeypatch)
 def test_receiver_processes_share_what_they_have_loaded(tmp_path):
     alone = """
 import psutil
-from cxr_node.receive import lean
-lean.leave_out()
-import cxr_node.receive.reception
+from cxr_node.receive.transport import skipped_imports
+skipped_imports.skip_imports()
+import cxr_node.receive.transport.reception
 print(psutil.Process().memory_full_info().uss)
 """
     done = subprocess.run([sys.executable, "-c", alone], capture_output=True, check=True)
     with Receiver(tmp_path, processes=2) as receiver:
         with associated(receiver) as one, associated(receiver) as other:
             assert [send(assoc, radiograph()) for assoc in (one, other)] == [0x0000] * 2
-        family = nurseries() + receiver_processes()
+        family = fork_servers() + receiver_processes()
         own = [process.memory_full_info().uss for process in family]
     assert len(own) == 3
     assert max(own) < int(done.stdout) / 2
 
 
-def test_the_nursery_has_one_thread_and_no_connection(tmp_path):
+def test_the_fork_server_has_one_thread_and_no_connection(tmp_path):
     """What a fork can't copy whole: threads and their locks, connections to the database, those of others."""
     with Receiver(tmp_path, processes=3) as receiver, associated(receiver) as assoc:
         assert send(assoc, radiograph()) == 0x0000
-        (nursery,) = nurseries()
-        assert nursery.num_threads() == 1
-        assert nursery.open_files() == []
-        assert len(nursery.net_connections("unix")) == 1  # to the process that accepts
+        (fork_server,) = fork_servers()
+        assert fork_server.num_threads() == 1
+        assert fork_server.open_files() == []
+        assert len(fork_server.net_connections("unix")) == 1  # to the process that accepts
         assert [len(process.net_connections("unix")) for process in receiver_processes()] == [1, 1, 1]
 
 
 def test_a_receiver_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_END_TIMEOUT_S", 0.5)
     with Receiver(tmp_path, processes=2) as receiver:
-        family = nurseries() + receiver_processes()
+        family = fork_servers() + receiver_processes()
         os.kill(family[-1].pid, signal.SIGSTOP)
         receiver.stop()
         assert [process for process in family if lives(process)] == []
@@ -401,8 +418,10 @@ def test_a_receiver_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
 _CHILD = """
 import sys, threading
 from pathlib import Path
+from cxr_node import logs
 from cxr_node.receive import scp
 from cxr_node.settings import NodeSettings, ReceiveSettings, Settings
+logs.set_up("info", "receive")
 node = NodeSettings(ae_title="NODE", port=0, data_dir=Path(sys.argv[1]))
 settings = Settings(node=node, receive=ReceiveSettings(min_free_mb=0, processes=2))
 scp.run(settings, threading.Event(), lambda host, port, tls_port: print(port, flush=True))
@@ -415,7 +434,7 @@ def test_no_process_outlives_the_one_that_accepts(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", _CHILD, str(tmp_path)], stdout=subprocess.PIPE)
     try:
         receiver.port = int(child.stdout.readline())
-        family = nurseries(psutil.Process(child.pid)) + receiver_processes(psutil.Process(child.pid))
+        family = fork_servers(psutil.Process(child.pid)) + receiver_processes(psutil.Process(child.pid))
         assert len(family) == 3
         with raw_peer(receiver) as peer, raw_peer(receiver) as stalled:
             peer.send_pdu((COMMAND | LAST, store_command(first.SOPInstanceUID)), (LAST, encoded(first)))
@@ -437,5 +456,5 @@ def test_no_process_outlives_the_one_that_accepts(tmp_path):
 def test_a_stop_ends_associations_in_every_process(tmp_path):
     with Receiver(tmp_path, processes=2) as receiver, raw_peer(receiver) as one, raw_peer(receiver) as other:
         receiver.stop()
-        assert nurseries() == []
+        assert fork_servers() == []
         assert (one.read_pdu()[0], other.read_pdu()[0]) == (0x07, 0x07)

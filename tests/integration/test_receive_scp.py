@@ -10,11 +10,11 @@ from pydicom.dataset import Dataset
 
 from cxr_node.errors import SettingsError
 from cxr_node.receive import scp
-from cxr_node.receive.admission import RADIOGRAPHS, TRANSFER_SYNTAXES
+from cxr_node.receive.intake.admission import RADIOGRAPHS, TRANSFER_SYNTAXES
 from cxr_node.records import MODEL_NAME
 from cxr_node.settings import NodeSettings, SenderSettings, Settings
 from tests.orthanc import wait_until
-from tests.receiving import Receiver, associated, encoded, radiograph, send, store
+from tests.receiver import Receiver, associated, encoded, radiograph, send, store
 
 DX = uid.DigitalXRayImageStorageForPresentation
 CT = uid.CTImageStorage
@@ -108,15 +108,6 @@ def test_refuses_changed_bytes_under_the_same_uid_if_set_so(tmp_path):
         assert [event["event"] for event in receiver.rows("audit")][1] == "instance-refused"
 
 
-def test_takes_its_own_result_and_never_analyses_it(receiver):
-    sop_class = uid.SecondaryCaptureImageStorage
-    with associated(receiver, sop_class) as assoc:
-        assert send(assoc, radiograph(SOPClassUID=sop_class, ManufacturerModelName=MODEL_NAME)) == 0x0000
-    assert receiver.rows("jobs") == []
-    (event,) = receiver.rows("audit")
-    assert "own result" in event["detail"]
-
-
 def test_takes_a_report_of_another_node_that_a_pacs_routes_back(receiver):
     contribution = Dataset()
     contribution.Manufacturer, contribution.ManufacturerModelName = "someone", MODEL_NAME
@@ -148,7 +139,7 @@ def test_keeps_other_storage_classes_out_of_the_queue_if_set_so(tmp_path):
             assert send(assoc, radiograph(SOPClassUID=CT)) == 0x0000
         assert len(receiver.rows("instances")) == 1
         assert receiver.rows("jobs") == []
-        assert "no radiograph" in receiver.rows("audit")[0]["detail"]
+        assert "not a radiograph" in receiver.rows("audit")[0]["detail"]
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")  # pydicom's, of the sender

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from cxr_node.receive.messages import MAXIMUM_PDU_SIZE
+from cxr_node.receive.transport.messages import MAXIMUM_PDU_SIZE
 from tests.orthanc import wait_until
 from tests.raw_peer import COMMAND, CONTEXT, LAST, raw_peer, store_command
-from tests.receiving import Receiver, associated, encoded, radiograph, send
+from tests.receiver import Receiver, associated, encoded, radiograph, send
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_stop_stores_what_is_being_sent_and_refuses_what_comes_later(tmp_path):
     assert [row["sop_instance_uid"] for row in receiver.rows("instances")] == [ds.SOPInstanceUID]
 
 
-def test_one_that_only_knocks_takes_nobodys_place(tmp_path):
+def test_a_connection_without_a_request_takes_nobodys_place(tmp_path):
     with Receiver(tmp_path, max_associations=1) as receiver:
         for _ in range(3):
             socket.create_connection(("127.0.0.1", receiver.port)).close()
@@ -221,8 +221,10 @@ def test_an_instance_is_stored_after_each_kind_of_nonsense(receiver):
 _CHILD = """
 import sys, threading
 from pathlib import Path
+from cxr_node import logs
 from cxr_node.receive import scp
 from cxr_node.settings import NodeSettings, ReceiveSettings, Settings
+logs.set_up("info", "receive")
 node = NodeSettings(ae_title="NODE", port=0, data_dir=Path(sys.argv[1]))
 settings = Settings(node=node, receive=ReceiveSettings(min_free_mb=0, processes=1))
 scp.run(settings, threading.Event(), lambda host, port, tls_port: print(port, flush=True))

@@ -9,8 +9,8 @@ from sqlalchemy import text
 
 from cxr_node.store import refusals
 from cxr_node.store.database import open_database, write
-from cxr_node.store.refusals import Refusal
-from tests.delivering import settings_for
+from cxr_node.store.refusals import CountedRefusal
+from tests.delivery_queue import settings_for
 
 
 @pytest.fixture
@@ -25,7 +25,10 @@ def counts(engine, days=7):
 
 
 def test_counts_add_up_by_kind_sender_and_reason(engine):
-    one, other = Refusal("image", "CT", "10.0.0.1", "A700: full"), Refusal("association", "CT", "10.0.0.1", "unknown")
+    one, other = (
+        CountedRefusal("image", "CT", "10.0.0.1", "A700: full"),
+        CountedRefusal("association", "CT", "10.0.0.1", "unknown"),
+    )
     refusals.add(engine, {one: 2, other: 1})
     refusals.add(engine, {one: 3, one._replace(sender="MR"): 4})
     assert counts(engine) == {
@@ -37,7 +40,7 @@ def test_counts_add_up_by_kind_sender_and_reason(engine):
 
 
 def test_days_are_summed_and_old_ones_forgotten(engine):
-    one = Refusal("image", "CT", "10.0.0.1", "A700: full")
+    one = CountedRefusal("image", "CT", "10.0.0.1", "A700: full")
     for age in (40, 8, 2, 0):
         refusals.add(engine, {one: 1})
         with write(engine) as connection:
@@ -50,7 +53,7 @@ def test_days_are_summed_and_old_ones_forgotten(engine):
 
 
 def test_made_up_names_fill_no_table(engine):
-    refusals.add(engine, {Refusal("association", f"NAME{n}", "10.0.0.1", "unknown"): 1 for n in range(700)})
+    refusals.add(engine, {CountedRefusal("association", f"NAME{n}", "10.0.0.1", "unknown"): 1 for n in range(700)})
     rows = refusals.refusals(engine)
     assert len(rows) == 501
     assert sum(row["count"] for row in rows) == 700
@@ -59,7 +62,7 @@ def test_made_up_names_fill_no_table(engine):
 
 
 def test_a_long_reason_is_cut(engine):
-    refusals.add(engine, {Refusal("association", "X" * 40, "10.0.0.1", "y" * 1000): 1})
+    refusals.add(engine, {CountedRefusal("association", "X" * 40, "10.0.0.1", "y" * 1000): 1})
     ((_, sender, reason),) = counts(engine)
     assert (len(sender), len(reason)) == (16, 255)
 

@@ -18,7 +18,7 @@ from cxr_node.cli import app
 from cxr_node.errors import StoreError
 from cxr_node.store import overview, schema_check
 from cxr_node.store.backup import back_up, backups
-from cxr_node.store.database import look_into_database, open_database, write
+from cxr_node.store.database import inspect_database, open_database, write
 from cxr_node.store.revision import SCHEMA_REVISION
 from tests.store import Store
 
@@ -86,7 +86,7 @@ def test_a_schema_that_is_not_the_program_s_is_told_and_left_alone(store, statem
 @pytest.mark.parametrize(("statement", "words"), FAULTS.values(), ids=FAULTS)
 def test_commands_that_look_are_told_too(store, statement, words):
     break_it(store, statement)
-    said = told(look_into_database, store.settings)
+    said = told(inspect_database, store.settings)
     assert words in said or "an older version: start the node once" in said  # and its start then says more
 
 

@@ -9,8 +9,8 @@ from cxr_node.cli import app
 from cxr_node.errors import CxrNodeError
 from cxr_node.settings import SenderSettings, TlsSettings
 from tests.certificates import Authority
-from tests.committing import Committing, everything
-from tests.receiving import Receiver, radiograph
+from tests.commitment_peers import CommittingPACS, everything
+from tests.receiver import Receiver, radiograph
 from tests.scps import storage_scp
 
 
@@ -30,7 +30,7 @@ def receiver(authority, node, tmp_path_factory):
         SenderSettings(ae_title="GUARDED", certificate_names=("modality1.example",)),
     )
     tls = TlsSettings(listen=True, port=0, certificate=node.certificate, key=node.key, ca=authority.certificate)
-    with Receiver(folder / "var", senders, tls) as running:
+    with Receiver(folder / "var", senders, tls, commitment_requests="anyone") as running:
         yield running
 
 
@@ -116,7 +116,7 @@ def test_all_of_it_at_once(receiver, authority, modality, image, tmp_path):
 
 
 def test_a_refused_commitment_is_told_by_file_and_is_no_success(image):
-    pacs = Committing(lambda references: ([], dict.fromkeys(references, 0x0112)), contexts=[(XRAY, ["1.2.840.10008.1.2.1"])])
+    pacs = CommittingPACS(lambda references: ([], dict.fromkeys(references, 0x0112)), contexts=[(XRAY, ["1.2.840.10008.1.2.1"])])
     with pacs.listening() as port:
         result = send(image, port, "--commit", called="PACS")
     assert result.exit_code == 1
@@ -131,11 +131,11 @@ XRAY = "1.2.840.10008.5.1.4.1.1.1.1"
     [
         (None, 0x0000, "has not reported within 1 s"),
         (everything, 0x0110, "status 0x0110"),
-        (lambda _: ([], {}), 0x0000, "says nothing of it"),
+        (lambda _: ([], {}), 0x0000, "does not mention it"),
     ],
 )
 def test_no_commitment_is_no_success(image, judge, status, words):
-    pacs = Committing(judge, status, contexts=[(XRAY, ["1.2.840.10008.1.2.1"])])
+    pacs = CommittingPACS(judge, status, contexts=[(XRAY, ["1.2.840.10008.1.2.1"])])
     with pacs.listening() as port:
         result = send(image, port, "--commit", "--commit-timeout", "1", called="PACS")
     assert result.exit_code == 1
@@ -148,7 +148,7 @@ def test_a_receiver_without_commitment(image):
     with storage_scp(contexts=[(XRAY, ["1.2.840.10008.1.2.1"])]) as scp:
         result = send(image, scp.port, "--commit", called="PACS")
     assert result.exit_code == 1
-    assert "doesn't take Storage Commitment" in result.stdout
+    assert "doesn't accept Storage Commitment" in result.stdout
 
 
 def test_nothing_stored_is_nothing_to_commit(image):

@@ -12,11 +12,13 @@ import pytest
 from sqlalchemy import text
 
 from benchmarks.status import measure
-from cxr_node.commands.status import node_status
+from cxr_node.cli.status import for_people, node_status
+from cxr_node.commitment import reports
 from cxr_node.errors import StoreError
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import deliveries, glance, jobs, overview, reports
+from cxr_node.store import deliveries, jobs, overview, status_figures
 from cxr_node.store.database import write
+from tests.commitment_peers import owe_report
 from tests.store import Store
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -65,7 +67,7 @@ def test_it_loads_nothing_that_analyses_receives_or_draws(config, options):
     done = subprocess.run([sys.executable, "-c", _STATUS, *words], capture_output=True, text=True, check=True)
     assert "received" in done.stdout
     loaded = set(done.stderr.split())
-    assert "cxr_node.commands.status" in loaded
+    assert "cxr_node.cli.status" in loaded
     assert [name for name in NOT_LOADED if name in loaded] == []
 
 
@@ -80,9 +82,13 @@ def test_it_takes_little_memory(config):
     assert 10 < measure(config).peak_mb <= MOST_MB
 
 
-def test_the_image_s_health_check_is_this_command():
+def test_the_image_s_health_check_loads_next_to_nothing():
     (check,) = re.findall(r"HEALTHCHECK [^\n]*\\\n\s+CMD (\[.*\])", (REPOSITORY / "Dockerfile").read_text())
-    assert json.loads(check)[:2] == ["cxr-node", "status"]
+    python, *words = json.loads(check)
+    assert (python, words) == ("python", ["-m", "cxr_node.node.healthcheck"])
+    code = "import sys, cxr_node.node.healthcheck; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"sqlalchemy", "fastapi", "pydicom", "torch", "numpy"}.isdisjoint(loaded)
 
 
 def test_its_figures_are_those_of_the_queue(store):
@@ -96,10 +102,10 @@ def test_its_figures_are_those_of_the_queue(store):
     taken = deliveries.claim(store.engine, "pacs", "d", 2, 60)
     deliveries.mark_sent(store.engine, taken[0], 0)
     deliveries.mark_failed(store.engine, taken[1], "refused", 1)
-    owed = reports.owe_report(store.engine, "1.2.3", "X", "h", [], {}, wait_s=0)
+    owed = owe_report(store.engine, "1.2.3", "X", "h", [], {})
     reports.report_failed(store.engine, owed, "nobody answers", hold=True)
-    with glance.look(store.settings) as ask:
-        counts, held = glance.count_states(ask), glance.held_by_reason(ask)
+    with status_figures.open_read_only(store.settings) as ask:
+        counts, held = status_figures.count_states(ask), status_figures.held_by_reason(ask)
     expected = overview.count_states(store.engine)
     for ages in (counts, expected):
         assert ages.pop("oldest_waiting_job_s") >= 0
@@ -143,3 +149,16 @@ class TestADatabaseThatCanNotBeUsed:
         (tmp_path / "cxr-node.sqlite3").touch()
         with pytest.raises(StoreError, match="There is no node in the database"):
             node_status(Settings(node=NodeSettings(data_dir=tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("free_mb", "paused"),
+    [(1089, []), (1087, ["receive"]), (1055, ["receive", "work"]), (1023, ["receive", "work", "deliver"])],
+)
+def test_status_says_what_pauses_for_want_of_room(store, monkeypatch, free_mb, paused):
+    """17/16 of `receive.min_free_mb`, which is 1024, are 1,088 MiB; 33/32 are 1,056."""
+    monkeypatch.setattr("cxr_node.node_status.free_bytes", lambda _: free_mb * 2**20)
+    assert node_status(store.settings)["paused_without_room"] == paused
+    shown = {row["what"]: row["value"] for row in for_people(node_status(store.settings))}
+    assert ("A700" in shown["free disk"]) == ("receive" in paused)
+    assert ("nothing is delivered" in shown["free disk"]) == ("deliver" in paused)

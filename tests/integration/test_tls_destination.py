@@ -10,7 +10,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr_node.deliver.check import Severity, check_destinations
 from cxr_node.deliver.request import StoreRequest, peer_of
-from cxr_node.deliver.send import store_files
+from cxr_node.demo.modality import store_files
 from cxr_node.errors import SettingsError
 from cxr_node.settings import DestinationSettings, NodeSettings, Settings, TlsSettings, load_settings
 from tests.certificates import server

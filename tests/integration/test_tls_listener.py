@@ -10,13 +10,13 @@ import threading
 import pytest
 from structlog.testing import capture_logs
 
+from cxr_node.dicom.tls import listening_context
 from cxr_node.errors import SettingsError
 from cxr_node.settings import SenderSettings, TlsSettings
-from cxr_node.tls import listening_context
 from tests.certificates import Authority, client
 from tests.orthanc import wait_until
 from tests.raw_peer import COMMAND, LAST, RawPeer, pdu, raw_connection, store_command
-from tests.receiving import Receiver, associated, encoded, radiograph, send
+from tests.receiver import Receiver, associated, encoded, radiograph, send
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +118,12 @@ def bad_clients(authority, stranger):
 
 
 KINDS = {
-    "no certificate": "it shows no certificate",
+    "no certificate": "it presents no certificate",
     "a certificate of another authority": "its certificate is not accepted here",
     "an expired certificate": "certificate has expired",
     "a certificate of tomorrow": "certificate is not yet valid",
-    "an old version of the protocol": "it speaks an old version of TLS only",
-    "a weak cipher suite": "it offers no cipher suite that is allowed here",
+    "an old version of the protocol": "it supports only an old version of TLS",
+    "a weak cipher suite": "it offers no permitted cipher suite",
 }
 
 

@@ -7,10 +7,10 @@ import pytest
 from cxr_node.errors import SettingsError
 from cxr_node.settings import SenderSettings, TlsSettings, load_settings
 from tests.certificates import server
-from tests.committing import Modality
-from tests.delivering import running
+from tests.commitment_peers import Modality
+from tests.delivery_queue import running
 from tests.orthanc import wait_until
-from tests.receiving import Receiver, associated, radiograph, send
+from tests.receiver import Receiver, associated, radiograph, send
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def theirs(authority):
 def reported(folder, modality, port, authority, node, **sender):
     """Ask for commitment and hang up; the row of the report, once it was tried."""
     tls = TlsSettings(ca=authority.certificate, certificate=node.certificate, key=node.key)
-    senders = (SenderSettings(**{"ae_title": "MODALITY1", "port": port, "tls": True} | sender),)
+    senders = (SenderSettings(**{"ae_title": "MODALITY1", "port": port, "hosts": ("127.0.0.1",), "tls": True} | sender),)
     with Receiver(folder, senders=senders, tls=tls) as receiver:
         ds = radiograph()
         with associated(receiver) as assoc:
@@ -86,7 +86,8 @@ def test_without_tls_in_its_entry_a_report_is_plain(tmp_path, authority, node):
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"), [("tls = true\ntls_ca = '/ca.pem'\n", "needs a port"), ("tls = true\nport = 104\n", "needs tls_ca")]
+    ("keys", "told"),
+    [("tls = true\ntls_ca = '/ca.pem'\n", "needs a port"), ("tls = true\nport = 104\nhosts = ['10.0.0.0/8']\n", "needs tls_ca")],
 )
 def test_what_tls_needs_is_an_error_of_the_settings(tmp_path, keys, told):
     config = tmp_path / "node.toml"

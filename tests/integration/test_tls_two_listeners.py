@@ -10,14 +10,14 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from cxr_node.dicom.certificates import problems
 from cxr_node.errors import SettingsError
 from cxr_node.receive import scp
 from cxr_node.settings import NodeSettings, ReceiveSettings, SenderSettings, Settings, TlsSettings
-from cxr_node.tls import problems
 from tests.certificates import client
 from tests.node import Node
 from tests.orthanc import free_port
-from tests.receiving import Receiver, associated, radiograph, send
+from tests.receiver import Receiver, associated, radiograph, send
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_sender_that_has_to_show_a_certificate_may_not_come_in_by_the_plain_po
     with associated(receiver, calling="OVER_TLS") as assoc:
         assert assoc.is_rejected
     [refusal] = [row for row in receiver.rows("audit") if row["user"] == "OVER_TLS" and row["event"] == "association-refused"]
-    assert "shows no certificate" in refusal["detail"]
+    assert "presents no certificate" in refusal["detail"]
 
 
 def test_one_limit_holds_for_both(authority, node, modality, tmp_path):
@@ -116,5 +116,5 @@ def test_both_on_one_port_is_a_contradiction():
 
 def test_a_port_without_tls_is_warned_of():
     assert problems(Settings(tls=TlsSettings(port=2762))) == [
-        ("warning", "tls.port has no effect without tls.listen = true: the node speaks no TLS.")
+        ("warning", "tls.port has no effect without tls.listen = true: the node does not use TLS.")
     ]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cxr_node import repair
+from cxr_node.commitment import reports
+from cxr_node.node import repair
 from cxr_node.records import DataFolder, DeliveryState, JobState
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import deliveries, differences, jobs, overview, reports
+from cxr_node.store import consistency, deliveries, jobs, overview
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
 
@@ -48,20 +49,22 @@ def test_every_row_and_file_is_kept_and_goes_on(folder):
             assert [{key: row[key] for key in was} for row, was in zip(after, before[table], strict=True)] == before[table]
         assert {path: path.read_bytes() for path in folder.rglob("*.dcm")} == files
         assert len(files) == 6
-        found = differences.find_differences(engine, folders, 0)
-        assert [item.kind for item in found] == [differences.Kind.INSTANCE_OF_OTHER_SIZE], "the router's copy, which is whole"
+        found = consistency.find_differences(engine, LocalBlobs(folders), 0)
+        assert [item.kind for item in found] == [consistency.DifferenceKind.INSTANCE_OF_OTHER_SIZE], (
+            "the router's copy, which is whole"
+        )
         repair.mend(settings, engine, found, "person")
-        assert differences.find_differences(engine, folders, 0) == []
+        assert consistency.find_differences(engine, LocalBlobs(folders), 0) == []
         assert {path: path.read_bytes() for path in folder.rglob("*.dcm")} == files
         waiting = jobs.claim(engine, "worker", 8, 60, 3)
         assert [job.revision for job in waiting] == [0, 0, 1]
         assert all((folder / job.path).is_file() for job in waiting)
-        (due,) = deliveries.claim(engine, "pacs", "courier", 8, 60)
+        (due,) = deliveries.claim(engine, "pacs", "worker", 8, 60)
         assert (folder / due.path).read_bytes() == files[folder / due.path]
         assert overview.count_states(engine)["deliveries"][DeliveryState.SENT] == 1
         assert overview.count_states(engine)["jobs"][JobState.DONE] == 1
         (report,) = reports.reports_due(engine)
-        committed, failed = reports.judge(engine, LocalBlobs(folders), report.committed, 60, lambda: True)
+        committed, failed = reports.promise_to_keep(engine, LocalBlobs(folders), report.committed, 60, lambda: True)
         assert (committed, failed) == (list(report.committed), {})
     finally:
         engine.dispose()

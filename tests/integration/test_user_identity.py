@@ -11,20 +11,22 @@ from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import UserIdentityNegotiation
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from cxr_node.cli import app
 from cxr_node.deliver.check import Severity, check_destinations
 from cxr_node.deliver.request import StoreRequest, peer_of
-from cxr_node.deliver.send import store_files
+from cxr_node.demo.modality import store_files
+from cxr_node.dicom.passcode import read_passcode
 from cxr_node.errors import SettingsError
-from cxr_node.passcode import read_passcode
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, SenderSettings, Settings, load_settings
+from cxr_node.store import lockout
+from cxr_node.store.database import open_database
 from tests.raw_peer import association_request, raw_connection
-from tests.receiving import Receiver, associated, radiograph, send
+from tests.receiver import Receiver, associated, radiograph, send
 from tests.scps import STORAGE, write_instance
 
 PASSCODE = "korrekt-Pferd-Ü"
@@ -54,6 +56,17 @@ def receiver(tmp_path_factory):
     with Receiver(tmp_path_factory.mktemp("data"), senders, accept_unknown_senders=False) as running:
         (folder / "lost").unlink()
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_locked_out(receiver):
+    """What one test guesses wrongly keeps the next from nothing."""
+    yield
+    engine = open_database(receiver.settings)
+    lockout.succeeded(
+        engine, [key for one in receiver.settings.senders for key in lockout.keys_of_sender(one.ae_title, "127.0.0.1")]
+    )
+    engine.dispose()
 
 
 def identity(kind, name=b"", passcode=b"", *, wants_response=False):
@@ -134,6 +147,22 @@ def test_is_refused_with_the_reason_in_log_and_audit(receiver, ae_title, item, r
     assert line["reason"] in {row["detail"] for row in told}
     given = "" if item is None else (item.secondary_field or b"").decode()
     assert not given or given not in repr(lines) + repr(told)
+
+
+def test_after_wrong_passcodes_none_is_looked_at_for_a_while_and_other_senders_are_heard(receiver):
+    wrong = identity(2, USER, b"guess")
+    assert [answer_to(receiver, wrong) for _ in range(5)] == [REFUSED] * 5
+    with capture_logs() as lines:
+        assert answer_to(receiver, RIGHT) == REFUSED
+    [line] = [line for line in lines if line["event"] == "association refused"]
+    assert "has to wait before it tries again" in line["reason"]
+    assert answer_to(receiver, identity(2, b"early", b"one"), "SHIFTS") is None
+
+
+def test_a_right_passcode_takes_back_the_wrong_ones_before_it(receiver):
+    for item in (*[identity(2, USER, b"guess")] * 2, RIGHT, *[identity(2, USER, b"guess")] * 2):
+        answer_to(receiver, item)
+    assert answer_to(receiver, RIGHT) is None
 
 
 def test_a_user_name_opens_no_other_door(receiver):
@@ -281,7 +310,7 @@ def test_what_is_wrong_at_a_destination_is_said(tmp_path):
 @pytest.mark.parametrize("content", [b"", b" \n", b"x" * 70_000])
 def test_a_file_without_a_passcode_is_an_error(tmp_path, content):
     (tmp_path / "passcode").write_bytes(content)
-    with pytest.raises(SettingsError, match="has to hold a passcode"):
+    with pytest.raises(SettingsError, match="must contain a passcode"):
         read_passcode(tmp_path / "passcode")
 
 
@@ -300,7 +329,7 @@ def test_check_config_warns_of_a_passcode_that_others_can_read(tmp_path):
     result = CliRunner().invoke(app, ["check-config", str(config)])
     assert result.exit_code == 0
     assert "every user of this machine may read" in result.stdout
-    assert "without TLS the passcode can be read on its way" in result.stdout
+    assert "without TLS the passcode can be read on the network" in result.stdout
     path.unlink()
     result = CliRunner().invoke(app, ["check-config", str(config)])
     assert result.exit_code == 1

@@ -11,9 +11,10 @@ import torch
 from pydicom import dcmread
 
 from cxr_node.analyse.networks import load_networks
-from cxr_node.emulate import radiograph_from_image
-from cxr_node.phantom import chest_phantom
-from cxr_node.records import InstanceHeader, JobState, ResultKind, Sender
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.node.work import Worker
+from cxr_node.prepare.wrap_picture import radiograph_from_image
+from cxr_node.records import DataFolder, InstanceHeader, JobState, ResultKind, Sender
 from cxr_node.settings import (
     DestinationSettings,
     InferenceSettings,
@@ -22,11 +23,11 @@ from cxr_node.settings import (
     RouteSettings,
     Settings,
 )
-from cxr_node.store import admissions, overview
+from cxr_node.store import admissions, disk_space, overview
+from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
-from cxr_node.store.digests import digest_of
+from cxr_node.store.digests import file_digest
 from cxr_node.store.instances import keep_instance, make_folders
-from cxr_node.work import DataFolder, Worker
 
 
 @functools.cache
@@ -51,6 +52,7 @@ class Bench:
         )
         self.engine = open_database(self.settings)
         self.folders = DataFolder(root)
+        self.blobs = LocalBlobs(self.folders)
         make_folders(self.folders)
         self.worker = Worker(self.settings, self.engine, networks)
 
@@ -64,8 +66,8 @@ class Bench:
         header = InstanceHeader(
             ds.SOPInstanceUID, ds.SOPClassUID, ds.file_meta.TransferSyntaxUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, "P", ""
         )
-        stored = keep_instance(self.folders, temporary, header, digest_of(temporary))
-        admissions.admit(self.engine, self.folders, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=True)
+        stored = keep_instance(self.blobs, temporary, header, file_digest(temporary))
+        admissions.admit(self.engine, self.blobs, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=True)
         return ds.SOPInstanceUID, self.folders.root / stored.path
 
     def step(self):
@@ -128,7 +130,10 @@ class Breaks(torch.nn.Module):
 
 
 def test_an_image_that_breaks_the_networks_costs_itself_alone(tmp_path, networks):
-    bench = Bench(tmp_path / "var", dataclasses.replace(networks, unet=Breaks(networks.unet)))
+    bench = Bench(
+        tmp_path / "var",
+        dataclasses.replace(networks, engine=dataclasses.replace(networks.torch, unet=Breaks(networks.torch.unet))),
+    )
     good, _ = bench.add(drawn(1))
     poison, _ = bench.add(noise())
     bench.step()
@@ -216,3 +221,36 @@ def test_a_rejected_image_yields_a_notice_where_the_settings_ask_for_one(tmp_pat
     assert bench.job(lost)["state"] == JobState.REJECTED
     assert bench.job(lost)["results"] == []
     bench.worker.close()
+
+
+class TestRoom:
+    """What a worker does as the disk fills up; `receive.min_free_mb` is 1024."""
+
+    @pytest.fixture
+    def disk(self, bench, monkeypatch):
+        free = [2**40]
+        monkeypatch.setattr(disk_space, "free_bytes", lambda _: free[0])
+        monkeypatch.setattr(disk_space, "_CHECK_INTERVAL_S", 0.0)
+        return free
+
+    def test_claims_nothing_while_there_is_none(self, bench, disk):
+        bench.add(drawn(1))
+        disk[0] = 1055 * 2**20  # 33/32 of the reserve are 1,056 MiB
+        assert bench.worker.claim() == []
+        disk[0] = 1057 * 2**20
+        assert len(bench.worker.claim()) == 1
+
+    def test_an_image_that_finds_none_for_its_results_waits_and_no_attempt_is_counted(self, bench, disk):
+        bench.add(drawn(1))
+        claimed = bench.worker.claim()
+        disk[0] = 2**20
+        bench.worker.process(claimed)
+        assert "receive.min_free_mb" in bench.worker.trouble
+        assert list(bench.folders.results.rglob("*.dcm")) == []
+        bench.worker.release_all()
+        (job,) = overview.list_jobs(bench.engine)
+        assert (job["state"], job["attempts"]) == ("new", 0)
+        disk[0] = 2**40
+        bench.worker.process(bench.worker.claim())
+        (job,) = overview.list_jobs(bench.engine)
+        assert job["state"] == "done"

@@ -16,7 +16,7 @@ from cxr_node.errors import WeightsError
 from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import CXRNet, pooled_evidence
 from cxr_node.settings import InferenceSettings
-from tests.composing import findings
+from tests.compose_inputs import findings
 from tests.small_training import blotches, write_evidence_weights
 
 RULE = AnswerRule(slope=2.0, intercept=1.0, temperature=2.0, other_above=3.0, unlike_above=5.0)
@@ -97,7 +97,7 @@ def test_networks_answer_from_what_their_decoder_draws(networks):
     crop = classifier_input(image, lungs, 64, segmented=False)
     examined = networks.examine([crop.image], [crop.mask])
     with torch.inference_mode():
-        seen = networks.cxrnet.examine(networks.to_device([crop.image]))
+        seen = networks.torch.cxrnet.examine(networks.torch.to_device([crop.image]))
     score = pooled(seen.evidence[:, 0].numpy(), crop.mask[None])
     assert examined.probabilities == pytest.approx(probabilities(score, seen.which_logits.numpy(), networks.answer))
     assert examined.relevance == pytest.approx(torch.sigmoid(seen.evidence[:, 0]).numpy(), abs=1e-6)
@@ -113,12 +113,12 @@ def test_what_is_unlike_the_training_images_gets_no_class(networks):
 
 
 def test_distance_is_one_on_the_mean_over_what_is_usual():
-    from training.evidence_export import set_usual
+    from training.evidence_export import set_feature_statistics
 
     network = CXRNet("resnet34", answer="evidence").eval()
     rng = np.random.default_rng(0)
     features = (rng.normal(size=(400, 512)) * np.linspace(3, 0.1, 512)).astype(np.float32)
-    set_usual(network, features)
+    set_feature_statistics(network, features)
     distances = network.distance(torch.from_numpy(features))
     assert float(distances.mean()) == pytest.approx(1, abs=0.02)
     away = features[:1] + 200 * np.eye(512, dtype=np.float32)[-1]  # in a direction in which nothing differs

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from training.augment import borrow_sharpness, borrow_surroundings, frame
+from training.augment import frame, swap_surroundings, transfer_sharpness
 
 
-class AllTheWay:
+class UpperBound:
     """Stands for a generator that always draws the upper end."""
 
     def uniform(self, low: float, high: float) -> float:
@@ -32,26 +32,26 @@ def fine_share(image: np.ndarray) -> float:
 
 def test_an_image_that_borrows_its_own_sharpness_stays_as_it_is():
     image = grain(1, 1.0)
-    assert np.abs(borrow_sharpness(image, image, AllTheWay()).astype(int) - image).max() <= 1
+    assert np.abs(transfer_sharpness(image, image, UpperBound()).astype(int) - image).max() <= 1
 
 
 @pytest.mark.parametrize(("own_px", "other_px"), [(0.8, 1.2), (1.2, 0.8)])
 def test_a_borrowed_sharpness_is_the_other_s(own_px, other_px):
     image, other = grain(1, own_px), grain(2, other_px)
-    borrowed = borrow_sharpness(image, other, AllTheWay())
+    borrowed = transfer_sharpness(image, other, UpperBound())
     assert fine_share(borrowed) == pytest.approx(fine_share(other), rel=0.15)
     assert fine_share(image) != pytest.approx(fine_share(other), rel=0.4)
 
 
 def test_what_borrows_sharpness_keeps_its_anatomy_and_its_mean():
     image, other = grain(1, 0.8), grain(2, 1.4)
-    borrowed = borrow_sharpness(image, other, AllTheWay())
+    borrowed = transfer_sharpness(image, other, UpperBound())
     assert np.corrcoef(cv2.GaussianBlur(image, (0, 0), 1.2).ravel(), borrowed.ravel())[0, 1] > 0.9
     assert borrowed.mean() == pytest.approx(image.mean(), abs=1.0)
     assert abs(np.corrcoef(other.ravel(), borrowed.ravel())[0, 1]) < 0.1
 
 
-class Halfway:
+class Midpoint:
     """Stands for a generator that always draws the middle."""
 
     def uniform(self, low: float, high: float) -> float:
@@ -69,11 +69,11 @@ def lungs_at(*boxes: tuple[int, int, int, int]) -> np.ndarray:
 def test_a_framed_image_is_cut_between_its_edges_and_the_lungs():
     lungs = lungs_at((20, 76, 16, 40), (20, 76, 56, 80))
     image = np.where(lungs, 40, 200).astype(np.uint8)
-    closest, closest_lungs = frame(image, lungs, AllTheWay())
+    closest, closest_lungs = frame(image, lungs, UpperBound())
     assert closest_lungs.mean() > lungs.mean() * 1.8
     assert closest_lungs[5:-5, 8:30].all()
     assert not closest_lungs[:, 46:50].any()
-    halfway, halfway_lungs = frame(image, lungs, Halfway())
+    halfway, halfway_lungs = frame(image, lungs, Midpoint())
     assert lungs.mean() < halfway_lungs.mean() < closest_lungs.mean()
     for picture, mask in ((closest, closest_lungs), (halfway, halfway_lungs)):
         assert picture.shape == image.shape
@@ -83,7 +83,7 @@ def test_a_framed_image_is_cut_between_its_edges_and_the_lungs():
 
 def test_without_lungs_there_is_nothing_to_frame_by():
     image = grain(3)
-    framed, lungs = frame(image, np.zeros((96, 96), np.bool_), AllTheWay())
+    framed, lungs = frame(image, np.zeros((96, 96), np.bool_), UpperBound())
     assert np.array_equal(framed, image)
     assert not lungs.any()
 
@@ -94,7 +94,7 @@ def test_lungs_come_into_another_s_surroundings_at_the_other_s_place():
     image[20:30, 12:28] = 110  # a shadow in the upper third of the lung on the picture's left
     other = np.where(others, 250, 140).astype(np.uint8)
     other[:12] = 20  # what only the other has, far from its lungs
-    mixed, lungs = borrow_surroundings(image, own, other, others)
+    mixed, lungs = swap_surroundings(image, own, other, others)
     assert (lungs == others).mean() > 0.97
     assert np.abs(mixed[:10].astype(int) - other[:10]).max() <= 2
     inner = cv2.erode(others.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
@@ -106,7 +106,7 @@ def test_lungs_come_into_another_s_surroundings_at_the_other_s_place():
 def test_lungs_are_brought_to_the_greys_around_the_other_s():
     lungs = lungs_at((20, 76, 16, 40), (20, 76, 56, 80))
     dark, light = (np.where(lungs, 30, 90).astype(np.uint8), np.where(lungs, 120, 180).astype(np.uint8))
-    mixed, _ = borrow_surroundings(dark, lungs, light, lungs)
+    mixed, _ = swap_surroundings(dark, lungs, light, lungs)
     assert np.abs(mixed.astype(int) - light).max() <= 2
 
 
@@ -114,6 +114,6 @@ def test_lungs_are_brought_to_the_greys_around_the_other_s():
 def test_without_lungs_surroundings_stay(lacking):
     image, lungs = grain(4), [lungs_at((20, 76, 16, 40)), lungs_at((20, 76, 16, 40))]
     lungs[lacking][:] = False
-    mixed, kept = borrow_surroundings(image, lungs[0], grain(5), lungs[1])
+    mixed, kept = swap_surroundings(image, lungs[0], grain(5), lungs[1])
     assert np.array_equal(mixed, image)
     assert np.array_equal(kept, lungs[0])

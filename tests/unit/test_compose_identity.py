@@ -13,9 +13,9 @@ import pytest
 from pydicom.uid import UID
 
 from cxr_node.compose import compose_not_analysed, compose_results
+from cxr_node.dicom.uids import derived_uid
 from cxr_node.records import ANALYSIS_KINDS, MODEL_NAME, ResultKind
-from cxr_node.uids import derived_uid
-from tests.composing import MODEL, NOW, SMALL, findings, radiograph, source
+from tests.compose_inputs import MODEL, NOW, SMALL, findings, radiograph, source
 
 OVERLAY, REPORT = ResultKind.OVERLAY, ResultKind.REPORT
 EVERY_KIND = pytest.mark.parametrize("kind", list(ANALYSIS_KINDS))
@@ -305,3 +305,21 @@ def test_an_unknown_character_set_becomes_utf_8():
     ds = read(received)
     assert ds.SpecificCharacterSet == "ISO_IR 192"
     assert ds.PatientName.family_name.startswith("M")
+
+
+@EVERY_KIND
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_copied_into_every_result_is_capped(kind):
+    endless = source()
+    usual = len(compose(endless, kinds=[kind])[0].content)
+    for keyword in ("PatientName", "StudyDescription", "PatientID", "Manufacturer", "ManufacturerModelName", "InstitutionName"):
+        setattr(endless, keyword, "N" * 2_000_000)
+    other = pydicom.Dataset()
+    other.PatientID = "N" * 2_000_000
+    endless.OtherPatientIDsSequence = [other]
+    item = pydicom.Dataset()
+    item.RequestedProcedureDescription = "x"
+    endless.RequestAttributesSequence = [item] * 20_000
+    (made,) = compose(endless, kinds=[kind])
+    assert len(made.content) < usual + 50_000
+    assert str(read(endless, kind).PatientName).startswith("NNNN")

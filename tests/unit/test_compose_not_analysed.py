@@ -12,7 +12,7 @@ from highdicom.sr import Comprehensive3DSR
 from cxr_node.compose import compose_not_analysed, compose_results
 from cxr_node.compose.overlay import draw_not_analysed
 from cxr_node.records import ResultKind
-from tests.composing import MODEL, NOW, SMALL, findings, radiograph, source
+from tests.compose_inputs import MODEL, NOW, SMALL, findings, radiograph, source
 
 REASONS = ("The image is a lateral view.", "The picture is too small: 40 x 40 pixels, at least 128 a side are needed.")
 OVERLAY, REPORT = ResultKind.OVERLAY, ResultKind.REPORT

@@ -18,7 +18,7 @@ from pydicom.tag import Tag
 
 from cxr_node.compose import compose_not_analysed, compose_results
 from cxr_node.records import ANALYSIS_KINDS, Greys, ResultKind
-from tests.composing import MODEL, NOW, SMALL, findings, radiograph, source, upright_chest
+from tests.compose_inputs import MODEL, NOW, SMALL, findings, radiograph, source, upright_chest
 
 IDENTITY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID")
 """Without a single valid value of each, nothing is received."""

@@ -15,7 +15,7 @@ from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 from cxr_node.compose import compose_results
 from cxr_node.prepare.render import render
 from cxr_node.records import ResultKind
-from tests.composing import NOW, findings, lungs, radiograph, source
+from tests.compose_inputs import NOW, findings, lungs, radiograph, source
 from tests.images import lut_item
 
 WAYS = [{}, {"across": True}, {"down": True}, {"transposed": True}, {"transposed": True, "down": True, "across": True}]

@@ -14,7 +14,7 @@ from pydicom.uid import BasicTextSRStorage, KeyObjectSelectionDocumentStorage
 from cxr_node.compose import compose_rejection_note, compose_results
 from cxr_node.records import ANALYSIS_KINDS, ResultKind
 from cxr_node.settings import DestinationSettings
-from tests.composing import NOW, SMALL, findings, radiograph, source
+from tests.compose_inputs import NOW, SMALL, findings, radiograph, source
 
 
 @pytest.fixture(scope="module")

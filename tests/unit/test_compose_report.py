@@ -17,9 +17,9 @@ from highdicom.sr import Comprehensive3DSR
 from pydicom.uid import UID
 
 from cxr_node.compose import compose_results
-from cxr_node.compose.report import lung_rectangle
+from cxr_node.compose.report_regions import lung_rectangle
 from cxr_node.records import LABELS, Geometry, ResultKind
-from tests.composing import MARK, MODEL, NOW, PROBABILITIES, SIDE, SMALL, findings, heat_at, radiograph, source
+from tests.compose_inputs import MARK, MODEL, NOW, PROBABILITIES, SIDE, SMALL, findings, heat_at, radiograph, source
 
 CODES = tomllib.loads((files("cxr_node.compose") / "codes.toml").read_text("utf-8"))
 BOTH = (ResultKind.OVERLAY, ResultKind.REPORT)

@@ -18,7 +18,7 @@ from cxr_node.compose import compose_results, draw_overlay, overlay, pixel_aspec
 from cxr_node.prepare.radiograph import prepare_dataset
 from cxr_node.records import LABELS, Geometry, Model, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
-from tests.composing import (
+from tests.compose_inputs import (
     KINDS_OF_PIXELS,
     MARK,
     NOW,

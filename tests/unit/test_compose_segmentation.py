@@ -15,7 +15,7 @@ from cxr_node.compose import compose_results
 from cxr_node.compose.segmentation import LEVELS
 from cxr_node.prepare.geometry import geometry_of
 from cxr_node.records import Radiograph, ResultKind
-from tests.composing import (
+from tests.compose_inputs import (
     KINDS_OF_PIXELS,
     LEFT_LUNG,
     MARK,

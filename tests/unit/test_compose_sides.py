@@ -12,14 +12,18 @@ from pydicom import Dataset
 from cxr_node.compose import compose_results
 from cxr_node.compose.overlay import draw_overlay
 from cxr_node.compose.sides import note
-from cxr_node.records import Geometry, Radiograph, ResultKind, Sides, SidesBy
-from cxr_node.work import as_json
-from tests.composing import NOW, SMALL, findings, radiograph, source
+from cxr_node.node.work import as_json
+from cxr_node.records import Geometry, Marker, Radiograph, ResultKind, Sides, SidesBy
+from tests.compose_inputs import NOW, SMALL, findings, radiograph, source
 
 HEADER, PICTURE = Sides(SidesBy.HEADER, 5), Sides(SidesBy.PICTURE, 5)
 MIRRORED = Sides(SidesBy.PICTURE, -5, mirrored=True)
 UNKNOWN, CONTRADICTED = Sides(SidesBy.UNKNOWN, 0.1), Sides(SidesBy.CONTRADICTED, -5)
-UNSAID = pytest.mark.parametrize("sides", [UNKNOWN, CONTRADICTED], ids=["unknown", "contradicted"])
+BY_MARKER = Sides(SidesBy.MARKER, 0.1, marker=Marker("R", at_left=True))
+BY_MARKER_MIRRORED = Sides(SidesBy.MARKER, 0.1, mirrored=True, marker=Marker("R", at_left=False))
+AGREEING = Sides(SidesBy.PICTURE, 5, marker=Marker("L", at_left=False))
+CONTRARY = Sides(SidesBy.CONTRADICTED, 5, marker=Marker("R", at_left=False), marker_against="header and picture")
+UNSAID = pytest.mark.parametrize("sides", [UNKNOWN, CONTRADICTED, CONTRARY], ids=["unknown", "contradicted", "contrary marker"])
 LATERALITY = {"24028007", "7771000", "3341006", "44029006"}
 """Right, left, right lung, left lung."""
 
@@ -68,6 +72,37 @@ def test_sides_judged_from_the_picture_are_said_and_marked_as_judged(sides, row)
     assert corner_letters(sides, Geometry(300, 260))
 
 
+@pytest.mark.parametrize(("sides", "row"), [(BY_MARKER, "L"), (BY_MARKER_MIRRORED, "R")], ids=["upright", "mirrored"])
+def test_sides_judged_from_the_films_marker_are_said_and_marked_as_judged(sides, row):
+    made = composed(sides, PatientOrientation="")
+    for kind in (ResultKind.OVERLAY, ResultKind.LUNGS, ResultKind.HEATMAP):
+        assert made[kind].PatientOrientation == [row, "F"]
+    assert codes(made[ResultKind.REPORT]) >= LATERALITY
+    for kind in (ResultKind.REPORT, ResultKind.PRESENTATION):
+        assert "judged from the film's marker" in texts(made[kind])
+    assert corner_letters(sides, Geometry(300, 260))
+
+
+def test_a_marker_that_agrees_is_named_where_the_picture_was_judged():
+    assert "the picture and the film's marker" in note(AGREEING)
+    assert note(Sides(SidesBy.HEADER, 5, marker=Marker("R", at_left=True))) == ""
+
+
+@pytest.mark.parametrize(
+    ("marker", "way", "said"),
+    [
+        (Marker("R", at_left=True), {}, "R on the picture's left"),
+        (Marker("L", at_left=False, mirrored=True), {}, "mirrored L on the picture's right"),
+        (Marker("R", at_left=True), {"flipped_horizontally": True}, "R on the picture's right"),
+        (Marker("R", at_left=True), {"transposed": True}, "R on the picture's top"),
+    ],
+)
+def test_results_say_what_letter_was_read_and_where_it_stands_in_the_source(marker, way, said):
+    sides = Sides(SidesBy.HEADER, 5, marker=marker)
+    assert as_json(findings(sides=sides), {}, Geometry(300, 260, **way))["sides"]["marker"] == said
+    assert as_json(findings(sides=HEADER), {}, Geometry(300, 260, **way))["sides"]["marker"] == ""
+
+
 def test_a_mirrored_picture_has_its_right_lung_on_the_right():
     columns = radiograph().pixels.shape[1]
     right, left = composed(MIRRORED, PatientOrientation="")[ResultKind.LUNGS].pixel_array > 0
@@ -107,15 +142,21 @@ def test_segments_are_then_named_by_the_side_of_the_picture_they_lie_on(sides, w
     assert where[names[0]]
 
 
-def test_a_contradiction_is_a_warning_everywhere():
-    made = composed(CONTRADICTED)
+@pytest.mark.parametrize("sides", [CONTRADICTED, CONTRARY], ids=["picture", "marker"])
+def test_a_contradiction_is_a_warning_everywhere(sides):
+    made = composed(sides)
     for kind in (ResultKind.REPORT, ResultKind.PRESENTATION):
         assert "WARNING" in texts(made[kind])
-    json = as_json(findings(sides=CONTRADICTED), {}, radiograph().geometry)
+    json = as_json(findings(sides=sides), {}, radiograph().geometry)
     assert json["sides"]["by"] == "contradicted"
     assert len(json["warnings"]) == 1
     assert "right" not in json["heat_by_lung"]
     assert set(json["heat_by_lung"]) == {"picture left", "picture right"}
+
+
+def test_a_warning_says_what_the_marker_contradicts():
+    assert "the film's marker disagrees with the header and picture" in note(CONTRARY)
+    assert "header and picture disagree" in note(CONTRADICTED)
 
 
 def test_the_overlay_says_how_sides_are_known_in_a_line_of_its_own():

@@ -13,13 +13,13 @@ from pydicom import Dataset
 from pydicom.datadict import dictionary_description, keyword_for_tag, tag_for_keyword
 from pydicom.uid import UID
 
-from cxr_node.commitment import PUSH_MODEL
+from cxr_node.commitment.datasets import COMMITMENT, PUSH_MODEL
 from cxr_node.compose import compose_results, identity
-from cxr_node.deliver.request import COMMITMENT, EXPECTED, Outcome
-from cxr_node.receive import admission
+from cxr_node.deliver.request import EXPECTED, StoreOutcome
+from cxr_node.receive.intake import admission
 from cxr_node.records import ANALYSIS_KINDS, Greys, ResultKind
 from cxr_node.settings import OverlaySettings
-from tests.composing import NOW, findings, radiograph, source
+from tests.compose_inputs import NOW, findings, radiograph, source
 from tests.conftest import REPOSITORY
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -74,7 +74,7 @@ def test_names_the_statuses_under_which_an_object_counts_as_sent():
         if row[1].startswith("sent"):
             first, _, last = row[0].partition(" to ")
             named |= set(range(int(first, 16), int(last or first, 16) + 1))
-    assert named == {status for status in range(0x10000) if Outcome(status).stored}
+    assert named == {status for status in range(0x10000) if StoreOutcome(status).stored}
 
 
 def test_names_the_attributes_that_are_copied():
@@ -120,6 +120,13 @@ def test_names_every_attribute_of_a_result(kind):
     ds = composed(source(**RICH))[kind]
     of_its_own = {element.tag for element in ds} - {tag_for_keyword(keyword) for keyword in identity._COPIED}
     assert named == {dictionary_description(tag): f"({tag.group:04X},{tag.element:04X})" for tag in of_its_own}
+
+
+@pytest.mark.parametrize("kind", [str(kind) for kind in ANALYSIS_KINDS])
+def test_states_the_numbers_of_a_result(kind):
+    ds = composed(source(**RICH))[kind]
+    rows = [row for row in table(f"Attribute of `{kind}`") if row[2].isdecimal()]
+    assert {row[0]: row[2] for row in rows} == {row[0]: str(ds[row[1].strip("()").replace(",", "")].value) for row in rows}
 
 
 def test_a_result_of_a_bare_source_has_no_other_attributes():

@@ -9,9 +9,9 @@ import pytest
 from pydicom.sequence import Sequence
 
 from cxr_node.compose import compose_results
-from cxr_node.deidentify import DUMMY_TIME, deidentified, shows_text
+from cxr_node.compose.deidentify import DUMMY_TIME, deidentified, shows_text
 from cxr_node.records import ANALYSIS_KINDS, ResultKind
-from tests.composing import SMALL, findings, radiograph, source
+from tests.compose_inputs import SMALL, findings, radiograph, source
 from tests.images import lut_item
 
 PRIVATE = {

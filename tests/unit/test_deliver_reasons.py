@@ -9,7 +9,7 @@ import pytest
 from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian
 
 from cxr_node.deliver import reasons
-from cxr_node.deliver.request import EXPECTED, Outcome, Peer
+from cxr_node.deliver.request import EXPECTED, Peer, StoreOutcome
 from cxr_node.records import ResultKind
 
 PEER = Peer("pacs.hospital", 104, "ARCHIVE", "CXRNODE")
@@ -74,7 +74,7 @@ def test_a_refused_class_is_named():
 )
 def test_stored_is_success_or_a_status_of_the_class_warning(status, stored):
     """PS3.7 section C.1: 0001, 0107, 0116 and Bxxx are warnings, which an operation that was carried out is answered with."""
-    assert Outcome(status).stored is stored
+    assert StoreOutcome(status).stored is stored
 
 
 def test_every_kind_of_result_is_expected():

@@ -51,6 +51,14 @@ def test_the_unit_runs_as_a_plain_user():
         assert re.search(rf"(?m)^{line}$", text), line
 
 
+def test_memory_and_tasks_are_limited_and_no_core_is_dumped():
+    unit, compose = UNIT.read_text(), (REPOSITORY / "compose.yaml").read_text()
+    for line in ("MemoryMax=8G", "TasksMax=1024", "LimitCORE=0"):
+        assert re.search(rf"(?m)^{line}$", unit), line
+    for line in ("mem_limit: 8g", "pids_limit: 1024", "core: 0"):
+        assert line in compose, line
+
+
 def test_the_image_runs_as_a_plain_user():
     stages = (REPOSITORY / "Dockerfile").read_text().split("\nFROM ")
     users = re.findall(r"(?m)^USER (\S+)$", stages[-1])

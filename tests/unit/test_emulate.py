@@ -16,11 +16,11 @@ from pydicom.uid import (
     JPEGLSLossless,
 )
 
-from cxr_node.emulate import TRANSFER_SYNTAXES, radiograph_from_image
 from cxr_node.errors import Rejected
 from cxr_node.prepare.decode import decode_pixels, read_dataset
 from cxr_node.prepare.quality import check_header
 from cxr_node.prepare.radiograph import prepare_dataset
+from cxr_node.prepare.wrap_picture import TRANSFER_SYNTAXES, radiograph_from_image
 from tests.images import ramp, save
 
 LOSSLESS = [syntax for syntax in TRANSFER_SYNTAXES if syntax != JPEGBaseline8Bit]

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+import training.encoders  # noqa: F401 - makes them known to CXRNet
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.nets.encoders import ENCODERS
-from cxr_node.nets.losses import fusion_loss
+from training.losses import fusion_loss
 
 PARAMETERS = {  # torchvision's published counts, without classifier, auxiliary classifier and fc
     "alexnet": 2_469_696,

@@ -16,8 +16,8 @@ from openpyxl import Workbook
 from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian
 
+from cxr_node.prepare.source import read_any
 from cxr_node.records import LABELS
-from cxr_node.source import read_any
 from tests.images import grey_image, save
 from training.dataset import load_masks, load_prepared, read_manifest
 from training.importer import import_set

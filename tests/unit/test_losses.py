@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cxr_node.nets.losses import fusion_loss, segmentation_loss, soft_dice
+from training.losses import fusion_loss, segmentation_loss, soft_dice
 
 
 def test_dice_counts_softly():

@@ -9,7 +9,7 @@ import pytest
 
 from cxr_node.records import LABELS
 from training import metrics
-from training.dataset import Radiograph
+from training.dataset import ManifestRow
 from training.inputs import group_weights
 from training.segment import intersection_over_union
 
@@ -92,9 +92,9 @@ def test_temperature_makes_confidence_equal_accuracy():
     assert metrics.fit_temperature(targets, logits) == pytest.approx(2, rel=0.01)
 
 
-def rows(*groups: tuple[str, str, int]) -> list[Radiograph]:
+def rows(*groups: tuple[str, str, int]) -> list[ManifestRow]:
     return [
-        Radiograph("", "", label, "adult", source, str(number), "train")
+        ManifestRow("", "", label, "adult", source, str(number), "train")
         for label, source, count in groups
         for number in range(count)
     ]

@@ -7,11 +7,11 @@ import struct
 import pytest
 from pydicom import dcmread, uid
 
-from cxr_node.part10 import read_meta, source_of
+from cxr_node.dicom.part10 import read_meta, source_of
 from cxr_node.prepare.decode import read_dataset
-from cxr_node.receive.header import read_header
-from cxr_node.receive.incoming import file_meta
-from tests.receiving import encoded, radiograph
+from cxr_node.receive.intake.header import read_header
+from cxr_node.receive.transport.incoming import file_meta
+from tests.receiver import encoded, radiograph
 
 SYNTAXES = [
     uid.ExplicitVRLittleEndian,

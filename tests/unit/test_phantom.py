@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cxr_node.emulate import radiograph_from_image
-from cxr_node.phantom import chest_phantom
+from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.quality import check_header
 from cxr_node.prepare.radiograph import prepare_dataset
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 
 # Rows and columns, as shares of the picture: the patient's right lung is on the image's left.
 RIGHT_LUNG = (slice(0.30, 0.60), slice(0.18, 0.38))

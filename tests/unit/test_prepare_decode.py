@@ -31,9 +31,10 @@ from pydicom.uid import (
 )
 
 from cxr_node.errors import Rejected
-from cxr_node.prepare import decode
+from cxr_node.prepare import decode, image_file
 from cxr_node.prepare.codestream import read_codestream
-from cxr_node.prepare.decode import decode_pixels, is_dicom, read_dataset, read_image_file
+from cxr_node.prepare.decode import decode_pixels, is_dicom, read_dataset
+from cxr_node.prepare.image_file import read_image_file
 from tests.images import grey_image, ramp, save
 
 # 64 rows and 48 columns of 16 bits, column * 40 + row * 30, encoded reversibly by OpenJPH 0.26.
@@ -183,7 +184,7 @@ def test_headers_that_cannot_be_decoded_are_turned_away(attributes, reason):
 def test_an_object_without_a_picture_is_turned_away():
     ds = grey_image(ramp())
     del ds.PixelData
-    assert "no picture" in rejection(ds)
+    assert "no pixel data" in rejection(ds)
 
 
 def test_every_reason_is_named():
@@ -204,7 +205,7 @@ def test_a_codestream_cut_short_is_turned_away(share, syntax):
     ds = grey_image(stored_values(np.uint16, 12), 12, syntax)
     frame = get_frame(ds.PixelData, 0, number_of_frames=1)
     ds.PixelData = encapsulate([frame[: int(share * len(frame))]])
-    assert "cut short" in rejection(ds)
+    assert "truncated" in rejection(ds)
 
 
 def test_rle_cut_short_is_turned_away():
@@ -218,7 +219,7 @@ def test_rle_cut_short_is_turned_away():
 def test_a_codestream_of_another_size_than_its_header_is_turned_away(syntax):
     ds = grey_image(ramp(64, 64), 8, syntax)
     ds.Rows = 63
-    assert "another size" in rejection(ds)
+    assert "differs from its header" in rejection(ds)
 
 
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.keyword)
@@ -254,7 +255,7 @@ def test_a_deflated_data_set_that_swells_is_turned_away(tmp_path, monkeypatch):
     path = save(grey_image(np.zeros((2000, 2000), np.uint16), 12, DeflatedExplicitVRLittleEndian), tmp_path / "bomb.dcm")
     assert path.stat().st_size < 20_000
     read_dataset(path)
-    monkeypatch.setattr(decode, "_MAX_INFLATED_BYTES", 4_000_000)
+    monkeypatch.setattr(decode, "MAX_INFLATED_BYTES", 4_000_000)
     with pytest.raises(Rejected, match="larger than"):
         read_dataset(path)
 
@@ -355,7 +356,7 @@ def test_a_damaged_picture_file_is_turned_away(damage, tmp_path):
 
 
 def test_a_huge_picture_is_turned_away_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 1000)
     Image.fromarray(ramp()).save(tmp_path / "image.png")
     with pytest.raises(Rejected, match="more than can be analysed"):
         read_image_file(tmp_path / "image.png")

@@ -79,18 +79,18 @@ def test_lets_through_a_frontal_chest_and_what_says_nothing(attributes):
             {"SeriesDescription": "Thorax seitl. lateral"},
             "The examination's name says that the view is lateral or oblique, not frontal (PA or AP).",
         ),
-        ({"PatientSpeciesDescription": "Canine"}, "The patient is an animal; the networks know people only."),
+        ({"PatientSpeciesDescription": "Canine"}, "The patient is an animal; the networks are trained on people only."),
         (
             {"PatientSpeciesCodeSequence": [code("448771007", "Canis lupus familiaris")]},
-            "The patient is an animal; the networks know people only.",
+            "The patient is an animal; the networks are trained on people only.",
         ),
-        ({"PatientBreedDescription": "Beagle"}, "The patient is an animal; the networks know people only."),
+        ({"PatientBreedDescription": "Beagle"}, "The patient is an animal; the networks are trained on people only."),
         (
             {"AcquisitionDeviceProcessingDescription": "CANINE THORAX VD"},
-            "The patient is an animal; the networks know people only.",
+            "The patient is an animal; the networks are trained on people only.",
         ),
         ({"Modality": "CT"}, "The modality is CT, not plain radiography (CR or DX)."),
-        ({"NumberOfFrames": "7"}, "The object holds several frames; single radiographs are analysed."),
+        ({"NumberOfFrames": "7"}, "The object has several frames; only single radiographs are analysed."),
     ],
     ids=str,
 )
@@ -109,7 +109,7 @@ def test_names_all_reasons():
 def test_an_object_without_a_picture_is_turned_away():
     ds = grey_image(ramp())
     del ds.PixelData
-    with pytest.raises(Rejected, match="no picture"):
+    with pytest.raises(Rejected, match="no pixel data"):
         check_header(ds)
 
 
@@ -117,6 +117,21 @@ def test_free_text_is_not_repeated():
     text = "KNEE OF JOHN DOE, BORN 1 1 1970"
     assert "DOE" not in " ".join(reasons(AnatomicRegionSequence=[code("72696002", text)]))
     assert "DOE" not in " ".join(reasons(SeriesDescription="LATERAL DOE^JOHN"))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shown"),
+    [
+        ({"Modality": "DOE JOHN"}, "The modality is another one, not"),
+        ({"BodyPartExamined": "KNEE DOE JOHN"}, "The body part is KNEE, not the chest."),
+        ({"ViewPosition": "DOE LATERAL JOHN"}, "The view is LATERAL, not frontal"),
+        ({"ViewCodeSequence": [code("1", "LL DOE")]}, "The view is LL, not frontal"),
+    ],
+)
+def test_a_name_where_a_term_belongs_is_quoted_nowhere(attributes, shown):
+    (reason,) = reasons(**attributes)
+    assert reason.startswith(shown)
+    assert "DOE" not in reason
 
 
 @pytest.mark.parametrize("part", ["THORACOLUMBAR", "THORACO LUMBAR SPINE", "CERVICO THORACIC SPINE"])

@@ -9,7 +9,8 @@ from pydicom import Dataset
 
 from cxr_node.errors import Rejected
 from cxr_node.prepare.quality import check_header
-from tests.unit.test_prepare_readable import STORED, grey_image
+from tests.images import grey_image
+from tests.unit.test_prepare_readable import STORED
 
 
 def reasons(**attributes) -> str:

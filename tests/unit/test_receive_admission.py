@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from pydicom import uid
 
-from cxr_node.receive.admission import TRANSFER_SYNTAXES, Room, refusal_of
+from cxr_node.receive.intake.admission import TRANSFER_SYNTAXES
+from cxr_node.receive.intake.sender_admission import refusal_of
 from cxr_node.records import Sender
 from cxr_node.settings import NodeSettings, ReceiveSettings, SenderSettings, Settings
+from cxr_node.store.disk_space import DiskSpace
 
 KNOWN = (
     SenderSettings(ae_title="ANYWHERE"),
@@ -68,15 +70,15 @@ def test_looks_at_the_disk_at_most_once_a_second(tmp_path, monkeypatch):
         looks.append(folder)
         return free[0]
 
-    monkeypatch.setattr("cxr_node.receive.admission.free_bytes", free_bytes)
-    monkeypatch.setattr("cxr_node.receive.admission.time.monotonic", lambda: now[0])
-    room = Room(tmp_path, 512)
-    assert room.is_left()
+    monkeypatch.setattr("cxr_node.store.disk_space.free_bytes", free_bytes)
+    monkeypatch.setattr("cxr_node.store.disk_space.time.monotonic", lambda: now[0])
+    room = DiskSpace(tmp_path, 512, "deliver")
+    assert room.is_available()
     free[0] = 511 * 2**20
-    assert room.is_left()
+    assert room.is_available()
     assert len(looks) == 1
     now[0] += 1.0
-    assert not room.is_left()
+    assert not room.is_available()
     assert len(looks) == 2
 
 

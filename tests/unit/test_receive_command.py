@@ -11,8 +11,8 @@ from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import decode, encode
 
-from cxr_node.receive.admission import Answer
-from cxr_node.receive.command import StoreRequest, read_store_request, write_store_response
+from cxr_node.receive.intake.admission import StoreResponse
+from cxr_node.receive.transport.command import StoreCommand, read_store_request, write_store_response
 
 
 def pynetdicom_command(message, primitive):
@@ -31,7 +31,7 @@ def store_command(sop_instance_uid="1.2.3"):
 
 @pytest.mark.parametrize("sop_instance_uid", ["1.2.3", "1.2.34"])
 def test_reads_a_store_request(sop_instance_uid):
-    assert read_store_request(store_command(sop_instance_uid)) == StoreRequest(513, uid.CTImageStorage, sop_instance_uid, True)
+    assert read_store_request(store_command(sop_instance_uid)) == StoreCommand(513, uid.CTImageStorage, sop_instance_uid, True)
 
 
 def test_leaves_other_requests_to_pynetdicom():
@@ -59,10 +59,10 @@ def test_does_not_read_a_request_that_could_not_be_answered():
         read_store_request(struct.pack("<HHLH", 0, 0x0100, 2, 0x0001))
 
 
-@pytest.mark.parametrize("answer", [Answer(0x0000), Answer(0xA700, "odd"), Answer(0xC000, "x" * 100)])
+@pytest.mark.parametrize("answer", [StoreResponse(0x0000), StoreResponse(0xA700, "odd"), StoreResponse(0xC000, "x" * 100)])
 @pytest.mark.parametrize("sop_instance_uid", ["1.2.3", "1.2.34"])
 def test_writes_a_response_that_pynetdicom_reads(answer, sop_instance_uid):
-    written = write_store_response(StoreRequest(513, uid.CTImageStorage, sop_instance_uid, True), answer)
+    written = write_store_response(StoreCommand(513, uid.CTImageStorage, sop_instance_uid, True), answer)
     command = decode(BytesIO(written), True, True)
     assert command.CommandField == 0x8001
     assert command.Status == answer.status

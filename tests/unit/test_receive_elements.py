@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydicom import uid
 
 from cxr_node.errors import Rejected
-from cxr_node.receive.elements import DEEPEST, LONGEST_VALUE_BYTES, MOST_ELEMENTS, Broken, find_elements
-from cxr_node.receive.header import read_header
-from tests.receiving import encoded, radiograph
+from cxr_node.receive.intake.elements import DEEPEST, LONGEST_VALUE_BYTES, MOST_ELEMENTS, Broken, find_elements
+from cxr_node.receive.intake.header import read_header
+from tests.receiver import encoded, radiograph
 
 ITEM, SEQUENCE = b"\xfe\xff\x00\xe0", b"\x30\x00\x10\x20SQ\x00\x00\xff\xff\xff\xff"
 END_OF_ITEM, END_OF_SEQUENCE = b"\xfe\xff\x0d\xe0" + bytes(4), b"\xfe\xff\xdd\xe0" + bytes(4)
@@ -38,11 +38,11 @@ BOMBS = {
     "items": (SEQUENCE + (ITEM + bytes(4)) * 2_000_000 + END_OF_SEQUENCE, "too many elements"),
     "elements": (struct.pack("<HH2sH", 0x0031, 0x1000, b"LO", 0) * 2_000_000, "too many elements"),
     "nesting": ((SEQUENCE + ITEM + UNDEFINED) * 100_000, "nested too deep"),
-    "a long character set": (b"\x08\x00\x05\x00UN\x00\x00" + struct.pack("<L", 2**24) + b"A\\" * 2**23, "too long|there twice"),
-    "a long patient ID": (b"\x10\x00\x20\x00UN\x00\x00" + struct.pack("<L", 2**24) + b"A" * 2**24, "too long|there twice"),
-    "two study UIDs": (b"\x20\x00\x0d\x00UI\x04\x001.2\x00", "there twice"),
-    "a length beyond the end": (b"\x31\x00\x10\x10UN\x00\x00" + struct.pack("<L", 0xFFFFFFF0), "goes beyond"),
-    "no end of a sequence": (SEQUENCE, "something else than items"),
+    "a long character set": (b"\x08\x00\x05\x00UN\x00\x00" + struct.pack("<L", 2**24) + b"A\\" * 2**23, "too long|occurs twice"),
+    "a long patient ID": (b"\x10\x00\x20\x00UN\x00\x00" + struct.pack("<L", 2**24) + b"A" * 2**24, "too long|occurs twice"),
+    "two study UIDs": (b"\x20\x00\x0d\x00UI\x04\x001.2\x00", "occurs twice"),
+    "a length beyond the end": (b"\x31\x00\x10\x10UN\x00\x00" + struct.pack("<L", 0xFFFFFFF0), "extends beyond"),
+    "no end of a sequence": (SEQUENCE, "something other than items"),
 }
 
 

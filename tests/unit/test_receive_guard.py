@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from cxr_node.receive import guard
-from cxr_node.receive.guard import SLOWEST_BYTES_PER_S, Pace, Place, Places, Seldom
-from cxr_node.settings import ReceiveSettings
+from cxr_node.receive.transport import limiter
+from cxr_node.receive.transport.limiter import (
+    SLOWEST_BYTES_PER_S,
+    AssociationSlots,
+    KnownAddresses,
+    LogThrottle,
+    TransferDeadline,
+)
+from cxr_node.settings import ReceiveSettings, Settings
 from tests.clock import Clock
 
 
@@ -16,24 +22,23 @@ def clock():
 
 
 def test_the_same_is_written_down_once_in_a_while(clock):
-    seldom = Seldom(60, clock)
-    assert [seldom.is_due("a"), seldom.is_due("a"), seldom.is_due("b")] == [True, False, True]
+    throttle = LogThrottle(60, clock)
+    assert [throttle.is_due("a"), throttle.is_due("a"), throttle.is_due("b")] == [True, False, True]
     clock.now += 61
-    assert seldom.is_due("a")
+    assert throttle.is_due("a")
 
 
 def test_made_up_names_fill_no_memory(clock, monkeypatch):
-    monkeypatch.setattr(guard, "_MOST_KEYS", 100)
-    seldom = Seldom(60, clock)
-    due = [seldom.is_due(number) for number in range(1000)]
-    assert sum(due) == 100
-    clock.now += 61
-    assert seldom.is_due("new")
+    monkeypatch.setattr(limiter, "_MOST_KEYS", 100)
+    throttle = LogThrottle(60, clock)
+    assert all(throttle.is_due(number) for number in range(1000)), "nobody is silenced by another's names"
+    assert len(throttle._due_at) == 100
+    assert not throttle.is_due(999)
 
 
 def test_pace_gives_time_for_what_was_sent(clock, monkeypatch):
-    monkeypatch.setattr(guard.time, "monotonic", clock)
-    pace = Pace(10)
+    monkeypatch.setattr(limiter.time, "monotonic", clock)
+    pace = TransferDeadline(10)
     pace.begin()
     assert pace.left_s() == 10
     clock.now += 9
@@ -47,10 +52,26 @@ def test_pace_gives_time_for_what_was_sent(clock, monkeypatch):
 
 
 def test_places_in_all_and_from_one_address():
-    places = Places(ReceiveSettings(max_associations=4, max_associations_per_sender=2))
-    assert [places.enter("a") for _ in range(5)] == [Place.FREE] * 2 + [Place.TO_BE_REFUSED] * 2 + [Place.NONE]
-    assert [places.enter("b") for _ in range(4)] == [Place.TO_BE_REFUSED] * 4
-    assert places.enter("c") is Place.NONE
-    for host in ("a", "a", "a", "b", "b", "b", "b"):
-        places.leave(host)
-    assert places.enter("c") is Place.FREE
+    places = AssociationSlots(ReceiveSettings(max_associations=4, max_associations_per_sender=2))
+    assert [places.enter("a") for _ in range(3)] == [True, True, False]
+    assert [places.enter("b") for _ in range(2)] == [True, True]
+    assert not places.enter("c")
+    places.leave("a")
+    assert places.enter("c")
+    assert places.enter("c", in_anothers_place=True), "an idle one is ending for it"
+
+
+def test_strangers_leave_places_to_known_senders():
+    settings = Settings(senders=({"ae_title": "CT", "hosts": ("10.0.0.0/8",)},))
+    known = KnownAddresses(settings)
+    places = AssociationSlots(ReceiveSettings(max_associations=8, max_associations_per_sender=8), known.__contains__)
+    assert [places.enter("192.0.2.1") for _ in range(7)] == [True] * 6 + [False]
+    assert [places.enter("::ffff:10.1.2.3") for _ in range(2)] == [True, True]
+
+
+def test_an_address_is_known_from_which_a_sender_has_proven_itself():
+    known = KnownAddresses(Settings(senders=({"ae_title": "CT", "hosts": ("10.0.0.0/8",)},)))
+    assert "192.0.2.1" not in known
+    known.prove("192.0.2.1")
+    assert "192.0.2.1" in known
+    assert "192.0.2.1" in KnownAddresses(Settings()), "where no sender has an address, all are alike"

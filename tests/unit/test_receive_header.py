@@ -10,9 +10,9 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from cxr_node.errors import Rejected
-from cxr_node.receive.header import read_header
+from cxr_node.receive.intake.header import read_header
 from cxr_node.records import MODEL_NAME
-from tests.receiving import encoded, radiograph
+from tests.receiver import encoded, radiograph
 
 
 def write(folder, content, before=b""):

@@ -10,12 +10,12 @@ import pydicom
 import pytest
 from pydicom import uid
 
-from cxr_node.receive.admission import Room
-from cxr_node.receive.incoming import IncomingDataSet, file_meta
-from cxr_node.receive.leftovers import remove_leftovers
+from cxr_node.receive.transport.incoming import IncomingDataSet, file_meta
+from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.records import Sender
 from cxr_node.store.digests import Digest
-from tests.receiving import encoded, radiograph
+from cxr_node.store.disk_space import DiskSpace
+from tests.receiver import encoded, radiograph
 
 SENDER = Sender("MODALITY1", "NODE", "127.0.0.1")
 
@@ -29,7 +29,7 @@ def digest(content):
 def incoming(folder, min_free_mb=0, ds=None, room=None):
     return IncomingDataSet(
         folder,
-        room or Room(folder, min_free_mb),
+        room or DiskSpace(folder, min_free_mb),
         sender=SENDER,
         sop_class_uid=uid.DigitalXRayImageStorageForPresentation,
         sop_instance_uid=ds.SOPInstanceUID if ds else "1.2.3",
@@ -120,10 +120,10 @@ def test_writes_nothing_where_there_is_no_room(tmp_path):
 
 
 def test_stops_an_endless_data_set_where_room_ends(tmp_path):
-    class Shrinking(Room):
+    class Shrinking(DiskSpace):
         looks = 0
 
-        def is_left(self):
+        def is_available(self):
             self.looks += 1
             return self.looks < 2
 

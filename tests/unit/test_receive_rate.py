@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_node.receive.rate import _GROUP, _GROUPS, Rate
+from cxr_node.receive.transport.rate_limit import _GROUP, _GROUPS, SenderRateLimit
 from cxr_node.records import Sender
 from tests.clock import Clock
 
@@ -28,7 +28,7 @@ def path(tmp_path):
 
 
 def test_a_minutes_worth_may_come_at_once_and_then_one_as_each_falls_due(path, clock):
-    rate = Rate(3, path, clock)
+    rate = SenderRateLimit(3, path, clock)
     assert [rate.allows(ONE) for _ in range(4)] == [True, True, True, False]
     assert rate.allows(OTHER)
     assert rate.allows(AWAY)
@@ -39,29 +39,29 @@ def test_a_minutes_worth_may_come_at_once_and_then_one_as_each_falls_due(path, c
 
 
 def test_all_that_share_the_file_count_together(path, clock):
-    rates = [Rate(3, path, clock) for _ in range(2)]
+    rates = [SenderRateLimit(3, path, clock) for _ in range(2)]
     assert [rates[number % 2].allows(ONE) for number in range(5)] == [True, True, True, False, False]
 
 
 def test_without_a_limit_anything_may_come_and_no_file_is_made(path, clock):
-    assert all(Rate(0, path, clock).allows(ONE) for _ in range(1000))
+    assert all(SenderRateLimit(0, path, clock).allows(ONE) for _ in range(1000))
     assert not path.exists()
 
 
 def test_what_was_counted_before_the_machine_was_started_is_forgotten(path, clock):
-    rate = Rate(1, path, Clock(1_000_000.0))
+    rate = SenderRateLimit(1, path, Clock(1_000_000.0))
     assert [rate.allows(ONE) for _ in range(2)] == [True, False]
-    assert [Rate(1, path, clock).allows(ONE) for _ in range(2)] == [True, False]
+    assert [SenderRateLimit(1, path, clock).allows(ONE) for _ in range(2)] == [True, False]
 
 
 def test_a_file_full_of_anything_does_no_harm(path, clock):
     path.write_bytes(b"\xff" * _GROUP.size * _GROUPS)  # NaN is no time
-    rate = Rate(2, path, clock)
+    rate = SenderRateLimit(2, path, clock)
     assert [rate.allows(ONE) for _ in range(3)] == [True, True, False]
 
 
 def test_made_up_names_fill_no_memory_and_free_nobody(path, clock):
-    rate = Rate(2, path, clock)
+    rate = SenderRateLimit(2, path, clock)
     assert [rate.allows(ONE) for _ in range(3)] == [True, True, False]
     for number in range(5000):  # a third of the rows
         assert rate.allows(Sender(f"MADE UP {number}", "NODE", "10.0.0.1"))
@@ -74,15 +74,15 @@ def test_made_up_names_fill_no_memory_and_free_nobody(path, clock):
 
 def test_a_full_disk_is_told(clock):
     with pytest.raises(OSError, match="No space left"):
-        Rate(1, Path("/dev/full"), clock).allows(ONE)
+        SenderRateLimit(1, Path("/dev/full"), clock).allows(ONE)
 
 
 _PROCESS = """
 import sys
 from pathlib import Path
-from cxr_node.receive.rate import Rate
+from cxr_node.receive.transport.rate_limit import SenderRateLimit
 from cxr_node.records import Sender
-rate = Rate(int(sys.argv[2]), Path(sys.argv[1]))
+rate = SenderRateLimit(int(sys.argv[2]), Path(sys.argv[1]))
 sys.stdin.readline()
 print(sum(rate.allows(Sender("CT1", "NODE", "10.0.0.1")) for _ in range(2000)), flush=True)
 """

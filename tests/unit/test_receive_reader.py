@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from cxr_node.receive.guard import Pace
-from cxr_node.receive.reader import LONGEST_PORTION, Reader
+from cxr_node.receive.transport.limiter import TransferDeadline
+from cxr_node.receive.transport.reader import LONGEST_PORTION, Reader
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def connection():
     """A reader, and the peer's end of its connection."""
     ours, theirs = socket.socketpair()
     ours.settimeout(20)
-    pace = Pace(20)
+    pace = TransferDeadline(20)
     pace.begin()
     with ours, theirs:
         yield Reader(ours, pace), theirs

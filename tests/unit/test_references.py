@@ -10,9 +10,9 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from cxr_node.commitment import build_report, build_request, read_report, read_request
+from cxr_node.commitment.datasets import build_report, build_request, read_report, read_request
+from cxr_node.dicom.references import read_references
 from cxr_node.errors import Rejected
-from cxr_node.references import read_references
 
 REFERENCES = [("1.2.840.10008.5.1.4.1.1.1", f"1.2.3.{n}") for n in range(20)]
 
@@ -64,7 +64,7 @@ def test_a_failure_without_a_reason_is_a_failure_of_processing():
     ("change", "word"),
     [
         (lambda ds: delattr(ds, "TransactionUID"), "without a transaction UID"),
-        (lambda ds: setattr(ds, "ReferencedSOPSequence", [Dataset()]), "without its UID"),
+        (lambda ds: setattr(ds, "ReferencedSOPSequence", [Dataset()]), "that has no UID"),
     ],
 )
 def test_what_has_to_be_there_is_asked_for(change, word):

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cxr_node.nets.weights import describe, shipped_folder
+from cxr_node.nets.weights import network_description, shipped_folder
 from cxr_node.records import LABELS
 from training import metrics, paper
 from training.explain import CURVES
@@ -101,7 +101,7 @@ def test_the_shipped_weights_stand_beside_the_run_of_their_form(tmp_path):
     for name in ("shipped", "original-resnet50_v1", "segmented-resnet50_v1"):
         store(tmp_path / "runs", name)
     page = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
-    whole = describe(shipped_folder(), "cxrnet")["preprocessing"]["segmented"] is False
+    whole = network_description(shipped_folder(), "cxrnet")["preprocessing"]["segmented"] is False
     original, segmented = rows(section(page, "Table I"), "bacterial")
     assert (original[-1], segmented[-1]) == (("0.667", "") if whole else ("", "0.667"))
 

@@ -9,21 +9,21 @@ import pytest
 
 from training import report_commands
 from training.recipe import RECIPES
-from training.report_commands import LEGS, all_commands
+from training.report_commands import PHASES, all_commands
 
 
 def shipping(monkeypatch: pytest.MonkeyPatch, training: dict[str, object], **others: object) -> list[str]:
     """The commands that are said to have made weights of such a description."""
-    monkeypatch.setattr(report_commands, "describe", lambda *_: {"version": "9", "training": training, **others})
+    monkeypatch.setattr(report_commands, "network_description", lambda *_: {"version": "9", "training": training, **others})
     block = all_commands([], []).split("```")[1]
     return [line for line in block.splitlines() if line]
 
 
-@pytest.mark.parametrize("legs", [1, 2, 3])
-def test_each_leg_begins_with_what_the_last_one_made(monkeypatch, legs):
-    commands = shipping(monkeypatch, {"recipe": {"file": LEGS[legs - 1]}, "begun_with": "digest" if legs > 1 else ""})
+@pytest.mark.parametrize("phases", [1, 2, 3])
+def test_each_leg_begins_with_what_the_last_one_made(monkeypatch, phases):
+    commands = shipping(monkeypatch, {"recipe": {"file": PHASES[phases - 1]}, "begun_with": "digest" if phases > 1 else ""})
     trained = [command for command in commands if " classify " in command]
-    assert [re.search(r"conf/(\S+)", command)[1] for command in trained] == list(LEGS[:legs])
+    assert [re.search(r"conf/(\S+)", command)[1] for command in trained] == list(PHASES[:phases])
     assert "--imagenet" in trained[0]
     made: set[str] = set()
     for command in commands[2:]:
@@ -34,12 +34,12 @@ def test_each_leg_begins_with_what_the_last_one_made(monkeypatch, legs):
         out = words[words.index("--out") + 1]
         made |= {out, f"{out}/last.pt"}
     assert commands[-1].endswith(
-        "--version 9 --classify " + f"runs/{Path(LEGS[legs - 1]).stem}/last.pt --out cxr_node/nets/weights"
+        "--version 9 --classify " + f"runs/{Path(PHASES[phases - 1]).stem}/last.pt --out cxr_node/nets/weights"
     )
 
 
 def test_a_head_fitted_anew_and_int8_are_told(monkeypatch):
-    commands = shipping(monkeypatch, {"recipe": {"file": LEGS[0], "head": {}}}, int8={})
+    commands = shipping(monkeypatch, {"recipe": {"file": PHASES[0], "head": {}}}, int8={})
     assert commands[-3].endswith("head --data DIR --classify runs/classify/last.pt --out runs/classify/refit.pt")
     assert "--classify runs/classify/refit.pt" in commands[-2]
     assert "quantise" in commands[-1]
@@ -55,4 +55,4 @@ def test_a_recipe_of_one_s_own_begins_with_what_the_weights_say(monkeypatch, beg
 
 
 def test_the_legs_are_recipes_that_are_there():
-    assert all((RECIPES / leg).is_file() for leg in LEGS)
+    assert all((RECIPES / phase).is_file() for phase in PHASES)

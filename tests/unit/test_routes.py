@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from pydicom import Dataset
 
-from cxr_node.emulate import radiograph_from_image
+from cxr_node.demo.phantom import chest_phantom
+from cxr_node.dicom.routes import check_keywords, read_route_header
 from cxr_node.errors import SettingsError
-from cxr_node.phantom import chest_phantom
-from cxr_node.routes import check_keywords, read_header
+from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import DestinationSettings, RouteSettings, Settings, load_settings
 
 
@@ -91,16 +91,16 @@ def test_the_header_is_read_from_the_file_and_only_where_a_route_asks(tmp_path):
     ds.SpecificCharacterSet, ds.InstitutionName = "ISO_IR 100", "Zürich"
     ds.save_as(tmp_path / "image.dcm", enforce_file_format=True)
     by_name = settings({"match": {"InstitutionName": "zürich"}, "destinations": ["ER"]})
-    found = read_header(tmp_path / "image.dcm", by_name)
+    found = read_route_header(tmp_path / "image.dcm", by_name)
     assert names(by_name.destinations_for("X", found)) == ["ER"]
     assert "PatientID" not in found
-    assert read_header(tmp_path / "image.dcm", settings({"destinations": ["ER"]})) is None
-    assert read_header(tmp_path / "gone.dcm", by_name) is None
+    assert read_route_header(tmp_path / "image.dcm", settings({"destinations": ["ER"]})) is None
+    assert read_route_header(tmp_path / "gone.dcm", by_name) is None
 
 
 @pytest.mark.parametrize(
     ("keyword", "says"),
-    [("StationNam", "no DICOM keyword"), ("PixelData", "holds no text"), ("ProcedureCodeSequence", "holds no text")],
+    [("StationNam", "not a DICOM keyword"), ("PixelData", "is not text"), ("ProcedureCodeSequence", "is not text")],
 )
 def test_a_keyword_that_can_match_nothing_is_refused(keyword, says):
     with pytest.raises(SettingsError, match=says) as refused:
@@ -122,5 +122,5 @@ def test_routes_are_written_in_toml(tmp_path):
     (route,) = load_settings(path).routes
     assert route.match == {"StationName": ("CT*",), "BodyPartExamined": ("CHEST", "THORAX")}
     path.write_text(path.read_text().replace("StationName", "'0008,1010'"))
-    with pytest.raises(SettingsError, match="is no DICOM keyword"):
+    with pytest.raises(SettingsError, match="is not a DICOM keyword"):
         load_settings(path)

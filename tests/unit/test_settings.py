@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from cxr_node.errors import SettingsError
 from cxr_node.settings import Settings, load_settings
 
 _VALUES = {
+    "spool": "True",
     "ae_title": "OTHER",
+    "enabled": "False",
     "host": "0.0.0.0",
     "data_dir": "/elsewhere",
     "log_level": "debug",
@@ -34,19 +38,33 @@ _VALUES = {
     "ca": "/ca.pem",
     "require_client_certificate": "False",
     "minimum_version": "1.3",
+    "commitment_requests": "anyone",
+    ("storage", "url"): "s3://bucket/prefix",
+    "endpoint": "https://minio.example.org",
+    "secret_access_key": "a secret",
+    "virtual_hosted": "True",
 }
+_TOGETHER = {
+    "spool": {"CXR_NODE__STORAGE__URL": "s3://bucket"},
+    "access_key_id": {"CXR_NODE__STORAGE__SECRET_ACCESS_KEY": "a secret"},
+    "secret_access_key": {"CXR_NODE__STORAGE__ACCESS_KEY_ID": "an id"},
+}
+"""What these keys are refused without."""
 _KEYS = [
     (section, key)
     for section, field in Settings.model_fields.items()
     if not isinstance(field.default, tuple)
-    for key in type(field.default).model_fields
+    for key, inner in type(field.default).model_fields.items()
+    if not isinstance(inner.default, tuple | BaseModel)  # JSON, or a section of its own
 ]
 
 
 @pytest.mark.parametrize(("section", "key"), _KEYS)
 @pytest.mark.parametrize("as_file", [False, True])
 def test_every_key_is_taken_from_the_environment_and_from_a_secret_file(monkeypatch, tmp_path, section, key, as_file):
-    value = _VALUES.get(key, "7")
+    value = _VALUES.get((section, key)) or _VALUES.get(key, "7")
+    for other, its_value in _TOGETHER.get(key, {}).items():
+        monkeypatch.setenv(other, its_value)
     name = f"CXR_NODE__{section.upper()}__{key.upper()}"
     if as_file:
         (tmp_path / "secret").write_text(f"{value}\n")
@@ -58,6 +76,52 @@ def test_every_key_is_taken_from_the_environment_and_from_a_secret_file(monkeypa
         assert value not in repr(found)
         found = found.get_secret_value()
     assert type(found)(value) == found if isinstance(found, (int, float)) and value != "False" else str(found) == value
+
+
+def test_lists_are_given_as_json_and_a_section_s_own_section_by_its_name(monkeypatch, tmp_path):
+    (tmp_path / "secret").write_text("a secret\n")
+    monkeypatch.setenv("CXR_NODE__WEB__TRUSTED_PROXIES", '["10.0.0.1"]')
+    monkeypatch.setenv("CXR_NODE__WEB__OIDC__LABEL", "Sign in")
+    monkeypatch.setenv("CXR_NODE__WEB__OIDC__CLIENT_SECRET_FILE", str(tmp_path / "secret"))
+    web = load_settings(None).web
+    assert web.trusted_proxies == ("10.0.0.1",)
+    assert (web.oidc.label, web.oidc.client_secret.get_secret_value()) == ("Sign in", "a secret")
+
+
+@pytest.mark.parametrize(
+    ("web", "words"),
+    [
+        ({"trusted_proxies": ["proxy.example"]}, "is neither an IP address"),
+        ({"oidc": {"issuer": "http://login.example.org"}}, "anyone on the network path"),
+        ({"oidc": {"issuer": "https://login.example.org"}}, "client_id and roles"),
+        ({"oidc": {"roles": {"x": "king"}}}, "viewer"),
+    ],
+)
+def test_wrong_settings_of_the_page_are_said(tmp_path, monkeypatch, web, words):
+    monkeypatch.setenv("CXR_NODE__WEB", json.dumps(web))
+    with pytest.raises(SettingsError, match=words):
+        load_settings(None)
+
+
+def test_repositories_are_taken_from_the_environment_as_json(monkeypatch):
+    monkeypatch.setenv("CXR_NODE__TLS__CA", "/ca.pem")
+    monkeypatch.setenv("CXR_NODE__AUDIT__REPOSITORIES", '[{"name": "hospital", "host": "audit.example"}]')
+    (found,) = load_settings(None).audit.repositories
+    assert (found.name, found.host, found.port, found.transport) == ("hospital", "audit.example", 6514, "tls")
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ('[{"name": "a", "host": "h"}]', "needs tls_ca"),
+        ('[{"name": "a", "host": "h", "transport": "udp"}, {"name": "a", "host": "i", "transport": "udp"}]', "used twice"),
+        ('[{"name": "a", "host": "h", "transport": "tcp"}]', "'tls' or 'udp'"),
+    ],
+)
+def test_says_what_is_wrong_with_repositories(monkeypatch, tables, says):
+    monkeypatch.setenv("CXR_NODE__AUDIT__REPOSITORIES", tables)
+    with pytest.raises(SettingsError, match=says):
+        load_settings(None)
 
 
 def test_the_variable_wins_over_its_file_and_both_over_toml(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from cxr_node.errors import Rejected
-from cxr_node.source import read_dicom
+from cxr_node.prepare.source import read_dicom
 from tests.images import grey_image, ramp, save
 
 

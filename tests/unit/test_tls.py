@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from cxr_node import tls
+from cxr_node.dicom import certificates
 from cxr_node.errors import SettingsError
 from cxr_node.settings import DestinationSettings, SenderSettings, Settings, TlsSettings
 from tests.certificates import Authority
@@ -24,30 +24,30 @@ def settings(pair, authority, **changes):
 
 @pytest.mark.parametrize(("days", "state"), [(31, "ok"), (29, "ends soon"), (0.5, "ends soon"), (-1, "expired")])
 def test_a_certificate_is_well_until_thirty_days_before_its_end(authority, days, state):
-    first, *_ = tls.certificates(settings(authority.issue("node.example", days=days), authority))
+    first, *_ = certificates.certificates(settings(authority.issue("node.example", days=days), authority))
     assert (first.use, first.subject, first.state) == ("tls.certificate", "CN=node.example", state)
     assert first.days_left == pytest.approx(days, abs=0.1)
 
 
 def test_a_certificate_may_not_have_begun(authority):
-    found = tls.certificates(settings(authority.issue("node.example", since_days=-1), authority))
+    found = certificates.certificates(settings(authority.issue("node.example", since_days=-1), authority))
     assert found[0].state == "not yet valid"
 
 
 def test_the_time_of_the_warning_is_set(authority):
     pair = authority.issue("node.example", days=50)
-    assert tls.certificates(settings(pair, authority, warn_days=60))[0].state == "ends soon"
+    assert certificates.certificates(settings(pair, authority, warn_days=60))[0].state == "ends soon"
     later = datetime.now(UTC) + timedelta(days=45)
-    assert tls.certificates(settings(pair, authority, warn_days=10), later)[0].state == "ends soon"
+    assert certificates.certificates(settings(pair, authority, warn_days=10), later)[0].state == "ends soon"
 
 
 def test_all_that_the_settings_name_are_told_and_the_first_to_end_first(authority, tmp_path):
     theirs = Authority(tmp_path / "theirs")
     destination = DestinationSettings(name="pacs", ae_title="PACS", host="pacs", port=1, tls=True, tls_ca=theirs.certificate)
-    sender = SenderSettings(ae_title="CT1", port=104, tls=True, tls_ca=theirs.certificate)
+    sender = SenderSettings(ae_title="CT1", port=104, hosts=("10.0.0.0/8",), tls=True, tls_ca=theirs.certificate)
     pair = authority.issue("node.example")
     configured = settings(pair, authority).model_copy(update={"destinations": (destination,), "senders": (sender,)})
-    described = tls.describe(configured)
+    described = certificates.certificate_status(configured)
     assert {item["use"] for item in described} == {"tls.certificate", "tls.ca", "tls_ca of pacs", "tls_ca of CT1"}
     assert described[0]["use"] == "tls.certificate"
     assert described[0]["not_after"].startswith("20")
@@ -55,23 +55,23 @@ def test_all_that_the_settings_name_are_told_and_the_first_to_end_first(authorit
 
 def test_the_log_warns_of_what_is_not_well(authority):
     with capture_logs() as lines:
-        tls.warn_of_ends(settings(authority.issue("node.example", days=10), authority))
+        certificates.warn_of_ends(settings(authority.issue("node.example", days=10), authority))
     assert [(line["log_level"], line["state"]) for line in lines] == [("warning", "ends soon")]
 
 
 def test_what_is_no_certificate_is_named_and_status_goes_on(authority, tmp_path):
     (tmp_path / "wrong.pem").write_text("no certificate")
     configured = Settings(tls=TlsSettings(ca=tmp_path / "wrong.pem"))
-    with pytest.raises(SettingsError, match="holds no certificate"):
-        tls.certificates(configured)
-    assert "wrong.pem" in tls.describe(configured)[0]["state"]
+    with pytest.raises(SettingsError, match="contains no certificate"):
+        certificates.certificates(configured)
+    assert "wrong.pem" in certificates.certificate_status(configured)[0]["state"]
     with capture_logs() as lines:
-        tls.warn_of_ends(configured)
+        certificates.warn_of_ends(configured)
     assert lines[0]["log_level"] == "error"
 
 
 def test_without_tls_there_is_nothing_to_tell():
-    assert tls.describe(Settings()) == []
+    assert certificates.certificate_status(Settings()) == []
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_without_tls_there_is_nothing_to_tell():
 def test_check_config_tells_what_is_wrong(authority, days, mode, severities):
     pair = authority.issue("node.example", days=days)
     pair.key.chmod(mode)
-    assert [severity for severity, _ in tls.problems(settings(pair, authority, listen=True))] == severities
+    assert [severity for severity, _ in certificates.problems(settings(pair, authority, listen=True))] == severities
 
 
 def test_check_config_tries_the_key(authority):
@@ -89,4 +89,4 @@ def test_check_config_tries_the_key(authority):
     configured = Settings(
         tls=TlsSettings(listen=True, certificate=pair.certificate, key=other.key, ca=authority.certificate),
     )
-    assert ("error", True) in [(severity, "don't work together" in text) for severity, text in tls.problems(configured)]
+    assert ("error", True) in [(severity, "don't work together" in text) for severity, text in certificates.problems(configured)]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cxr_node.errors import Rejected
-from cxr_node.source import read_any
+from cxr_node.prepare.source import read_any
 from training.dataset import load_prepared, read_manifest
 
 HEADER = "image,mask,fullres,label,population,source,patient_id,view,licence,split"

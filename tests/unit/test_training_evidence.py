@@ -10,15 +10,17 @@ from cxr_node.nets.cxrnet import CXRNet
 from tests.small_training import blotches
 from training.evidence import (
     RestingBatchNorm,
+    downscaled,
+    location_loss,
     other_loss,
-    place_loss,
     prepare_to_train,
-    shrunk,
     size_at,
-    which_loss,
+    type_loss,
 )
 from training.evidence_inputs import Batch, Groups, batches, moved, pasted, removed
-from training.evidence_set import OTHER, UNSPECIFIED, Examples, Item
+from training.evidence_labels import OTHER, UNSPECIFIED
+from training.evidence_set import Examples, KnownRadiograph
+from training.recipe import EvidenceRecipe, recipe_of
 
 SIZE = 64
 LUNGS = np.zeros((SIZE, SIZE), bool)
@@ -27,14 +29,16 @@ MARK = np.zeros((SIZE, SIZE), bool)
 MARK[20:40, 8:26] = True
 
 
-def item(label: str, source: str = "here", kind: str = "", complete: bool = True) -> Item:
-    return Item("x.png", label, "", "adult", source, "m.png" if kind else "", kind, complete)
+def item(label: str, source: str = "here", kind: str = "", complete: bool = True) -> KnownRadiograph:
+    return KnownRadiograph("x.png", label, "", "adult", source, "m.png" if kind else "", kind, complete)
 
 
-def loss(one: Item, evidence: np.ndarray, score: float = 0.0, mark: np.ndarray = MARK, cold: np.ndarray | None = None) -> float:
+def loss(
+    one: KnownRadiograph, evidence: np.ndarray, score: float = 0.0, mark: np.ndarray = MARK, cold: np.ndarray | None = None
+) -> float:
     torch.manual_seed(0)
     masks = (torch.from_numpy(mask) for mask in (LUNGS, mark, np.zeros_like(LUNGS) if cold is None else cold))
-    return float(place_loss(one, torch.from_numpy(evidence.astype(np.float32)), torch.tensor(score), *masks))
+    return float(location_loss(one, torch.from_numpy(evidence.astype(np.float32)), torch.tensor(score), *masks))
 
 
 NONE = np.zeros_like(MARK)
@@ -77,11 +81,11 @@ def test_a_class_without_a_mark_asks_for_evidence_somewhere_unless_the_lungs_wer
 def test_no_germ_named_means_bacterial_or_viral():
     unsure = torch.tensor([[2.0, 2.0, -5.0]])
     shown = torch.zeros(1)
-    assert float(which_loss([item(UNSPECIFIED)], unsure, shown)) < 0.01
-    assert float(which_loss([item("bacterial_pneumonia")], unsure, shown)) == pytest.approx(np.log(2), abs=0.01)
-    assert float(which_loss([item(UNSPECIFIED)], torch.tensor([[0.0, 0.0, 5.0]]), shown)) > 4
-    assert float(which_loss([item("healthy")], unsure, shown)) == 0
-    assert float(which_loss([item("bacterial_pneumonia")], unsure, torch.ones(1))) == 0, "nothing of it was shown"
+    assert float(type_loss([item(UNSPECIFIED)], unsure, shown)) < 0.01
+    assert float(type_loss([item("bacterial_pneumonia")], unsure, shown)) == pytest.approx(np.log(2), abs=0.01)
+    assert float(type_loss([item(UNSPECIFIED)], torch.tensor([[0.0, 0.0, 5.0]]), shown)) > 4
+    assert float(type_loss([item("healthy")], unsure, shown)) == 0
+    assert float(type_loss([item("bacterial_pneumonia")], unsure, torch.ones(1))) == 0, "nothing of it was shown"
 
 
 def test_other_disease_is_learnt_firmly_where_a_source_has_both():
@@ -108,7 +112,7 @@ def test_sizes_grow_by_the_share_of_the_time():
     sizes = [[0.0, 128], [0.6, 160], [0.9, 224]]
     assert [size_at(sizes, share) for share in (0, 0.59, 0.6, 0.95, 1)] == [128, 128, 160, 224, 224]
     masks = torch.from_numpy(np.stack([LUNGS])), torch.from_numpy(np.stack([MARK])), torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
-    small = shrunk(Batch(torch.rand(1, 1, SIZE, SIZE), *masks, [item("healthy")]), 32)
+    small = downscaled(Batch(torch.rand(1, 1, SIZE, SIZE), *masks, [item("healthy")]), 32)
     assert small.image.shape == (1, 1, 32, 32)
     assert float(small.lungs.float().mean()) == pytest.approx(LUNGS.mean(), abs=0.02)
 
@@ -148,16 +152,20 @@ def groups() -> Groups:
     return Groups(Examples(items, images, whole, marks), {"healthy here": 1, "marked here": 3, "viral_pneumonia nowhere": 9})
 
 
-RECIPE = {
+TABLE = {
+    **{"encoder": "resnet34", "representation": "mask", "input_size_px": 64, "segmented": False, "sizes_px": [[0.0, 64]]},
+    **{"seconds": 1.0, "encoder_learning_rate": 1e-4, "decoder_learning_rate": 1e-3, "weight_decay": 0.0, "ema_decay": 0.5},
+    **{"checkpoint_seconds": 1.0, "shares": {}},
     "seed": 1,
     "batch_size": 4,
-    "borrowed": 0.5,
+    "sharpness_transferred": 0.5,
     "framed": 0.5,
     "decorated": 0.5,
     "removed": 0.3,
     "pasted": 0.5,
     "pasted_healthy": 0.2,
 }
+RECIPE = recipe_of(TABLE, EvidenceRecipe, "the test's")
 
 
 def test_groups_are_drawn_by_their_shares(groups):
@@ -167,8 +175,17 @@ def test_groups_are_drawn_by_their_shares(groups):
     assert np.mean([one == 1 for one in drawn]) == pytest.approx(0.75, abs=0.07)
 
 
+def test_a_share_may_be_of_every_source(groups):
+    named = Groups(groups.examples, {"healthy here": 1, "healthy *": 5, "viral_pneumonia *": 2})
+    assert dict(zip(named.names, named.chances, strict=True)) == pytest.approx(
+        {"healthy here": 1 / 3, "viral_pneumonia there": 2 / 3}
+    )
+    with pytest.raises(ValueError, match="there are: healthy here, marked here, viral_pneumonia there"):
+        Groups(groups.examples, {"healthy elsewhere": 1})
+
+
 def test_a_step_is_the_same_however_often_it_is_drawn(groups):
-    ahead, again = batches(groups, RECIPE, 0), batches(groups, {**RECIPE, "loaders": 3}, 2)
+    ahead, again = batches(groups, RECIPE, 0), batches(groups, RECIPE.model_copy(update={"loaders": 3}), 2)
     third = [next(ahead) for _ in range(3)][2]
     same = next(again)
     assert torch.equal(third.image, same.image)
@@ -177,3 +194,24 @@ def test_a_step_is_the_same_however_often_it_is_drawn(groups):
     assert not (third.marks & third.cold).any()
     ahead.close()
     again.close()
+
+
+def test_bacterial_against_viral_is_shifted_to_what_there_is_and_covid_is_not():
+    from training.evidence_export import Seen, set_bacterial_against_viral
+
+    rng = np.random.default_rng(0)
+    labels = ["bacterial_pneumonia"] * 200 + ["viral_pneumonia"] * 50 + ["covid19_pneumonia"] * 50
+    network = CXRNet("resnet50_v1", answer="evidence").eval()
+    features = rng.normal(0, 1, (len(labels), network.which.in_features)).astype(np.float32)
+    with torch.no_grad():
+        network.fc.weight.zero_()
+        network.fc.bias.zero_()
+        network.which.weight.zero_()
+        network.which.bias.copy_(torch.tensor([0.0, 0.0, 0.5]))
+        network.which.weight[0, 0] = 1.0
+    features[:200, 0] += 1.0  # where bacterial pneumonia shows
+    set_bacterial_against_viral(network, [item(label) for label in labels], Seen(np.zeros(len(labels)), features, features))
+    bacterial, viral, covid = network.which.bias.tolist()
+    assert bacterial > 0.2, "four times as many"
+    assert viral == pytest.approx(-bacterial)
+    assert covid == 0.5

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evidence_set import Item
+from training.evidence_set import KnownRadiograph
 from training.heat import of_mark, pixel_auroc, read_zone_scores, zones_of
-from training.outcomes import Outcome, answered, by_group, by_source, headline
+from training.outcomes import ImageOutcome, answered, by_group, by_source, headline
 
 MARKED = np.array([True, True, False, False])
 
@@ -48,10 +48,12 @@ def test_zone_scores_are_both_radiologists_sums(tmp_path):
     assert read_zone_scores(tmp_path / "none.csv") == {}
 
 
-def one(label: str, answer: str, source: str = "s", ill: float = 0.5, population: str = "adult", reason: str = "") -> Outcome:
+def one(
+    label: str, answer: str, source: str = "s", ill: float = 0.5, population: str = "adult", reason: str = ""
+) -> ImageOutcome:
     chances = (1 - ill, 0.0, 0.0, ill)
     likeliest = "covid19_pneumonia" if ill > 0.5 else "healthy"
-    return Outcome(Item("x", label, "", population, source), answer, reason, likeliest, chances)
+    return ImageOutcome(KnownRadiograph("x", label, "", population, source), answer, reason, likeliest, chances)
 
 
 OUTCOMES = [

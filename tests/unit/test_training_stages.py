@@ -16,22 +16,16 @@ from torch.optim.swa_utils import AveragedModel
 from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import DECODER_CHANNELS, CXRNet
 from cxr_node.records import LABELS
-from tests.small_training import write_weights
+from tests.small_training import classify_recipe, write_weights
+from training import recipe
 from training.classify import first_network, running_average, train
-from training.dataset import Radiograph
+from training.dataset import ManifestRow
 from training.inputs import bias_of_draws, blanked, size_at, training_input
 from training.split import Split
 from training.stages import HEALTHY, DecoderStage, EncoderStage
 
 SIDE = 64
-DECODER_PLAN = {
-    "label_smoothing": 0.0,
-    "removal": 0.0,
-    "certainty": 0.0,
-    "sparsity": 0.0,
-    "outside": 0.0,
-    "smoothness": 0.0,
-}
+DECODER = recipe.DecoderStageRecipe(images=1, learning_rate=1e-3, final_learning_rate=1e-4)
 RECIPE = """
 encoder = "alexnet"
 representation = "mask"
@@ -46,7 +40,7 @@ augmentation = [1.0, 0.5]
 balance = 0.5
 random_masking = 0.1
 emptied = 0.1
-averaging = 0.5
+ema_decay = 0.5
 [joint_stage]
 images = 8
 learning_rate = 1e-4
@@ -60,20 +54,20 @@ def small() -> CXRNet:
 
 
 def one_split(label: str = "covid19_pneumonia") -> Split:
-    row = Radiograph("a.png", "", label, "adult", "here", "p1", "train")
+    row = ManifestRow("a.png", "", label, "adult", "here", "p1", "train")
     image = np.random.default_rng(0).integers(1, 255, (1, 224, 224), np.uint8)
     return Split([row], image, np.ones((1, 224, 224), np.bool_))
 
 
 def test_each_stage_trains_its_parts_alone() -> None:
     network = small()
-    encoder = EncoderStage(network, {"label_smoothing": 0.0})
+    encoder = EncoderStage(network, 0.0)
     encoder.ready()
     assert network.encoder.training
     assert not network.decoder.training
     assert all(p.requires_grad for p in network.encoder.parameters())
     assert not any(p.requires_grad for p in network.decoder.parameters())
-    decoder = DecoderStage(network, DECODER_PLAN)
+    decoder = DecoderStage(network, DECODER)
     decoder.ready()
     assert network.decoder.training
     assert not network.encoder.training
@@ -85,7 +79,7 @@ def test_what_is_left_out_shall_look_healthy() -> None:
     """The removal term is the cross-entropy of image × (1 - relevance) against healthy."""
     network = small()
     image, target = torch.rand(2, 1, SIDE, SIDE), torch.tensor([1, 3])
-    stage = DecoderStage(network, {**DECODER_PLAN, "removal": 2.0})
+    stage = DecoderStage(network, DECODER.model_copy(update={"removal": 2.0}))
     network.eval()
     loss, figures = stage(image, torch.ones_like(image), target)
     with torch.no_grad():
@@ -97,7 +91,7 @@ def test_what_is_left_out_shall_look_healthy() -> None:
 
 
 def test_training_may_go_on_from_weights(tmp_path: Path) -> None:
-    recipe = {"encoder": "alexnet", "representation": "mask"}
+    of = classify_recipe()
     learnt = small()
     description = {
         "name": "cxrnet",
@@ -106,11 +100,11 @@ def test_training_may_go_on_from_weights(tmp_path: Path) -> None:
     }
     weights.save(tmp_path, "cxrnet", learnt, description)
     torch.manual_seed(1)
-    network = first_network(recipe, None, tmp_path)
+    network = first_network(of, None, tmp_path)
     for key, tensor in learnt.state_dict().items():
         assert torch.allclose(network.state_dict()[key].float(), tensor.float(), atol=1e-3), key
     with pytest.raises(ValueError, match="representation"):
-        first_network({**recipe, "representation": "image"}, None, tmp_path)
+        first_network(classify_recipe(representation="image"), None, tmp_path)
 
 
 def test_blanking_takes_about_the_share_asked_for() -> None:
@@ -119,15 +113,12 @@ def test_blanking_takes_about_the_share_asked_for() -> None:
     assert np.mean(left) == pytest.approx(0.7, abs=0.03)
 
 
-SHARES = {"segmented": False, "emptied": 0.0, "random_masking": 0.0}
-
-
 def drawn(seed: int = 1, strength: float = 0.0, **shares: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
     """A training input of a radiograph whose lungs are a box in its middle."""
     split = one_split()
     split.lungs[:] = False
     split.lungs[0, 60:160, 40:180] = True
-    return training_input(split, 0, {**SHARES, **shares}, SIDE, strength, np.random.default_rng(seed))
+    return training_input(split, 0, classify_recipe(**shares), SIDE, strength, np.random.default_rng(seed))
 
 
 def test_a_recipe_may_mirror_images() -> None:
@@ -150,7 +141,7 @@ def test_emptied_images_count_as_healthy_and_masked_ones_keep_their_class() -> N
 
 def test_without_its_lungs_an_image_counts_as_healthy_and_keeps_what_lies_around() -> None:
     whole, lungs, _ = drawn()
-    image, _, target = drawn(lungs_emptied=1.0)
+    image, _, target = drawn(lungs_blanked=1.0)
     assert target == HEALTHY
     assert (image[lungs] == 0).mean() > 0.8
     around = ~cv2.dilate(lungs.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
@@ -168,9 +159,8 @@ def test_the_lungs_alone_keep_their_class() -> None:
 
 
 def test_inputs_grow_to_their_size_over_seven_tenths_of_a_stage() -> None:
-    recipe = {"input_size_px": 224, "first_size_px": 128}
-    assert [size_at(recipe, share) for share in (0.0, 0.2, 0.3, 0.5, 0.71, 1.0)] == [128, 128, 160, 192, 224, 224]
-    assert size_at({"input_size_px": 160}, 0.0) == 160
+    assert [size_at(128, 224, share) for share in (0.0, 0.2, 0.3, 0.5, 0.71, 1.0)] == [128, 128, 160, 192, 224, 224]
+    assert size_at(160, 160, 0.0) == 160
 
 
 @pytest.fixture
@@ -191,11 +181,11 @@ def manifest(tmp_path: Path) -> Path:
 
 def test_the_bias_undoes_the_balance_of_the_draws() -> None:
     """Three of class 1 and one of class 2, drawn alike, and a tenth emptied: by hand."""
-    rows = [Radiograph(f"{i}.png", "", LABELS[1 if i < 3 else 2], "adult", "here", str(i), "train") for i in range(4)]
-    bias = bias_of_draws(rows, {"balance": 0.0, "emptied": 0.1})
+    rows = [ManifestRow(f"{i}.png", "", LABELS[1 if i < 3 else 2], "adult", "here", str(i), "train") for i in range(4)]
+    bias = bias_of_draws(rows, classify_recipe(balance=0.0, emptied=0.1))
     assert bias[1] == pytest.approx(np.log(0.75 / 0.45))
     assert bias[2] == pytest.approx(np.log(0.25 / 0.45))
-    assert bias_of_draws(rows, {"balance": 1.0, "emptied": 0.0})[1:3] == pytest.approx([0, 0])
+    assert bias_of_draws(rows, classify_recipe())[1:3] == pytest.approx([0, 0])
 
 
 def test_the_running_average_forgets_what_a_short_stage_began_with() -> None:
@@ -225,9 +215,9 @@ def test_the_end_may_be_in_part_what_it_began_with(manifest: Path) -> None:
     begun = weights.load_cxrnet(manifest / "begun").network
     ends = {}
     for share in (0.0, 0.25):
-        recipe = manifest / f"{share}.toml"
-        recipe.write_text(f"begun_share = {share}\n{RECIPE}")
-        train(recipe, manifest, None, None, manifest / str(share), begin_with=manifest / "begun")
+        path = manifest / f"{share}.toml"
+        path.write_text(f"initial_weights_share = {share}\n{RECIPE}")
+        train(path, manifest, None, None, manifest / str(share), begin_with=manifest / "begun")
         ends[share] = torch.load(manifest / str(share) / "last.pt", weights_only=True)["network"]
     for key, first in begun.state_dict().items():
         if first.is_floating_point():
@@ -237,10 +227,10 @@ def test_the_end_may_be_in_part_what_it_began_with(manifest: Path) -> None:
 
 
 def test_a_share_of_nothing_cannot_be_kept(manifest: Path) -> None:
-    recipe = manifest / "share.toml"
-    recipe.write_text(f"begun_share = 0.5\n{RECIPE}")
+    path = manifest / "share.toml"
+    path.write_text(f"initial_weights_share = 0.5\n{RECIPE}")
     with pytest.raises(ValueError, match="--begin-with"):
-        train(recipe, manifest, None, None, manifest / "run")
+        train(path, manifest, None, None, manifest / "run")
 
 
 def test_a_source_that_is_not_there_cannot_be_left_out(manifest: Path) -> None:

@@ -83,3 +83,30 @@ def test_says_below_what_a_result_is_indeterminate(given, expected):
 def test_refuses_what_is_no_probability(given):
     with pytest.raises(WeightsError, match="indeterminate_below"):
         weights.indeterminate_below({"name": "CXRNet", "indeterminate_below": given})
+
+
+def _described(classes: list[str], **more: object) -> dict[str, object]:
+    return {"name": "CXRNet", "version": "t", "classes": classes, **more}
+
+
+TUBERCULOSIS = {"title": "Tuberculosis", "code": {"value": "56717001", "scheme": "SCT", "meaning": "Tuberculosis"}}
+
+
+def test_a_class_of_the_weights_own_comes_with_its_title_and_code():
+    names, (own,) = weights.classes_of(_described([*LABELS, "tuberculosis"], own_classes={"tuberculosis": TUBERCULOSIS}))
+    assert names == (*LABELS, "tuberculosis")
+    assert (own.name, own.title, own.code_value, own.code_scheme) == ("tuberculosis", "Tuberculosis", "56717001", "SCT")
+
+
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [
+        (_described([*LABELS, "tuberculosis"]), "own_classes"),
+        (_described([*LABELS, "tuberculosis"], own_classes={"tuberculosis": {"title": "Tuberculosis"}}), "own_classes"),
+        (_described(["viral_pneumonia", "healthy"]), "begin with"),
+        (_described([*LABELS, "healthy"]), "once"),
+    ],
+)
+def test_classes_that_nothing_is_known_of_are_refused(description, said):
+    with pytest.raises(WeightsError, match=said):
+        weights.classes_of(description)

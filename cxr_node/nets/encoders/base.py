@@ -1,4 +1,4 @@
-"""What every encoder is: five features of an image, and how many channels each has."""
+"""Base class of encoders: five feature maps of an image, and their channels."""
 
 from __future__ import annotations
 

@@ -1,0 +1,95 @@
+"""`cxr-node drain`: takes the node out of service without losing images."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cxr_node.cli.common import Config, node_settings, open_engine, operator
+from cxr_node.errors import StoreError
+from cxr_node.records import AuditEvent, DataFolder
+from cxr_node.store import audit, draining, lock, open_work
+from cxr_node.store.spool_id import has_spool, spool_name
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+_CHECK_INTERVAL_S = 2.0
+_STEADY_LOOKS = 2
+"""Reception sees the mark a second late: instances of that second must show first."""
+
+
+def drain(
+    end: Annotated[bool, typer.Option("--end", help="Accept new images again.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until everything is analysed and delivered.")] = True,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Longest wait, in seconds.")] = None,
+    config: Config = None,
+) -> None:
+    """Refuse new images with A700, finish and deliver the others, and say when the node is empty.
+
+    It holds across restarts until `--end`. Exit status 1: the node isn't empty yet.
+    """
+    settings = node_settings(config)
+    root = settings.node.data_dir
+    spool = spool_name(root) if has_spool(settings) else ""
+    with open_engine(config) as engine:
+        if end:
+            ended = draining.end(root)
+            if ended:
+                audit.record(engine, AuditEvent("drain-ended", user=operator()))
+            print("New images are accepted again." if ended else "The node was not drained: it accepts new images.")
+            return
+        if draining.state(root) is None:
+            draining.begin(root, operator())
+            audit.record(engine, AuditEvent("drain-begun", user=operator()))
+        print("New images are refused with A700 until `cxr-node drain --end`.", flush=True)
+        if not wait:
+            print(_under_way(open_work.count_open_work(engine, DataFolder(root), spool)))
+            return
+        if _nobody_works(root):
+            print("No cxr-node runs on this machine: start it to finish its work.", flush=True)
+        left = _wait_until_empty(engine, DataFolder(root), timeout, spool)
+        if not left.is_empty:
+            raise typer.Exit(1)
+        print(_empty(left))
+
+
+def _wait_until_empty(engine: Engine, folders: DataFolder, timeout_s: float | None, spool: str) -> open_work.OpenWork:
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    shown, steady = "", 0
+    while True:
+        left = open_work.count_open_work(engine, folders, spool)
+        steady = steady + 1 if left.is_empty else 0
+        if steady >= _STEADY_LOOKS or (deadline is not None and time.monotonic() >= deadline):
+            return left
+        if not left.is_empty and (line := _under_way(left)) != shown:
+            shown = line
+            print(line, flush=True)
+        time.sleep(_CHECK_INTERVAL_S)
+
+
+def _under_way(left: open_work.OpenWork) -> str:
+    parts = {
+        "being received": left.receiving,
+        "not uploaded yet": left.uploads,
+        "jobs": left.jobs,
+        "deliveries": left.deliveries,
+    }
+    return "Under way: " + (", ".join(f"{count} {what}" for what, count in parts.items() if count) or "nothing") + "."
+
+
+def _empty(left: open_work.OpenWork) -> str:
+    held = [f"{count} {what}" for what, count in (("jobs", left.held_jobs), ("deliveries", left.held_deliveries)) if count]
+    rest = f" Held for an operator: {' and '.join(held)}; `cxr-node status` says why." if held else ""
+    return f"The node is empty: everything is analysed and delivered.{rest} You can stop it."
+
+
+def _nobody_works(root: Path) -> bool:
+    try:
+        with lock.exclusive_use(root):
+            return True
+    except StoreError:
+        return False

@@ -1,1 +1,0 @@
-"""What the commands do; `cli` says how they are typed."""

@@ -1,0 +1,1 @@
+"""The demonstration: an emulated modality, a phantom, real samples, a small PACS."""

@@ -1,0 +1,92 @@
+"""Reads DICOM files whose data set repeats file meta information: the one in front of the data set counts (PS3.10 section 7).
+
+Some senders leave elements of group 0002 in the data set that they send. pydicom reads these too, and uses their transfer syntax
+instead of the negotiated one in the file meta information.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from io import BytesIO
+from pathlib import Path
+
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import dcmread, read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+
+_PREAMBLE_BYTES = 132
+_GROUP_LENGTH = struct.Struct("<HH2sHL")
+"""The first element of the file meta information, (0002,0000)."""
+_LONG = frozenset((b"OB", b"OW", b"OF", b"SQ", b"UN", b"UT", b"OD", b"OL", b"UC", b"UR", b"OV", b"SV", b"UV"))
+_UNDEFINED = 0xFFFFFFFF
+
+
+def source_of(path: Path) -> Path | BytesIO:
+    """What pydicom can read of a file: its path, or where its data set begins with group 0002, the file without that.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        end = end_of_meta(file.read(_PREAMBLE_BYTES + _GROUP_LENGTH.size))
+        if not end:
+            return path
+        file.seek(0)
+        head = file.read(end + 2)
+        if head[end:] not in (b"\x02\x00", b"\x00\x02"):
+            return path
+        syntax = read_meta(path).get("TransferSyntaxUID")
+        order = ">" if syntax == ExplicitVRBigEndian else "<"
+        if syntax == DeflatedExplicitVRLittleEndian or head[end:] != struct.pack(f"{order}H", 2):
+            return path
+        content = head + file.read()
+    return BytesIO(content[:end] + content[after_group_2(content, end, order) :])
+
+
+def read_meta(path: Path) -> FileMetaDataset:
+    """The file meta information only.
+
+    Raises:
+        InvalidDicomError: there is none.
+        OSError: the file can't be read.
+    """
+    with path.open("rb") as file:
+        end = end_of_meta(file.read(_PREAMBLE_BYTES + _GROUP_LENGTH.size))
+        file.seek(0)
+        meta = file.read(end)
+    if not end or len(meta) < end:
+        return read_file_meta_info(path)
+    return dcmread(BytesIO(meta), force=True).file_meta
+
+
+def after_group_2(content: bytes | mmap.mmap, at: int, order: str = "<") -> int:
+    """Where the elements of group 0002 that begin at `at` end; `at` if there are none, the place of one that is broken.
+
+    Args:
+        content: what holds the data set.
+        at: where in it the data set begins.
+        order: of its bytes, as `struct` has it.
+    """
+    while at + 12 <= len(content) and struct.unpack_from(f"{order}H", content, at) == (0x0002,):
+        vr = bytes(content[at + 4 : at + 6])
+        if vr in _LONG:
+            (length,), header = struct.unpack_from(f"{order}L", content, at + 8), 12
+        elif vr.isalpha() and vr.isupper():
+            (length,), header = struct.unpack_from(f"{order}H", content, at + 6), 8
+        else:
+            (length,), header = struct.unpack_from(f"{order}L", content, at + 4), 8
+        if length == _UNDEFINED or at + header + length > len(content):
+            return at
+        at += header + length
+    return at
+
+
+def end_of_meta(beginning: bytes) -> int:
+    """Where the data set begins, by the group length element; 0 if there is none."""
+    if len(beginning) < _PREAMBLE_BYTES + _GROUP_LENGTH.size or beginning[128:132] != b"DICM":
+        return 0
+    group, number, vr, size, length = _GROUP_LENGTH.unpack_from(beginning, _PREAMBLE_BYTES)
+    if (group, number, vr, size) != (0x0002, 0x0000, b"UL", 4):
+        return 0
+    return _PREAMBLE_BYTES + _GROUP_LENGTH.size + int(length)

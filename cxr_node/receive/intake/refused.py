@@ -1,0 +1,171 @@
+"""Records refusals: in the log, in the audit log, and as counts for `status`."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cxr_node.receive.intake.event_budget import Budget
+from cxr_node.receive.transport.limiter import LogThrottle
+from cxr_node.records import AuditEvent, Sender
+from cxr_node.store import audit, refusals
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+log = structlog.get_logger()
+
+_BETWEEN_RECORDS_S = 60.0
+_BETWEEN_WRITES_S = 1.0
+_ROWS_AT_ONCE, _ROWS_A_MINUTE = 30, 6
+"""Audit events for one kind of refusal and one address; the rest are recorded as a count, once a minute."""
+_LINES_AT_ONCE, _LINES_A_MINUTE = 100, 60
+"""Of the log, likewise."""
+_MOST_OF_ONE, _MOST_COUNTED = 20, 200
+"""Different refusals of one address, and of all, between two writes to the database, each of which is a change of its own."""
+
+
+class Counts:
+    """Counts refusals in memory, and adds them to those in the database once a second while there are any.
+
+    However many associations or images a peer has refused, that costs the database one transaction a second.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._counted: Counter[refusals.CountedRefusal] = Counter()
+        self._of_address: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._is_due = False
+
+    def add(self, what: str, sender: Sender, reason: str) -> None:
+        """Count one.
+
+        Args:
+            what: "association" or "image".
+            sender: without AE titles if it came no further than its connection.
+            reason: as text.
+        """
+        refusal = refusals.CountedRefusal(what, sender.calling_ae_title, sender.host, reason)
+        with self._lock:
+            if refusal not in self._counted:
+                if self._of_address[sender.host] >= _MOST_OF_ONE or len(self._counted) >= _MOST_COUNTED:
+                    refusal = refusals.CountedRefusal(what, "", sender.host, refusals.OTHERS)
+                self._of_address[sender.host] += 1
+            self._counted[refusal] += 1
+            if self._is_due:
+                return
+            self._is_due = True
+        timer = threading.Timer(_BETWEEN_WRITES_S, self.write)
+        timer.daemon = True
+        timer.start()
+
+    def write(self) -> None:
+        """Add what has been counted to the database; what it doesn't take is lost with a line in the log."""
+        with self._lock:
+            counted, self._counted, self._is_due = self._counted, Counter(), False
+            self._of_address = Counter()
+        if not counted:
+            return
+        try:
+            refusals.add(self._engine, counted)
+        except Exception:  # a full disk: the log has had a line for each
+            log.exception("refusals not counted", count=counted.total())
+
+
+class Events:
+    """Writes refusals to the log and the audit log, within each address's budget.
+
+    The same event is written once a minute. What goes beyond the budget of an address is counted, and the number written
+    a minute later; it costs nobody else a row.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._throttle = LogThrottle(_BETWEEN_RECORDS_S)
+        self._rows = Budget(_ROWS_AT_ONCE, _ROWS_A_MINUTE)
+        self._lines = Budget(_LINES_AT_ONCE, _LINES_A_MINUTE)
+        self._lock = threading.Lock()
+        self._is_due = False
+
+    def may_log(self, host: str, kind: str) -> bool:
+        """Whether one more line in the log may tell of it."""
+        is_taken = self._lines.takes(host, kind)
+        if not is_taken:
+            self._sum_up_later()
+        return is_taken
+
+    def record(self, event: AuditEvent, kind: str, *, throttle: object = None) -> None:
+        """Add an event to the audit log, or count it. Never raises: the refusal stands all the same.
+
+        Args:
+            event: with the address that it comes from.
+            kind: what has a budget of its own, of a handful: a break-in attempt isn't hidden by wrong names.
+            throttle: what makes it the same event as one of the last minute; None: nothing does.
+        """
+        if throttle is not None and not self._throttle.is_due(throttle):
+            return
+        if not self._rows.takes(event.host, f"{event.event}: {kind}"):
+            self._sum_up_later()
+            return
+        self._write(event)
+
+    def write(self) -> None:
+        """Write down how many events went beyond the budgets."""
+        with self._lock:
+            self._is_due = False
+        for host, kind, count in self._rows.due():
+            event, _, what = kind.partition(": ")
+            detail = f"{count:,} more from this address, not recorded individually: {what}"
+            self._write(AuditEvent(event, "failure", host=host, detail=detail))
+        for host, kind, count in self._lines.due():
+            log.warning("more of the same, not logged individually", host=host, kind=kind, count=count)
+
+    def _sum_up_later(self) -> None:
+        with self._lock:
+            if self._is_due:
+                return
+            self._is_due = True
+        timer = threading.Timer(_BETWEEN_RECORDS_S, self.write)
+        timer.daemon = True
+        timer.start()
+
+    def _write(self, event: AuditEvent) -> None:
+        try:
+            audit.record(self._engine, event)
+        except Exception:  # a full disk, a database that is away
+            log.exception("refusal not recorded")
+
+
+class Refused:
+    """Writes down refused associations and storage commitment requests, and counts the associations."""
+
+    def __init__(self, counts: Counts, events: Events) -> None:
+        self._counts = counts
+        self._events = events
+
+    def record(self, sender: Sender, reason: str, kind: str = "refused") -> None:
+        """Write it down.
+
+        Args:
+            sender: without AE titles if it came no further than its connection.
+            reason: as text.
+            kind: see `Events.record`.
+        """
+        title = sender.calling_ae_title
+        if self._events.may_log(sender.host, kind):
+            log.warning("association refused", calling_ae_title=title, host=sender.host, reason=reason)
+        self._counts.add("association", sender, reason)
+        event = AuditEvent("association-refused", outcome="failure", user=title, host=sender.host, detail=reason)
+        self._events.record(event, kind, throttle=(title, sender.host, reason))
+
+    def record_commitment(self, sender: Sender, reason: str) -> None:
+        """Write down a refused request of storage commitment, or a report of one that may not report."""
+        title = sender.calling_ae_title
+        if self._events.may_log(sender.host, "commitment-refused"):
+            log.warning("storage commitment request refused", reason=reason, calling_ae_title=title)
+        event = AuditEvent("commitment-refused", "failure", user=title, host=sender.host, detail=reason)
+        self._events.record(event, "storage commitment requests", throttle=(title, sender.host, "commitment", reason))

@@ -1,0 +1,1 @@
+"""From sockets to complete messages: processes, connections, PDUs, data sets on their way to disk."""

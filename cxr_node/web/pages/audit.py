@@ -1,0 +1,99 @@
+"""The audit log: its search, histories of patients and studies, export. Each search and each export is an audit event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response, StreamingResponse
+
+from cxr_node.store import audit as log
+from cxr_node.store import browse, hours
+from cxr_node.web import access
+from cxr_node.web.access import User, need
+from cxr_node.web.pages.studies import csv_answer
+from cxr_node.web.rendering import READ_AUDIT, render, when
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+router = APIRouter()
+
+_FIELDS = ("patient", "study", "event", "user", "since", "until")
+_SIZE = 100
+
+
+@router.get("/audit")
+async def search(request: Request, user: Annotated[User, Depends(need(*READ_AUDIT))], before: int | None = None) -> Response:
+    """The page; its address holds the search."""
+    given, asked = _given(request)
+    engine: Engine = request.app.state.engine
+    rows, more = await run_in_threadpool(hours.audit_page, engine, asked, before=before, size=_SIZE)
+    events = await run_in_threadpool(browse.events, engine)
+    await _note(request, user, "audit-searched", given)
+    kept = {key: value for key, value in given.items() if value}
+    return render(
+        request,
+        "audit.html",
+        given=given,
+        rows=rows,
+        more=more,
+        before=before,
+        events=events,
+        next_page="/audit?" + urlencode({**kept, "before": rows[-1]["id"] if rows else 0}),
+        first_page="/audit?" + urlencode(kept),
+        export="?" + urlencode(kept),
+    )
+
+
+@router.get("/audit.{form}")
+async def export(
+    request: Request,
+    user: Annotated[User, Depends(need(*READ_AUDIT))],
+    form: str,
+    limit: Annotated[int | None, Query(ge=1)] = None,
+) -> Response:
+    """What the search finds, all of it, oldest first: audit.csv, or audit.jsonl with an object a line."""
+    given, asked = _given(request)
+    await _note(request, user, "audit-exported", given)
+    found = log.search(
+        request.app.state.engine,
+        patient_id=asked["patient"],
+        study_instance_uid=asked["study"],
+        event=asked["event"],
+        user=asked["user"],
+        since=asked["since"],
+        until=asked["until"],
+        limit=limit,
+    )
+    rows = ({**row, "at": datetime.fromtimestamp(row["at"], UTC).isoformat(timespec="milliseconds")} for row in found)
+    if form == "csv":
+        return csv_answer(rows, log.COLUMNS, "audit.csv")
+
+    def lines() -> Iterator[str]:
+        for row in rows:
+            yield json.dumps(row, ensure_ascii=False) + "\n"
+
+    headers = {"Content-Disposition": 'attachment; filename="audit.jsonl"', "Cache-Control": "no-store"}
+    return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+
+
+def _given(request: Request) -> tuple[dict[str, str], dict[str, Any]]:
+    """What was typed, and what it means."""
+    given = {key: request.query_params.get(key, "").strip()[:200] for key in (*_FIELDS, "offset")}
+    offset = int(given["offset"]) if given["offset"].removeprefix("-").isdecimal() else 0
+    if not (given["since"] or given["until"]):
+        given["offset"] = ""
+    times = {name: when(given[name], name, offset) for name in ("since", "until")}
+    return given, {**given, **times}
+
+
+async def _note(request: Request, user: User, event: str, given: dict[str, str]) -> None:
+    detail = json.dumps({key: value for key, value in given.items() if value}, ensure_ascii=False)
+    whose = {"patient_id": given["patient"], "study_instance_uid": given["study"]}
+    await access.record(request, event, user, detail=detail, **whose)

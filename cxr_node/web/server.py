@@ -1,0 +1,132 @@
+"""Runs the web application in this process until it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cxr_node.errors import SettingsError
+from cxr_node.settings import Settings
+from cxr_node.store import users
+from cxr_node.store.database import open_database
+from cxr_node.web.app import create_app
+
+log = structlog.get_logger()
+
+_POLL_S = 0.2
+_HEADERS_TIMEOUT_S = 20.0
+_MOST_CONNECTIONS = 200
+
+
+class _Patient(H11Protocol):
+    """Disconnects clients that send no request: uvicorn would wait forever for the first one."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self.loop.call_later(_HEADERS_TIMEOUT_S, self._look)
+
+    def _look(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+def run(settings: Settings, stop: threading.Event, ready: Callable[..., None], config: Path | None = None) -> None:
+    """Serve HTTP, or with web.certificate HTTPS, on web.host and web.port until `stop` is set; calls `ready` once it listens.
+
+    Raises:
+        SettingsError: it can't listen there, or the certificate can't be used.
+        StoreError: the database can't be used.
+    """
+    engine = open_database(settings)
+    try:
+        app = create_app(settings, engine, config)
+        with closing(app.state.pictures), _listen(settings) as listener:
+            server = uvicorn.Server(_options(settings, app))
+            asyncio.run(_serve(settings, app, server, listener, stop, ready))
+    finally:
+        engine.dispose()
+
+
+def _options(settings: Settings, app: FastAPI) -> uvicorn.Config:
+    web = settings.web
+    if web.key and not web.certificate:
+        raise SettingsError("web.key needs web.certificate, the certificate that it belongs to.")
+    proxies: list[str] = list(web.trusted_proxies)
+    options = uvicorn.Config(
+        app,
+        http=_Patient,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=5,
+        lifespan="off",
+        ssl_certfile=web.certificate,
+        ssl_keyfile=web.key,
+    )
+    try:
+        options.load()
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(
+            f"web.certificate, web.key: can't be used ({getattr(error, 'strerror', None) or error}): both have to be PEM files "
+            "that this user may read, and belong together."
+        ) from error
+    return options
+
+
+def _listen(settings: Settings) -> socket.socket:
+    web = settings.web
+    try:
+        family = socket.getaddrinfo(web.host, web.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((web.host, web.port), family=family)
+    except OSError as error:
+        raise SettingsError(
+            f"web.host, web.port: can't listen on {web.host}:{web.port} ({error.strerror or error}). Is another program "
+            "listening there? Choose another port, or 0 for any."
+        ) from error
+
+
+async def _serve(
+    settings: Settings,
+    app: FastAPI,
+    server: uvicorn.Server,
+    listener: socket.socket,
+    stop: threading.Event,
+    ready: Callable[..., None],
+) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.02)
+    host, port = listener.getsockname()[:2]
+    ready(host, port, address=_address(settings, app, host, port))
+    while not stop.is_set() and not serving.done():
+        await asyncio.sleep(_POLL_S)
+    server.should_exit = True
+    await serving
+
+
+def _address(settings: Settings, app: FastAPI, host: str, port: int) -> str:
+    """What to print: where the page is; while there are no users, the one-time link that leads in."""
+    scheme = "https" if settings.web.certificate else "http"
+    is_first = not users.are_there(app.state.engine) and not settings.web.oidc.issuer
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    if not is_first:
+        return f"{scheme}://{shown}:{port}/"
+    app.state.link_key = secrets.token_urlsafe(32)
+    return f"{scheme}://{shown}:{port}/enter?key={app.state.link_key} (this link works once, on this machine)"
