@@ -11,6 +11,7 @@ both peers: without it they stall some 40 ms an instance on Nagle's algorithm, w
     python -m benchmarks.receive                      the full table, several minutes
     python -m benchmarks.receive --repetitions 1 --seconds 1 --receivers node orthanc
     python -m benchmarks.receive --parts --associations 4
+    git worktree add /tmp/earlier TAG && python -m benchmarks.receive --receivers node --earlier /tmp/earlier
 
 `--parts` shows what each special part of reception is worth: a bare loop (socket, file, fsync) as the limit, pynetdicom with an
 event handler, the node with several processes and with one, and that one without BLAKE3 (SHA-256 instead), without writing
@@ -40,7 +41,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from benchmarks.instances import file_with_serial, uids_with_serial
-from benchmarks.receivers import PARTS, RECEIVERS, Receiver
+from benchmarks.receivers import PARTS, RECEIVERS, Receiver, earlier_node
 
 SIZES = {"2.1 MB": (1050, 1000), "15.5 MB": (3056, 2544)}
 """Name: rows, columns, at 16 bits allocated."""
@@ -96,7 +97,9 @@ def serving(receiver: Receiver, folder: Path) -> Iterator[tuple[int, psutil.Proc
     environment = os.environ | {"TCP_NODELAY": "1"}
     log = folder.with_suffix(".log")
     with log.open("wb") as output:
-        process = subprocess.Popen(receiver.command(folder, port), stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen(
+            receiver.command(folder, port), stdout=output, stderr=output, env=environment, cwd=receiver.program_folder
+        )
         try:
             deadline = time.monotonic() + 60
             while not all(_listening(port + number) for number in range(receiver.ports)):
@@ -178,6 +181,10 @@ def measure(receiver: Receiver, instances: Instances, associations: int, root: P
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
     """All measurements; one row a size, number of associations and receiver."""
     rows: list[dict[str, object]] = []
+    receivers = {name: RECEIVERS[name] for name in options.receivers}
+    if options.earlier:
+        receivers["earlier"] = earlier_node(options.earlier)
+    names = list(receivers)
     memory = Path("/dev/shm")
     with (
         tempfile.TemporaryDirectory(dir=options.folder) as work,
@@ -187,13 +194,13 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
             count = max(16, 8 * round(RATE_GUESS[size] * options.seconds / 8))
             instances = Instances(*SIZES[size], count, Path(source))
             for associations in options.associations:
-                seconds: dict[str, list[float]] = {name: [] for name in options.receivers}
-                busy: dict[str, list[float]] = {name: [] for name in options.receivers}
+                seconds: dict[str, list[float]] = {name: [] for name in names}
+                busy: dict[str, list[float]] = {name: [] for name in names}
                 memory_mb: dict[str, float] = {}
                 for repetition in range(options.repetitions):
-                    turn = repetition % len(options.receivers)
-                    for name in options.receivers[turn:] + options.receivers[:turn]:
-                        wall_s, processor_s, memory_bytes = measure(RECEIVERS[name], instances, associations, Path(work))
+                    turn = repetition % len(names)
+                    for name in names[turn:] + names[:turn]:
+                        wall_s, processor_s, memory_bytes = measure(receivers[name], instances, associations, Path(work))
                         seconds[name].append(wall_s)
                         busy[name].append(processor_s)
                         memory_mb[name] = memory_bytes / 2**20
@@ -238,6 +245,7 @@ def main() -> int:
     parser.add_argument("--associations", nargs="+", type=int, default=ASSOCIATIONS)
     parser.add_argument("--receivers", nargs="+", choices=RECEIVERS, default=["node", "storescp", "orthanc"])
     parser.add_argument("--parts", action="store_true", help="instead: what the parts of reception are worth")
+    parser.add_argument("--earlier", type=Path, help="a checkout of an earlier version: its node takes its turn too")
     parser.add_argument("--folder", type=Path, help="where the receivers keep what they get (default: the temporary folder)")
     parser.add_argument("--json", type=Path, default=Path("build/benchmark-receive.json"))
     options = parser.parse_args()

@@ -27,6 +27,8 @@ class Receiver:
     command: Callable[[Path, int], list[str]]
     count: Callable[[Path, int], int]
     ports: int = 1
+    program_folder: Path | None = None
+    """The checkout whose program runs; None: this one."""
     sender: Callable[[int], list[str]] = storescu
     """The command that sends the files that follow to a port."""
 
@@ -65,6 +67,11 @@ def _orthanc_count(_folder: Path, port: int) -> int:
 
 def _files(folder: Path, _port: int) -> int:
     return sum(1 for path in folder.iterdir() if path.suffix != ".part" and not path.name.startswith("rows"))
+
+
+def earlier_node(checkout: Path) -> Receiver:
+    """The node of another checkout, such as a git worktree of an earlier commit, with the libraries of this one."""
+    return Receiver(_node_command, _node_count, program_folder=checkout)
 
 
 RECEIVERS = {
