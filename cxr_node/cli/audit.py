@@ -21,7 +21,7 @@ from cxr_node.records import AuditEvent
 from cxr_node.security.printable import cell
 from cxr_node.settings import load_settings
 from cxr_node.store import audit, audit_chain, backup
-from cxr_node.times import parse_time
+from cxr_node.store.times import parse_time
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

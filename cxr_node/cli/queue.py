@@ -16,7 +16,7 @@ from cxr_node.errors import CxrNodeError
 from cxr_node.records import REPORT_CLASS_NAMES, AuditEvent, DeliveryState, JobState
 from cxr_node.store import audit, changes, overview
 from cxr_node.store.selection import Selection
-from cxr_node.times import iso, parse_time
+from cxr_node.store.times import iso, parse_time
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from cxr_node.cli.common import age_in_words, ago_in_words, size_in_words, value_text
-from cxr_node.node_status import node_status
+from cxr_node.store.node_status import node_status
 
 _PAUSED = {
     "receive": "too little (receive.min_free_mb): new images are refused with A700",

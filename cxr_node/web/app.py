@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from cxr_node.node_status import node_status
 from cxr_node.settings import Settings
+from cxr_node.store.node_status import node_status
 from cxr_node.web import access, api, health, metrics, pages, problems, sign_in
 from cxr_node.web.limits import Limits
 from cxr_node.web.pictures import PictureServer

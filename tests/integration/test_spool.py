@@ -14,13 +14,13 @@ from sqlalchemy import select, text
 from cxr_node.errors import SettingsError, StoreError
 from cxr_node.node import supervisor, upload
 from cxr_node.node.upload import Uploader
-from cxr_node.node_status import node_status
 from cxr_node.records import DataFolder
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings, load_settings
 from cxr_node.store import consistency, fair_share, jobs, lock, open_work, retention, spool
 from cxr_node.store.database import open_database, write
 from cxr_node.store.digests import file_digest
 from cxr_node.store.faults import UPLOAD_POINTS
+from cxr_node.store.node_status import node_status
 from cxr_node.store.schema import instances
 from cxr_node.store.schema import jobs as jobs_table
 from cxr_node.store.storage import blobs_of, bucket_of

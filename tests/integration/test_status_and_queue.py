@@ -20,7 +20,7 @@ from cxr_node.store.refusals import CountedRefusal
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import jobs as jobs_table
 from cxr_node.store.schema import refusals as refusals_table
-from cxr_node.times import parse_time
+from cxr_node.store.times import parse_time
 from tests.store import Store
 
 

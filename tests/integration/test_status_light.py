@@ -157,7 +157,7 @@ class TestADatabaseThatCanNotBeUsed:
 )
 def test_status_says_what_pauses_for_want_of_room(store, monkeypatch, free_mb, paused):
     """17/16 of `receive.min_free_mb`, which is 1024, are 1,088 MiB; 33/32 are 1,056."""
-    monkeypatch.setattr("cxr_node.node_status.free_bytes", lambda _: free_mb * 2**20)
+    monkeypatch.setattr("cxr_node.store.node_status.free_bytes", lambda _: free_mb * 2**20)
     assert node_status(store.settings)["paused_without_room"] == paused
     shown = {row["what"]: row["value"] for row in for_people(node_status(store.settings))}
     assert ("A700" in shown["free disk"]) == ("receive" in paused)

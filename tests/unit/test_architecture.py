@@ -40,14 +40,13 @@ IMPORTED_BY = {
 
 LAYERS = (
     ("records", "errors"),
-    ("settings", "times"),
+    ("settings",),
     ("security",),
     ("logs",),
     ("dicom",),
     ("prepare", "nets"),
     ("store", "analyse", "compose"),
     ("commitment", "audit"),
-    ("node_status",),
     ("receive", "deliver", "web"),
     ("node",),
     ("demo",),

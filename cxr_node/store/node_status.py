@@ -11,7 +11,7 @@ from cxr_node.settings import Settings
 from cxr_node.store import audit_status, disk_space, draining, peer_overview, status_figures
 from cxr_node.store.instances import free_bytes
 from cxr_node.store.spool_id import has_spool, spool_name
-from cxr_node.times import iso
+from cxr_node.store.times import iso
 
 _REFUSED_WITHIN_S = 86400.0
 _STATES = {"gone": "no longer in the settings", "in_trouble": "in trouble"}
