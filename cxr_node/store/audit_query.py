@@ -19,8 +19,8 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, literal_column, or_, select, text, union, union_all
 
 from cxr_node.store.distinct import distinct
-from cxr_node.store.schema import audit, instances
-from cxr_node.store.wildcards import as_regex
+from cxr_node.store.schema import FOUND_BY_BEGINNING, audit, instances
+from cxr_node.store.wildcards import as_regex, begins_with, is_beginning
 
 NO_SUCCESS = "!success"
 """As `outcome` of a search: whatever isn't a success."""
@@ -99,6 +99,7 @@ class _Filters:
     equal: Mapping[str, str]
     several: Mapping[str, Sequence[str]]
     like: Mapping[str, str]
+    dialect: str
 
     @classmethod
     def of(cls, connection: Connection, wanted: AuditSearch) -> _Filters:
@@ -115,12 +116,13 @@ class _Filters:
                 several[name] = sorted(set(matched) & set(several.get(name, matched)))
                 del given[name]
         equal = {name: value for name, value in given.items() if "*" not in value}
-        return cls(equal, several, {name: value for name, value in given.items() if "*" in value})
+        like = {name: value for name, value in given.items() if "*" in value}
+        return cls(equal, several, like, connection.dialect.name)
 
     def rarest(self, connection: Connection, times: Sequence[Any]) -> str:
         """The column to look up: that whose condition fewest rows of the time meet."""
         names = [*self.equal, *self.several]
-        names += [name for name, value in self.like.items() if _is_beginning(connection, value)]
+        names += [name for name, value in self.like.items() if _is_beginning(connection, name, value)]
         if len(names) == 1 and names[0] not in self.like:
             return names[0]
         counted = {name: _count(connection, [self._one(name), *times]) for name in names}
@@ -135,7 +137,7 @@ class _Filters:
         """All but those on one of several values; `first` is looked up in its index, the others are not."""
         found = [_equal(name, value, by_index=name == first) for name, value in self.equal.items()]
         return found + [
-            _beginning(audit.c[name], value) if name == first else _like(audit.c[name] + "", value)
+            begins_with(audit.c[name], value, self.dialect) if name == first else _like(audit.c[name] + "", value)
             for name, value in self.like.items()
         ]
 
@@ -159,7 +161,7 @@ class _Filters:
             return _equal(name, self.equal[name], by_index=True)
         if name in self.several:
             return _in(name, self.several[name], by_index=True)
-        return _beginning(audit.c[name], self.like[name])
+        return begins_with(audit.c[name], self.like[name], self.dialect)
 
 
 def _times(wanted: AuditSearch, rows: Any = audit) -> list[Any]:
@@ -211,14 +213,10 @@ def _like(column: Any, value: str) -> Any:
     return column.ilike(pattern, escape="\\")
 
 
-def _is_beginning(connection: Connection, value: str) -> bool:
+def _is_beginning(connection: Connection, name: str, value: str) -> bool:
     """Whether an index finds what begins so."""
-    return connection.dialect.name == "sqlite" and value.find("*") == len(value) - 1 > 0 and not set(value) & set("[]?")
-
-
-def _beginning(column: Any, value: str) -> Any:
-    """As written, in capitals and in small letters: only an exact beginning is found in an index."""
-    return or_(*(column.op("GLOB")(one) for one in dict.fromkeys((value, value.upper(), value.lower()))))
+    is_ordered = connection.dialect.name == "sqlite" or name in FOUND_BY_BEGINNING
+    return is_ordered and is_beginning(value)
 
 
 def _are_common(connection: Connection, query: Select[Any], wanted: AuditSearch) -> bool:

@@ -249,13 +249,17 @@ audit = Table(
     Column("outcome", String(16), nullable=False),
     Column("user", String(64), nullable=False),
     Column("host", String(255), nullable=False),
-    Column("patient_id", String(64), nullable=False, index=True),
-    Column("study_instance_uid", String(64), nullable=False, index=True),
+    Column("patient_id", String(64), nullable=False),
+    Column("study_instance_uid", String(64), nullable=False),
     Column("sop_instance_uid", String(64), nullable=False),
     Column("detail", Text, nullable=False),
     Column("accession_number", String(64), nullable=False, server_default=""),
 )
+FOUND_BY_BEGINNING = ("patient_id", "study_instance_uid", "sop_instance_uid", "accession_number", "host")
+"""Columns of the audit log whose index PostgreSQL orders by bytes, so that it finds what begins with a text too."""
 for _name, _columns, _where in (  # for searches: see `audit.search`
+    ("patient_id", ("patient_id",), ""),
+    ("study_instance_uid", ("study_instance_uid",), ""),
     ("accession_number", ("accession_number",), "accession_number != ''"),
     ("sop_instance_uid", ("sop_instance_uid",), "sop_instance_uid != ''"),
     ("event", ("event", "at"), ""),
@@ -266,6 +270,7 @@ for _name, _columns, _where in (  # for searches: see `audit.search`
     Index(
         f"ix_audit_{_name}",
         *(audit.c[_column] for _column in _columns),
+        postgresql_ops={_column: "varchar_pattern_ops" for _column in _columns if _column in FOUND_BY_BEGINNING},
         **({"sqlite_where": text(_where), "postgresql_where": text(_where)} if _where else {}),  # type: ignore[arg-type]
     )
 

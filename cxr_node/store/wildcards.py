@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 from sqlalchemy import Engine, or_
@@ -18,10 +19,33 @@ def matching(engine: Engine, column: Any, value: str) -> Any | None:
         return None
     if "*" not in value:
         return column == value
-    if engine.dialect.name == "sqlite" and value.find("*") == len(value) - 1 and len(value) > 1 and not set(value) & set("[]?"):
-        return or_(*(column.op("GLOB")(text) for text in dict.fromkeys((value, value.upper(), value.lower()))))
+    if engine.dialect.name == "sqlite" and is_beginning(value):
+        return begins_with(column, value, "sqlite")
     pattern = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
     return column.ilike(pattern, escape="\\")
+
+
+def is_beginning(value: str) -> bool:
+    """Whether a text ends in its only wildcard, and an index that is ordered by bytes can find what begins so."""
+    return value.find("*") == len(value) - 1 > 0 and not set(value) & {"[", "]", "?", chr(sys.maxunicode)}
+
+
+def begins_with(column: Any, value: str, dialect: str) -> Any:
+    """The condition that a column begins with a text (see `is_beginning`) as written, in capitals or in small letters.
+
+    On PostgreSQL the column's index needs the operator class varchar_pattern_ops.
+    """
+    spellings = dict.fromkeys((value, value.upper(), value.lower()))
+    if dialect == "sqlite":
+        return or_(*(column.bool_op("GLOB")(one) for one in spellings))
+    beginnings = [one.removesuffix("*") for one in spellings]
+    return or_(*(column.bool_op("~>=~")(one) & column.bool_op("~<~")(_after_all_that_begin(one)) for one in beginnings))
+
+
+def _after_all_that_begin(beginning: str) -> str:
+    """The first text, by bytes of UTF-8, that is behind every text with this beginning."""
+    after_last = ord(beginning[-1]) + 1
+    return beginning[:-1] + chr(0xE000 if 0xD800 <= after_last < 0xE000 else after_last)
 
 
 def as_regex(value: str) -> re.Pattern[str]:
