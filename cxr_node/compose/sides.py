@@ -11,8 +11,7 @@ from highdicom.sr import CodedConcept, FindingSite
 from pydicom import Dataset
 
 from cxr_node.compose.codes import code
-from cxr_node.prepare.geometry import orientation
-from cxr_node.prepare.header import values_of
+from cxr_node.prepare.geometry import orientation_values
 from cxr_node.records import SIDES, Geometry, Sides, SidesBy
 
 _NOTES = {
@@ -108,6 +107,5 @@ def stated_orientation(source: Dataset, sides: Sides) -> list[str] | None:
     """The two values of Patient Orientation that a result may state of the source's pixel matrix; None: unknown."""
     if sides.by in (SidesBy.PICTURE, SidesBy.MARKER):  # the gate accepts upright images only
         return ["R" if sides.mirrored else "L", "F"]
-    if sides.by == SidesBy.HEADER and orientation(source) is not None:
-        return [str(part) for part in values_of(source, "PatientOrientation")]
-    return None
+    said = orientation_values(source)
+    return list(said) if sides.by == SidesBy.HEADER and said is not None else None

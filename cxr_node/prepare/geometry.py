@@ -27,6 +27,8 @@ _OUTLINE_GRID_PX = 896
 _OUTLINE_TOLERANCE = 0.0008
 """Tolerance of simplified outlines, as a fraction of the image's side: a fifth of a network pixel."""
 
+_AXES = ("LR", "AP", "HF")
+_IN_WORDS = {"LEFT": "L", "RIGHT": "R", "HEAD": "H", "FOOT": "F", "FEET": "F", "ANTERIOR": "A", "POSTERIOR": "P"}
 _ROW_ENDS, _COLUMN_ENDS = ("L", "R"), ("F", "H")
 
 
@@ -36,11 +38,25 @@ def orientation(ds: Dataset) -> tuple[str, str] | None:
     Returns:
         the leading letter of both values of PatientOrientation, each of L, R, A, P, H, F; None if they don't say.
     """
-    value = values_of(ds, "PatientOrientation")
-    if len(value) != 2:
-        return None
-    row, column = (str(part).strip().upper()[:1] for part in value)
-    return (row, column) if row and column and set(row + column) <= set("LRAPHF") else None
+    said = orientation_values(ds)
+    return None if said is None else (said[0][0], said[1][0])
+
+
+def orientation_values(ds: Dataset) -> tuple[str, str] | None:
+    """Both values of PatientOrientation in the standard's letters, such as L and FP; None if they don't say.
+
+    A word that merely begins with one of the letters says nothing: P is "pied" in French, F "front" in English.
+    """
+    said = [_letters(part) for part in values_of(ds, "PatientOrientation")]
+    return (said[0], said[1]) if len(said) == 2 and all(said) else None
+
+
+def _letters(value: Any) -> str:
+    """One value of PatientOrientation, of one to three letters along different axes; empty if it is something else."""
+    written = str(value).strip().upper()
+    written = _IN_WORDS.get(written, written)
+    axes = [next((axis for axis in _AXES if letter in axis), "") for letter in written]
+    return written if all(axes) and 1 <= len(axes) == len(set(axes)) else ""
 
 
 def geometry_of(ds: Dataset, rows: int, columns: int) -> Geometry:

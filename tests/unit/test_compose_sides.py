@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 
 import numpy as np
@@ -59,6 +60,15 @@ def test_sides_that_header_and_picture_agree_on_are_said_as_they_are():
     assert codes(made[ResultKind.REPORT]) >= LATERALITY
     assert note(HEADER) == ""
     assert corner_letters(HEADER, Geometry(300, 260))
+
+
+@pytest.mark.parametrize("written", [["l", "f"], ["LEFT", "FOOT"]])
+def test_results_state_the_orientation_in_the_standard_s_letters(written):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of lower case
+        made = composed(HEADER, PatientOrientation=written)
+    assert made[ResultKind.LUNGS].PatientOrientation == ["L", "F"]
+    assert made[ResultKind.OVERLAY].PatientOrientation == ["L", "F"]
 
 
 @pytest.mark.parametrize(("sides", "row"), [(PICTURE, "L"), (MIRRORED, "R")], ids=["upright", "mirrored"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
 
-from cxr_node.prepare.geometry import geometry_of, orientation, to_source, to_upright
+from cxr_node.prepare.geometry import geometry_of, orientation, orientation_values, to_source, to_upright
 from cxr_node.prepare.network_image import to_network_image
 from cxr_node.prepare.radiograph import prepare_dataset, prepare_pixels
 from cxr_node.records import Geometry
@@ -55,6 +56,30 @@ def test_an_orientation_of_no_frontal_view_is_taken_as_it_lies(value):
 
 def test_an_oblique_orientation_counts_by_its_leading_letter():
     assert orientation(grey_image(ramp(), PatientOrientation=["RA", "FL"])) == ("R", "F")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (["l", "f"], ("L", "F")),
+        (["LEFT", "FOOT"], ("L", "F")),
+        (["Right", "Head"], ("R", "H")),
+        (["RAH", "FPL"], ("RAH", "FPL")),
+        (["LINKS", "FUSS"], None),
+        (["GAUCHE", "PIED"], None),
+        (["FRONT", "LATERAL"], None),
+        (["LR", "F"], None),
+        (["LL", "FF"], None),
+        (["LE", "CD"], None),
+    ],
+    ids=str,
+)
+def test_an_orientation_is_said_in_the_standard_s_letters_or_not_at_all(value, said):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of lower case
+        ds = grey_image(ramp(), PatientOrientation=value)
+    assert orientation_values(ds) == said
+    assert geometry_of(ds, 160, 200).sides_said == (said is not None)
 
 
 def test_what_was_done_relative_to_the_detector_is_not_undone():
