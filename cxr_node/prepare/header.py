@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.charset import python_encoding
 
 
 def value_of(ds: Dataset, keyword: str) -> Any:
@@ -40,13 +43,36 @@ def text(ds: Dataset, keyword: str) -> str:
     return "" if value is None else str(value).strip()
 
 
+def folded(ds: Dataset, value: Any) -> str:
+    """A value as text in capitals, without outer spaces and accents.
+
+    A code string may have no letters but ASCII's (PS3.5 section 6.2) and is read as such; one that has others is decoded as its
+    writer meant it: as UTF-8, or in the data set's character set.
+    """
+    written = str(value)
+    if not written.isascii():
+        written = _decoded(ds, written)
+        bare = "".join(letter for letter in unicodedata.normalize("NFKD", written) if not unicodedata.combining(letter))
+        written = unicodedata.normalize("NFC", bare)
+    return written.strip().upper()
+
+
+def _decoded(ds: Dataset, text: str) -> str:
+    declared = [str(name) for name in values_of(ds, "SpecificCharacterSet")]
+    encodings = [python_encoding[name] for name in declared if name in python_encoding]
+    for encoding in ("utf-8", *encodings):
+        with suppress(UnicodeError, LookupError):
+            return text.encode("latin-1").decode(encoding)
+    return text
+
+
 def name_in(ds: Dataset) -> str:
     """Patient's Name as it is written, carets and all; empty where there is none."""
     return str(value_of(ds, "PatientName") or "").strip()
 
 
 def numbers(ds: Dataset, keyword: str) -> list[float | None]:
-    """The values of a number in the header, None for each that is no finite number."""
+    """The values of a number in the header, None for each that is no finite number; a decimal comma counts as a point."""
     return [_number(value) for value in values_of(ds, keyword)]
 
 
@@ -58,7 +84,7 @@ def number(ds: Dataset, keyword: str, default: float | None = None) -> Any:
 
 def _number(value: Any) -> float | None:
     try:
-        found = float(value)
+        found = float(value.replace(",", ".") if isinstance(value, str) and value.count(",") == 1 else value)
     except (TypeError, ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from cxr_node.errors import Rejected
+from cxr_node.prepare import words
 from cxr_node.prepare.decode import check_pixel_header
 from cxr_node.prepare.geometry import orientation
-from cxr_node.prepare.header import as_list
+from cxr_node.prepare.header import as_list, folded
 from cxr_node.prepare.known_terms import shown_modality, shown_part, shown_view
-from cxr_node.prepare.words import names_another_part
 
 MIN_SIDE_PX = 128
 
@@ -31,7 +31,6 @@ _MODALITIES = frozenset({"", "CR", "DX", "RG", "DR", "XR", "OT", "SC"})
 
 _UNSAID = frozenset({"", "OTHER", "UNKNOWN", "UNDEFINED", "UNSPECIFIED", "NONE", "NA", "BODY"})
 _SNOMED = frozenset({"SCT", "SRT", "SNM3", "99SDM"})
-_CHEST = re.compile(r"^(?!.*(?:SPINE|LUMBAR|VERTEBRA)).*(?:CHEST|THORA[XC]|TORAX|LUNG|PULMO|\bTHX\b|\bRIBS?\b|\bCXR\b)")
 _CHEST_CODES = frozenset(
     {
         *("816094009", "416550000", "416775004", "416152001", "416319003", "417437006"),  # chest, and with its neighbours
@@ -40,12 +39,6 @@ _CHEST_CODES = frozenset(
     }
 )
 
-_FRONTAL = re.compile(r"\b(?:P\.?A|A\.?P)\b|FRONTAL|POSTERO.?ANTERIOR|ANTERO.?POSTERIOR|\bLORDOTIC\b")
-_NOT_FRONTAL = re.compile(
-    r"\b(?:LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|OBL)\b|\b[LR]{0,2}LAT\b|LAT.?RAL|OBLIQ|OBLIC|SCHR.?G|AXIAL|DECUB|SAGIT|TANGEN"
-    r"|PROFIL|PERFIL|SEITL|SEITE|\bSEIT\b|ZIJDEL|BOCZN|\bBO.N[IÍ]\b|\bSIDO|\bSIDEBILD|БОКОВ|側面|侧位"
-)
-"""Abbreviations, and the word of several languages; "." stands for a letter whose accent was lost."""
 _LATERAL_CODES = frozenset(
     {
         *("399067008", "399173006", "399198007", "399352003", "399260004", "30730003"),  # lateral, sagittal
@@ -56,21 +49,7 @@ _LATERAL_CODES = frozenset(
 )
 """Of CID 4010."""
 
-_HUMAN = re.compile(r"HOMO|HUMAN|\bMAN\b|PERSON")
 _HUMAN_CODES = frozenset({"337915000", "L-85003", "L-85B00"})
-_ANIMAL = re.compile(
-    r"\b(?:CANINE|FELINE|EQUINE|BOVINE|OVINE|PORCINE|VETERINAR\w*|DOG|HORSE|RABBIT|FERRET)\b"
-    r"|^CATS?$|\bCATS? (?:THORAX|ABDOMEN|PELVIS|SKULL|LIMB|VD|DV)\b"
-)
-"""CAT alone is a category, or a scanner."""
-
-_PROCESSED = re.compile(
-    r"(?:BONE|RIB)S?.{0,3}SUPPRES|SUPPRES\w*.{0,4}(?:BONE|RIB)|SOFT.?TISSUE.{0,3}(?:IMAGE|VIEW|ONLY|SELECT)|SOFT.?TISSUE$|^SOFT.?TISSUE"
-    r"|BONE.?(?:IMAGE|VIEW|ONLY|SELECT|ENHANC)|ENERGY.{0,3}SUBTRACT|DUAL.?ENERGY.*(?:BONE|SOFT)|(?:BONE|SOFT).*DUAL.?ENERGY"
-    r"|CLEARREAD|WEICHTEILBILD|KNOCHENBILD|^BONES?$"
-)
-_PROCESSED_TYPE = re.compile(r"BONE|SOFT|SUPPRES|SUBTRACT|\bRIB")
-"""Of a value of ImageType after the second (PS3.3 C.8.11.1.1.1)."""
 
 
 def check_header(ds: Dataset) -> None:
@@ -128,20 +107,23 @@ def _wrong_modality(ds: Dataset) -> Iterator[str]:
 def _not_a_person(ds: Dataset) -> Iterator[str]:
     species = _text(ds, "PatientSpeciesDescription")
     codes, meanings = _codes(ds, "PatientSpeciesCodeSequence")
-    coded_human = bool(codes & _HUMAN_CODES) or any(_HUMAN.search(meaning) for meaning in meanings)
-    said_animal = (species and not _HUMAN.search(species)) or ((codes or meanings) and not coded_human)
+    coded_human = bool(codes & _HUMAN_CODES) or any(words.HUMAN.search(meaning) for meaning in meanings)
+    no_person = not words.HUMAN.search(species) and not words.NO_SPECIES.search(species)
+    said_animal = no_person or ((codes or meanings) and not coded_human)
+    said_animal = said_animal or _text(ds, "AnatomicalOrientationType") == "QUADRUPED"
     breed = _text(ds, "PatientBreedDescription") or as_list(ds.get("PatientBreedCodeSequence")) or _text(ds, "PatientSexNeutered")
-    if said_animal or breed or any(_ANIMAL.search(text) for text in _technique(ds)):
+    owned = _text(ds, "ResponsiblePersonRole") == "OWNER"
+    if said_animal or breed or owned or any(words.ANIMAL.search(text) for text in _technique(ds)):
         yield "The patient is an animal; the networks are trained on people only."
 
 
 def _not_a_chest(ds: Dataset) -> Iterator[str]:
     part = _text(ds, "BodyPartExamined")
     codes, meanings = _codes(ds, "AnatomicRegionSequence")
-    if _CHEST.search(part) or codes & _CHEST_CODES or any(_CHEST.search(meaning) for meaning in meanings):
+    if words.CHEST.search(part) or codes & _CHEST_CODES or any(words.CHEST.search(meaning) for meaning in meanings):
         return
     # A value that is not a defined term says nothing: it may mean chest in another language, or have lost its accents.
-    named = [name for name in (part, *meanings) if names_another_part(name)]
+    named = [name for name in (part, *meanings) if words.names_another_part(name)]
     schemes = {_text(item, "CodingSchemeDesignator") for item in as_list(ds.get("AnatomicRegionSequence"))}
     if named or (codes and schemes & _SNOMED):
         yield f"The body part is {shown_part(named[0] if named else '')}, not the chest."
@@ -151,7 +133,8 @@ def _not_frontal(ds: Dataset) -> Iterator[str]:
     view = _text(ds, "ViewPosition")
     codes, meanings = _codes(ds, "ViewCodeSequence")
     for text in (view, *meanings):
-        if _NOT_FRONTAL.search(text) and not _FRONTAL.search(text):
+        from_the_side = words.LATERAL.search(text) or words.VIEW_FROM_THE_SIDE.search(text)
+        if words.OBLIQUE.search(text) or (from_the_side and not words.FRONTAL.search(text)):
             yield f"The view is {shown_view(text)}, not frontal (PA or AP)."
             return
     if codes & _LATERAL_CODES:
@@ -163,20 +146,25 @@ def _not_frontal(ds: Dataset) -> Iterator[str]:
         return
     if view in _UNSAID and not codes:
         # Only the description of this image counts: a study is often named after both of its views.
-        told = [text for text in _technique(ds) if _NOT_FRONTAL.search(text)]
-        if told and not any(_FRONTAL.search(text) for text in _technique(ds)):
+        told = [text for text in _technique(ds) if words.LATERAL.search(text) or words.OBLIQUE.search(text)]
+        if told and not any(words.FRONTAL.search(text) for text in _technique(ds)):
             yield "The examination's name says that the view is lateral or oblique, not frontal (PA or AP)."
 
 
 def _not_plain(ds: Dataset) -> Iterator[str]:
-    """Bones or soft tissue taken out of the picture, by software or by a second exposure."""
-    types = [str(value).strip().upper() for value in as_list(ds.get("ImageType"))[2:]]
+    """Bones or soft tissue taken out of the picture, by software or by a second exposure; or something else put in."""
+    types = [folded(ds, value) for value in as_list(ds.get("ImageType"))[2:]]
     told = [
         _text(ds, keyword) for keyword in ("SeriesDescription", "DerivationDescription", "AcquisitionDeviceProcessingDescription")
     ]
-    if any(_PROCESSED_TYPE.search(value) for value in types) or any(_PROCESSED.search(text) for text in told):
+    if any(words.BONE_OR_SOFT_TISSUE_TYPE.search(value) for value in types) or any(map(words.BONE_OR_SOFT_TISSUE.search, told)):
         yield (
             "The image is bone-suppressed, or the bone or soft-tissue image of a dual-energy exposure: "
+            "the networks are trained on plain radiographs only; send the original."
+        )
+    elif any(map(words.OTHERWISE_PROCESSED.search, (*types, *told))):
+        yield (
+            "The image is a processed copy of a radiograph (a subtraction, or enhanced lines and tubes): "
             "the networks are trained on plain radiographs only; send the original."
         )
 
@@ -195,4 +183,4 @@ def _codes(ds: Dataset, keyword: str) -> tuple[frozenset[str], list[str]]:
 
 
 def _text(ds: Dataset, keyword: str) -> str:
-    return re.sub(r"[_\s]+", " ", str(next(iter(as_list(ds.get(keyword))), ""))).strip().upper()
+    return re.sub(r"[_\s]+", " ", folded(ds, next(iter(as_list(ds.get(keyword))), ""))).strip()

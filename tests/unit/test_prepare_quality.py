@@ -69,7 +69,7 @@ def test_lets_through_a_frontal_chest_and_what_says_nothing(attributes):
         ({"ViewCodeSequence": [code("399173006")]}, "The view is lateral or oblique, not frontal (PA or AP)."),
         (
             {"ViewCodeSequence": [code("399312000", "antero-posterior oblique")]},
-            "The view is lateral or oblique, not frontal (PA or AP).",
+            "The view is ANTERO POSTERIOR OBLIQUE, not frontal (PA or AP).",
         ),
         (
             {"PatientOrientation": ["A", "F"]},
