@@ -12,7 +12,7 @@ from pydicom.valuerep import format_number_as_ds
 from cxr_node.prepare.header import numbers, text, value_of, values_of
 from cxr_node.records import Greys, Table
 
-_LEAST_BITS, _MOST_BITS = 8, 16
+_DEPTHS = (8, 16)
 _LONGEST_SHORTS = 32_000
 """Entries that an explicit VR of US has room for."""
 
@@ -36,7 +36,7 @@ def add_greys(ds: Dataset, source: Dataset, greys: Greys, *, inverted: bool) -> 
         inverted: its greys are inverted against its header, as it was analysed.
     """
     if greys.modality_lut is not None:
-        item = _lut(greys.modality_lut, depths=(_LEAST_BITS, _MOST_BITS), scaled=False)
+        item = _lut(greys.modality_lut, scaled=False)
         first = next(iter(values_of(source, "ModalityLUTSequence")), Dataset())
         item.ModalityLUTType = text(first, "ModalityLUTType") or "US"
         ds.ModalityLUTSequence = [item]
@@ -45,7 +45,7 @@ def add_greys(ds: Dataset, source: Dataset, greys: Greys, *, inverted: bool) -> 
         ds.RescaleType = text(source, "RescaleType")[:64] or "US"
     voi = Dataset()
     if greys.voi_lut is not None:
-        voi.VOILUTSequence = [_lut(greys.voi_lut, depths=tuple(range(_LEAST_BITS, _MOST_BITS + 1)), scaled=True)]
+        voi.VOILUTSequence = [_lut(greys.voi_lut, scaled=True)]
     elif greys.window is not None:
         centre, width, function = *greys.window, greys.function
         if function == "LINEAR_EXACT" and text(source, "VOILUTFunction").upper() != "LINEAR_EXACT":
@@ -78,15 +78,16 @@ def add_shutter(ds: Dataset, source: Dataset, greys: Greys) -> None:
     ds.ShutterPresentationValue = round(65535 * greys.shutter_grey)
 
 
-def _lut(table: Table, depths: tuple[int, ...], *, scaled: bool) -> Dataset:
-    """A table as an item of a LUT sequence, with entries of a depth that the standard allows there.
+def _lut(table: Table, *, scaled: bool) -> Dataset:
+    """A table as an item of a LUT sequence, with entries of 8 or 16 bits: every reader takes them.
+
+    PS3.3 C.11.2.1.1 allows all depths between for a VOI LUT here, but dciodvfy doesn't.
 
     Args:
         table: the table.
-        depths: bits that an entry may have, ascending.
         scaled: entries are shares of the largest possible one, and so change with the depth.
     """
-    bits = next(depth for depth in depths if depth >= min(table.bits, _MOST_BITS))
+    bits = next(depth for depth in _DEPTHS if depth >= min(table.bits, _DEPTHS[-1]))
     entries = table.entries.astype(np.float64)
     if scaled:
         entries *= (2**bits - 1) / (2**table.bits - 1)

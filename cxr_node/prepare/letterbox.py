@@ -1,4 +1,4 @@
-"""Screen captures: a picture between two bars of uniform grey, which are not part of the radiograph."""
+"""Screen captures: a picture beside or between bars of uniform grey, which are not part of the radiograph."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from cxr_node.records import Geometry
 _FLAT = 0.02
 """A row or column that varies no more than this (of 0..1) may belong to a bar."""
 _LEAST_BARS = 0.2
-"""Bars that take less of the side than this together may be a collimator's shadow, and are left."""
-_UNEVEN = 0.2
-"""Two bars that differ by more than this fraction of the wider one are not a letterbox."""
+"""Bars that take less of the side than this together are left: the networks know them as a collimator's shadow."""
 _MOST_SLENDER = 2.0
 """Largest aspect ratio of a radiograph, either way."""
 
 
 def picture_box(pixels: NDArray[np.float32]) -> tuple[int, int, int, int] | None:
-    """Top, bottom, left and right of the picture between two bars; None where there are none.
+    """Top, bottom, left and right of the picture without its bars; None where there are none.
 
     Args:
         pixels: float32 (rows, columns) in 0..1; NaN, where padded, counts as a bar.
@@ -51,18 +49,16 @@ def _is_flat(pixels: NDArray[np.float32], axis: int) -> NDArray[np.bool_]:
 
 
 def _is_one_grey(*bars: NDArray[np.float32]) -> bool:
-    """Whether both bars have one grey throughout; stripes are not a letterbox."""
+    """Whether bars have one grey throughout; stripes are not a letterbox."""
     values = [bar[~np.isnan(bar)] for bar in bars]
     extremes = [extreme for bar in values if bar.size for extreme in (bar.min(), bar.max())]
     return not extremes or max(extremes) - min(extremes) <= _FLAT
 
 
 def _between_bars(flat: NDArray[np.bool_]) -> tuple[int, int]:
-    """Bounds of what lies between two bars of nearly one width; all where there are none."""
+    """Bounds of what lies beside a bar, or between two; all where there are none."""
     varied = np.flatnonzero(~flat)
     if varied.size == 0:
         return 0, flat.size
     before, after = int(varied[0]), int(flat.size - varied[-1] - 1)
-    if before + after < _LEAST_BARS * flat.size or abs(before - after) > _UNEVEN * max(before, after):
-        return 0, flat.size
-    return before, flat.size - after
+    return (0, flat.size) if before + after < _LEAST_BARS * flat.size else (before, flat.size - after)

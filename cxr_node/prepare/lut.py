@@ -30,7 +30,8 @@ class LookupTable:
 
     @classmethod
     def read(cls, item: Dataset, ds: Dataset, *, signed_input: bool = False) -> LookupTable | None:
-        """The table in an item of ModalityLUTSequence or VOILUTSequence of `ds`; None if it is empty or damaged.
+        """The table in an item of ModalityLUTSequence or VOILUTSequence of `ds`; None if it is empty or damaged: what it lacks
+        of the entries that its descriptor counts isn't known.
 
         `signed_input`: the values looked up may be negative; then a first mapped value that was written unsigned is not.
         """
@@ -41,7 +42,7 @@ class LookupTable:
             return None
         if (signed_input or ds.get("PixelRepresentation") == 1) and first_mapped >= 2**15:
             first_mapped -= 2**16
-        if entries.size == 0 or bits < 1 or not 0 <= entries.min() <= entries.max() < 2**_MOST_BITS:
+        if entries.size < (count or 1) or not 0 <= entries.min() <= entries.max() < 2**_MOST_BITS:
             return None
         return cls(entries, first_mapped, _bits(bits, int(entries.max())))
 

@@ -29,10 +29,13 @@ _FLAT = 0.02
 """A VOI transformation that leaves less than this (of 0..1) between the 1st and 99th percentile shows nothing."""
 _CLIPPED = 0.01
 """A grey this close to black or white counts as clipped."""
-_LEAST_SHOWN = 0.15
+_LEAST_SHOWN = 0.25
 """A VOI transformation that clips all but this fraction of the patient shows too little: a window of 8 bits on 12-bit values."""
 _MOST_INSIDE = 0.05
 """Padding lies at the edges: where so much of the image is padding that no edge reaches, the range is nonsense."""
+
+_MOST_BEYOND = 0.01
+"""A padding range lies at an end of the values: hardly any of the image lies on its other side."""
 
 Values = NDArray[np.float64]
 Where = Callable[[NDArray[Any]], NDArray[np.bool_]]
@@ -105,7 +108,7 @@ def render(ds: Dataset, stored: NDArray[Any]) -> tuple[NDArray[np.float32], Grey
     hidden = np.zeros(sample.shape, np.bool_) if padded is None else padded(sample)
     if shutter is not None:
         hidden = hidden | _sample(shutter.hidden)
-    modality, said = _modality(ds)
+    modality, said = _modality(ds, sample)
     display, greys = _display(ds, modality, modality(sample.astype(np.float64)), hidden)
     greys = replace(greys, rescale=said.rescale, modality_lut=said.modality_lut)
 
@@ -127,10 +130,14 @@ def render(ds: Dataset, stored: NDArray[Any]) -> tuple[NDArray[np.float32], Grey
     return pixels, greys
 
 
-def _modality(ds: Dataset) -> tuple[Callable[[Values], Values], Greys]:
-    """Modality LUT or rescale (PS3.3 C.11.1), and that of it which `Greys` keeps."""
+def _modality(ds: Dataset, sample: NDArray[Any]) -> tuple[Callable[[Values], Values], Greys]:
+    """Modality LUT or rescale (PS3.3 C.11.1), and that of it which `Greys` keeps; one that erases the image is passed over.
+
+    sample: some of the stored values.
+    """
     for item in items_of(ds, "ModalityLUTSequence"):
-        if (table := LookupTable.read(item, ds)) is not None:
+        table = LookupTable.read(item, ds)
+        if table is not None and np.ptp(table.raw(sample.astype(np.float64))) > 0:
             return table.raw, Greys(modality_lut=_as_table(table))
     slope, intercept = number(ds, "RescaleSlope", 1.0), number(ds, "RescaleIntercept", 0.0)
     if slope == 0:
@@ -232,16 +239,21 @@ def _padding(ds: Dataset, sample: NDArray[Any]) -> Where | None:
     def padded(values: NDArray[Any]) -> NDArray[np.bool_]:
         return np.asarray((values >= low) & (values <= high))
 
-    return padded if _lies_at_the_edges(padded(sample)) else None
+    where = padded(sample)
+    between = np.count_nonzero(sample < low), np.count_nonzero(sample > high)
+    if low < high and min(between) > _MOST_BEYOND * np.count_nonzero(~where):
+        return None  # the patient's own values lie on both sides
+    return padded if _lies_at_the_edges(where) else None
 
 
 def _lies_at_the_edges(padding: NDArray[np.bool_]) -> bool:
-    """Whether padding leaves something of the image, and hardly any of it lies where no edge is reached."""
+    """Whether padding leaves something of the image, and lies mostly at the edges, hardly where none is reached."""
     if padding.all():
         return False
     framed = np.pad(padding, 1, constant_values=True).astype(np.uint8)
     _, parts = cv2.connectedComponents(framed, connectivity=4)
-    return bool(((parts != parts[0, 0]) & (framed > 0)).mean() <= _MOST_INSIDE)
+    inside = np.count_nonzero((parts != parts[0, 0]) & (framed > 0))
+    return bool(inside <= min(_MOST_INSIDE * padding.size, padding.sum() / 2))
 
 
 def _as_table(table: LookupTable) -> Table:

@@ -180,11 +180,13 @@ def test_a_slope_of_nothing_is_not_repeated():
     assert (ds.RescaleSlope, ds.RescaleIntercept) == (1, 0)
 
 
-def test_a_table_that_claims_more_bits_than_it_has_is_written_with_those_it_has():
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_a_table_is_written_with_entries_of_as_many_bits_as_it_says(bits):
     given = source()
-    given.VOILUTSequence = [lut_item(0, 16, list(range(4096)))]
+    given.VOILUTSequence = [lut_item(0, bits, list(range(4096)))]
     (item,) = composed(given).SoftcopyVOILUTSequence[0].VOILUTSequence
-    assert list(item.LUTDescriptor) == [4096, 0, 12]
+    assert list(item.LUTDescriptor) == [4096, 0, 16]
+    assert (item.LUTData[0], item.LUTData[-1]) == (0, 65535)
 
 
 @pytest.mark.parametrize(

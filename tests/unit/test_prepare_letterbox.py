@@ -25,6 +25,11 @@ def picture(rows: int = 400, columns: int = 360) -> np.ndarray:
         ((0, 0, 118, 124), (0, 400, 118, 478)),
         ((90, 90, 0, 0), (90, 490, 0, 360)),
         ((100, 100, 80, 80), (100, 500, 80, 440)),
+        ((0, 0, 200, 10), (0, 400, 200, 560)),
+        ((0, 0, 0, 200), (0, 400, 0, 360)),
+        ((0, 0, 200, 0), (0, 400, 200, 560)),
+        ((0, 300, 0, 0), (0, 400, 0, 360)),
+        ((300, 0, 0, 0), (300, 700, 0, 360)),
     ],
 )
 def test_a_picture_between_bars_is_cut_out(bars, box, grey):
@@ -36,8 +41,8 @@ def test_a_picture_between_bars_is_cut_out(bars, box, grey):
     assert np.abs(radiograph.network_image.astype(int) - plain).max() <= 2
 
 
-@pytest.mark.parametrize("bars", [(0, 0, 0, 0), (0, 0, 20, 20), (0, 0, 200, 10), (0, 300, 0, 0), (0, 0, 0, 200)])
-def test_a_collimator_s_shadow_is_left(bars):
+@pytest.mark.parametrize("bars", [(0, 0, 0, 0), (0, 0, 20, 20), (0, 0, 0, 40), (60, 30, 0, 0)])
+def test_narrow_bars_are_left_as_a_collimator_s_shadow(bars):
     top, bottom, left, right = bars
     boxed = np.pad(picture(), ((top, bottom), (left, right))).astype(np.float32) / 255
     assert picture_box(boxed) is None
