@@ -16,7 +16,7 @@ from cxr_node import logs
 from cxr_node.settings import Settings, WebSettings
 from cxr_node.store import tokens, users
 from cxr_node.web import passwords, server
-from cxr_node.web.app import create_app
+from cxr_node.web.app import close_app, create_app
 from tests.store import Store
 
 PASSWORD = "correct horse battery staple"
@@ -60,7 +60,7 @@ class Site:
 
     def close(self) -> None:
         """End child processes and close the database."""
-        self.app.state.pictures.close()
+        close_app(self.app)
         self.store.engine.dispose()
 
     def events(self, *names: str) -> list[tuple[str, str, str]]:

@@ -46,6 +46,7 @@ log = structlog.get_logger()
 _NO_SUCH_ACTION, _INVALID_ARGUMENT, _NOT_AUTHORISED = 0x0123, 0x0115, 0x0124
 _STAY_S = 1.0
 """An association that is still open this long after the response to the request gets the report."""
+_END_TIMEOUT_S = 5.0
 _NOT_A_DESTINATION = (
     "it reports storage commitment, but its AE title, address and certificate are not those of a destination; a destination that "
     "calls from elsewhere needs a [[senders]] entry with its `hosts`"
@@ -98,6 +99,9 @@ class CommitmentScp:
         self._has_free_space = has_free_space
         self._refuse = on_refused
         self._asked: dict[Association, UndecidedRequest] = {}
+        self._lock = threading.Lock()
+        self._timers: set[threading.Timer] = set()
+        self._is_ending = False
 
     def handlers(self) -> list[evt.EventHandlerType]:
         """What to bind to the associations' events."""
@@ -108,8 +112,14 @@ class CommitmentScp:
         ]
 
     def end(self) -> None:
-        """Decide on no more requests; what is undecided is left to the role that reports."""
+        """Decide on no more requests, and report nothing more; what is left of both is left to the role that reports."""
         self._worker.end()
+        with self._lock:
+            self._is_ending, timers = True, list(self._timers)
+        for timer in timers:
+            timer.cancel()
+        for timer in timers:  # one may be writing down what became of its report
+            timer.join(_END_TIMEOUT_S)
 
     def _on_action(self, event: evt.Event) -> tuple[int, Dataset | None]:
         """A modality asks. The answer says only that it will be told; what is safe here is found out after it."""
@@ -148,7 +158,11 @@ class CommitmentScp:
         """Report over the association of the request, unless the modality listens for reports."""
         if self._settings.listening_sender(report.ae_title, report.host) is None:
             wait_s = max(0.0, answered_at + _STAY_S - time.monotonic())
-            threading.Timer(wait_s, self._report_over, (assoc, report)).start()
+            timer = threading.Timer(wait_s, self._report_over, (assoc, report))
+            with self._lock:
+                if not self._is_ending:
+                    self._timers.add(timer)
+                    timer.start()
 
     def _report_over(self, assoc: Association, report: Report) -> None:
         try:
@@ -165,6 +179,9 @@ class CommitmentScp:
                 reports.report_failed(self._engine, report, "The modality didn't accept the report over its association.")
         except Exception:  # its row remains, and `deliver` continues
             log.exception("storage commitment not reported over the association of the request")
+        finally:
+            with self._lock:
+                self._timers.discard(threading.current_thread())
 
     def _on_report(self, event: evt.Event) -> tuple[int, Dataset | None]:
         sender = self._sender_of(event.assoc)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import structlog
@@ -47,9 +48,17 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
     Raises:
         StoreError: it can't start.
     """
-    engine = open_database(settings)
-    leases.release_dead(engine, settings)
-    workers = [DeliveryWorker(settings, destination) for destination in settings.destinations]
+    with ExitStack() as opened:
+        engine = open_database(settings)
+        opened.callback(engine.dispose)
+        leases.release_dead(engine, settings)
+        workers = [opened.enter_context(closing(DeliveryWorker(settings, one))) for one in settings.destinations]
+        _deliver(settings, engine, workers, stop, ready)
+
+
+def _deliver(
+    settings: Settings, engine: Engine, workers: Sequence[DeliveryWorker], stop: threading.Event, ready: Callable[[], None]
+) -> None:
     threads = [threading.Thread(target=worker.run, args=(stop,), name=f"deliver-{worker.destination.name}") for worker in workers]
     reporter = commitment_reporter(settings, engine)
     threads.append(threading.Thread(target=reporter.run, args=(stop,), name="report"))
@@ -82,4 +91,3 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
             cut_off()
         thread.join()
     adding.join()
-    engine.dispose()

@@ -66,8 +66,6 @@ class DeliveryWorker:
         self._blobs = blobs_of(settings)
         self._linger_s = linger_s
         self._disk_space = DiskSpace(settings.node.data_dir, settings.receive.min_free_mb, "deliver", self._log_disk_space)
-        self._engine = open_database(settings)
-        self._owner = leases.owner_name(settings.node.data_dir)
         self._association: Association | None = None
         self._lingering_since: float | None = None
         self._claimed: Sequence[Delivery] = ()
@@ -75,9 +73,15 @@ class DeliveryWorker:
         self._out_of_reach = False
         self._to_drain = True  # an earlier run may have left deliveries waiting for a destination in trouble
         self._log = log.bind(destination=destination.name)
-        self._commitment = commitment_requester(self._engine, settings, destination)
-        if not destination.storage_commitment:
-            requests.drop_requests(self._engine, destination.name)
+        self._engine = open_database(settings)
+        try:
+            self._owner = leases.owner_name(settings.node.data_dir)
+            self._commitment = commitment_requester(self._engine, settings, destination)
+            if not destination.storage_commitment:
+                requests.drop_requests(self._engine, destination.name)
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until `stop` is set. Unexpected errors are logged, and delivery continues after a pause."""

@@ -198,18 +198,18 @@ def _housekeeping(settings: Settings, *, alone: bool) -> Iterator[None]:
     from cxr_node.node import housekeeping
 
     engine = open_database(settings)
-    check_integrity(engine)
-    if reason := why_commits_may_be_lost(engine):
-        log.warning(reason)
-    auditor = AuditMaintenance(settings, engine)
-    clock = housekeeping.start(settings, engine, auditor)
-    auditor.start()
-    try:
+    with ExitStack() as ending:
+        ending.callback(engine.dispose)
+        check_integrity(engine)
+        if reason := why_commits_may_be_lost(engine):
+            log.warning(reason)
+        auditor = AuditMaintenance(settings, engine)
+        clock = housekeeping.start(settings, engine, auditor)
+        ending.callback(clock.shutdown)  # waits for a task that is running: it uses the database
+        auditor.start()
+        ending.callback(auditor.stop)
+        ending.callback(clock.pause)  # before that, so that no other task begins
         yield
-    finally:
-        clock.shutdown(wait=False)
-        auditor.stop()
-        engine.dispose()
 
 
 @contextmanager

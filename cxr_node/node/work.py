@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -466,22 +467,21 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[[], None]) ->
         WeightsError, SettingsError, StoreError: it can't start.
     """
     engine = open_database(settings)
-    converted = DataFolder(settings.node.data_dir).converted
-    networks = load_networks(settings.inference, stay=True, all_cores=True, converted=converted)
-    leases.release_dead(engine, settings)
-    worker = Worker(settings, engine, networks)
-    faulthandler.enable()  # a decoder that crashes tells the log where
-    warm_up(networks)
-    ready()
-    on = {"device": str(networks.engine.device), "engine": networks.engine.name, "precision": networks.engine.precision}
-    log.info("working", model=networks.model.version, **on)
-    limits.limit_memory(settings.inference.job_memory_mb)
     try:
-        _work(settings, worker, stop)
-        if worker.is_exhausted:
-            raise SystemExit("out of memory: the worker ends and is replaced")
+        converted = DataFolder(settings.node.data_dir).converted
+        networks = load_networks(settings.inference, stay=True, all_cores=True, converted=converted)
+        leases.release_dead(engine, settings)
+        with closing(Worker(settings, engine, networks)) as worker:
+            faulthandler.enable()  # a decoder that crashes tells the log where
+            warm_up(networks)
+            ready()
+            on = {"device": str(networks.engine.device), "engine": networks.engine.name, "precision": networks.engine.precision}
+            log.info("working", model=networks.model.version, **on)
+            limits.limit_memory(settings.inference.job_memory_mb)
+            _work(settings, worker, stop)
+            if worker.is_exhausted:
+                raise SystemExit("out of memory: the worker ends and is replaced")
     finally:
-        worker.close()
         engine.dispose()
 
 

@@ -29,8 +29,7 @@ def create_app(settings: Settings, engine: Engine, config: Path | None = None) -
 
     Args:
         settings: the settings tree.
-        engine: the database, open for reading and writing; the application doesn't close it. The caller that ends the application
-            closes its `state.pictures` too.
+        engine: the database, open for reading and writing; the caller closes it, after `close_app`.
         config: the settings file, for the commands that the application runs as child processes.
     """
     app = FastAPI(title="cxr-node", version=_version(), docs_url=None, redoc_url=None, openapi_url=None)
@@ -53,6 +52,13 @@ def create_app(settings: Settings, engine: Engine, config: Path | None = None) -
     inner, web = app.build_middleware_stack, settings.web  # around all else, so that error answers have their headers too
     app.build_middleware_stack = lambda: Limits(inner(), web.max_upload_mb << 20, web.upload_timeout_s)  # type: ignore[method-assign]
     return app
+
+
+def close_app(app: FastAPI) -> None:
+    """End the child processes and the threads of an application: nothing uses its database after that."""
+    app.state.pictures.close()
+    app.state.status.close()
+    app.state.metrics.close()
 
 
 def _version() -> str:

@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
@@ -20,7 +20,7 @@ from cxr_node.errors import SettingsError
 from cxr_node.settings import Settings
 from cxr_node.store import users
 from cxr_node.store.database import open_database
-from cxr_node.web.app import create_app
+from cxr_node.web.app import close_app, create_app
 
 log = structlog.get_logger()
 
@@ -50,13 +50,13 @@ def run(settings: Settings, stop: threading.Event, ready: Callable[..., None], c
         StoreError: the database can't be used.
     """
     engine = open_database(settings)
-    try:
+    with ExitStack() as opened:
+        opened.callback(engine.dispose)
         app = create_app(settings, engine, config)
-        with closing(app.state.pictures), _listen(settings) as listener:
-            server = uvicorn.Server(_options(settings, app))
-            asyncio.run(_serve(settings, app, server, listener, stop, ready))
-    finally:
-        engine.dispose()
+        opened.callback(close_app, app)
+        listener = opened.enter_context(_listen(settings))
+        server = uvicorn.Server(_options(settings, app))
+        asyncio.run(_serve(settings, app, server, listener, stop, ready))
 
 
 def _options(settings: Settings, app: FastAPI) -> uvicorn.Config:

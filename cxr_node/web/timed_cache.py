@@ -35,7 +35,8 @@ class TimedCache(Generic[T]):
     ) -> None:
         self._make, self._for_s, self._too_old_s, self._clock = make, for_s, too_old_s, clock
         self._lock = threading.Lock()
-        self._is_being_made = False
+        self._is_being_made = self._is_closed = False
+        self._thread: threading.Thread | None = None
         self._made: tuple[float, float, T] | None = None  # when, how long it is kept, the value
 
     def get(self) -> T:
@@ -54,6 +55,13 @@ class TimedCache(Generic[T]):
             assert self._made is not None
             return self._made[2]
 
+    def close(self) -> None:
+        """Wait until nothing is being made behind: whoever closes what `make` uses does this first."""
+        with self._lock:
+            self._is_closed, thread = True, self._thread
+        if thread is not None:
+            thread.join()
+
     def _make_now(self) -> None:
         started = self._clock()
         value = self._make()
@@ -62,10 +70,11 @@ class TimedCache(Generic[T]):
 
     def _make_behind(self) -> None:
         with self._lock:
-            if self._is_being_made:
+            if self._is_being_made or self._is_closed:
                 return
             self._is_being_made = True
-        threading.Thread(target=self._make_in_thread, name="timed-cache", daemon=True).start()
+            self._thread = threading.Thread(target=self._make_in_thread, name="timed-cache", daemon=True)
+            self._thread.start()
 
     def _make_in_thread(self) -> None:
         try:

@@ -39,6 +39,7 @@ class Counts:
         self._counted: Counter[refusals.CountedRefusal] = Counter()
         self._of_address: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._is_due = False
 
     def add(self, what: str, sender: Sender, reason: str) -> None:
@@ -64,16 +65,20 @@ class Counts:
         timer.start()
 
     def write(self) -> None:
-        """Add what has been counted to the database; what it doesn't take is lost with a line in the log."""
-        with self._lock:
-            counted, self._counted, self._is_due = self._counted, Counter(), False
-            self._of_address = Counter()
-        if not counted:
-            return
-        try:
-            refusals.add(self._engine, counted)
-        except Exception:  # a full disk: the log has had a line for each
-            log.exception("refusals not counted", count=counted.total())
+        """Add what has been counted to the database; what it doesn't take is lost with a line in the log.
+
+        Nothing uses the database when this has returned, unless more is counted.
+        """
+        with self._writing:
+            with self._lock:
+                counted, self._counted, self._is_due = self._counted, Counter(), False
+                self._of_address = Counter()
+            if not counted:
+                return
+            try:
+                refusals.add(self._engine, counted)
+            except Exception:  # a full disk: the log has had a line for each
+                log.exception("refusals not counted", count=counted.total())
 
 
 class Events:
@@ -89,6 +94,7 @@ class Events:
         self._rows = Budget(_ROWS_AT_ONCE, _ROWS_A_MINUTE)
         self._lines = Budget(_LINES_AT_ONCE, _LINES_A_MINUTE)
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._is_due = False
 
     def may_log(self, host: str, kind: str) -> bool:
@@ -114,13 +120,14 @@ class Events:
         self._write(event)
 
     def write(self) -> None:
-        """Write down how many events went beyond the budgets."""
+        """Write down how many events went beyond the budgets; as with `Counts.write`, nothing is being written after it."""
         with self._lock:
             self._is_due = False
-        for host, kind, count in self._rows.due():
-            event, _, what = kind.partition(": ")
-            detail = f"{count:,} more from this address, not recorded individually: {what}"
-            self._write(AuditEvent(event, "failure", host=host, detail=detail))
+        with self._writing:
+            for host, kind, count in self._rows.due():
+                event, _, what = kind.partition(": ")
+                detail = f"{count:,} more from this address, not recorded individually: {what}"
+                self._write(AuditEvent(event, "failure", host=host, detail=detail))
         for host, kind, count in self._lines.due():
             log.warning("more of the same, not logged individually", host=host, kind=kind, count=count)
 

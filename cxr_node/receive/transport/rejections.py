@@ -75,7 +75,13 @@ class RejectionWriter:
             log.exception("refusals can't be recorded")
             self._answer_all()
             return
-        counts, events = Counts(self._engine), Events(self._engine)
+        try:
+            self._record_all(self._engine)
+        finally:
+            self._engine.dispose()
+
+    def _record_all(self, engine: Engine) -> None:
+        counts, events = Counts(engine), Events(engine)
         refused = Refused(counts, events)
         while (one := self._waiting.get()) is not None:
             try:
@@ -88,7 +94,6 @@ class RejectionWriter:
                 self._unrecorded = 0
         counts.write()
         events.write()
-        self._engine.dispose()
 
     def _answer_all(self) -> None:
         while (one := self._waiting.get()) is not None:
