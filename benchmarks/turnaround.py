@@ -29,7 +29,8 @@ from cxr_node.demo.phantom import chest_phantom
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.node import Node
-from tests.orthanc import Orthanc, wait_until
+from tests.orthanc import Orthanc
+from tests.waiting import wait_until
 
 _POLL_S = 0.01
 
@@ -105,7 +106,7 @@ def waiting(pacs: Any, root: Path, images: int) -> dict[str, Any]:
         assert all(outcome.stored for outcome in outcomes)
         node.stop()
         node.start()
-        wait_until(lambda: count() >= 2, 120, "the first image's results")
+        wait_until(lambda: count() >= 2, "the first image's results")
         begun, first = time.monotonic(), count()
         wait_for(count, 2 * images, 60 + 3 * images)
         seconds = time.monotonic() - begun

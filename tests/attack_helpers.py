@@ -14,6 +14,7 @@ from pynetdicom.dimse_primitives import N_ACTION
 from cxr_node.commitment.datasets import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from cxr_node.settings import ReceiveSettings
 from tests.receiver import Receiver, associated, radiograph, send
+from tests.waiting import PATIENCE_S
 
 DEFAULTS = {name: field.default for name, field in ReceiveSettings.model_fields.items()}
 """What `Receiver` takes in place of its own, which suit other tests."""
@@ -26,7 +27,7 @@ def defended(folder, **options):
 
 
 def connect(port, host=ATTACKER):
-    return socket.create_connection(("127.0.0.1", port), 20, source_address=(host, 0))
+    return socket.create_connection(("127.0.0.1", port), PATIENCE_S, source_address=(host, 0))
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def again_and_again(attack):
         yield
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(PATIENCE_S)
 
 
 def sends_all(receiver, count=10, **options):

@@ -14,7 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from cxr_node.settings import StorageSettings
-from tests.orthanc import free_port, wait_until
+from tests.orthanc import free_port
+from tests.waiting import PATIENCE_S, wait_until
 
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 FAULTS = ("503", "429", "half", "unanswered", "cut", "hang")
@@ -25,6 +26,11 @@ unanswered: the request is carried out, and the connection breaks before the res
 cut: the connection breaks in the middle of the response's body.
 hang: nothing is answered until the proxy closes.
 """
+
+
+def limit_s(fault: str) -> float:
+    """`storage.timeout_s` for a test in which requests meet this fault: short only where nothing else ends them."""
+    return 4.0 if fault == "hang" else PATIENCE_S
 
 
 class BucketServer:
@@ -44,7 +50,7 @@ class BucketServer:
 
     def wait(self) -> BucketServer:
         """Until it answers."""
-        wait_until(self._answers, 60, "moto's server answers")
+        wait_until(self._answers, "moto's server answers")
         return self
 
     def new_bucket(self) -> str:
@@ -60,12 +66,12 @@ class BucketServer:
             endpoint=f"http://{self.address}:{port or self.port}",
             access_key_id="test",
             secret_access_key="hunter2",
-            **{"timeout_s": 2.0, **values},  # type: ignore[arg-type]
+            **{"timeout_s": PATIENCE_S, **values},  # type: ignore[arg-type]
         )
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> int:
         """Send a request; the status."""
-        connection = http.client.HTTPConnection(self.address, self.port, timeout=10)
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=PATIENCE_S)
         try:
             connection.request(method, path, body)
             return connection.getresponse().status
@@ -165,7 +171,7 @@ class FaultyProxy:
         elif fault in ("503", "429"):
             _answer(request, int(fault), SLOW_DOWN, {"Content-Type": "application/xml"})
         else:
-            upstream = http.client.HTTPConnection(server.address, server.port, timeout=30)
+            upstream = http.client.HTTPConnection(server.address, server.port, timeout=PATIENCE_S)
             upstream.request(request.command, request.path, body, dict(request.headers.items()))
             answer = upstream.getresponse()
             content = answer.read()

@@ -14,8 +14,15 @@ from cxr_node.commitment import reports
 from cxr_node.commitment.datasets import PUSH_MODEL, PUSH_MODEL_INSTANCE, build_report, read_report, read_request
 from cxr_node.commitment.scp import information_of
 from tests.scps import STORAGE
+from tests.waiting import PATIENCE_S
 
 UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+
+
+def patient(ae):
+    """An application entity that waits long for its peers."""
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = PATIENCE_S
+    return ae
 
 
 class CommittingPACS:
@@ -35,7 +42,7 @@ class CommittingPACS:
 
     @contextmanager
     def listening(self):
-        ae = AE("PACS")
+        ae = patient(AE("PACS"))
         for abstract_syntax, transfer_syntaxes in self.contexts:
             ae.add_supported_context(abstract_syntax, list(transfer_syntaxes))
         ae.add_supported_context(PUSH_MODEL, UNCOMPRESSED)
@@ -74,7 +81,7 @@ class CommittingPACS:
 
 def report_to(port, transaction_uid, references, called="CXRNODE"):
     """Report over an association of the PACS's own that all is kept; the status of the answer."""
-    ae = AE("PACS")
+    ae = patient(AE("PACS"))
     ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
     assoc = ae.associate("127.0.0.1", port, ae_title=called, ext_neg=[build_role(PUSH_MODEL, scp_role=True)])
     assert assoc.is_established
@@ -98,7 +105,7 @@ class Modality:
     @contextmanager
     def listening(self, tls=None):
         """Take reports on a free port of loopback, which it gives."""
-        ae = AE("MODALITY1")
+        ae = patient(AE("MODALITY1"))
         ae.add_supported_context(PUSH_MODEL, UNCOMPRESSED, scu_role=True, scp_role=True)
         handlers = [(evt.EVT_N_EVENT_REPORT, self.on_report)]
         server = ae.start_server(("127.0.0.1", 0), block=False, ssl_context=tls, evt_handlers=handlers)
@@ -114,7 +121,7 @@ class Modality:
         return 0x0000, None
 
     def ask(self, port, references, *, stay):
-        ae = AE("MODALITY1")
+        ae = patient(AE("MODALITY1"))
         ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
         assoc = ae.associate("127.0.0.1", port, ae_title="NODE", evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.on_report)])
         assert assoc.is_established
@@ -127,7 +134,7 @@ class Modality:
             ds.ReferencedSOPSequence.append(item)
         status, _ = assoc.send_n_action(ds, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
         if stay:
-            assert self.reported.wait(20)
+            assert self.reported.wait(PATIENCE_S)
         assoc.release()
         return status.Status, transaction_uid
 

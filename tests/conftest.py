@@ -132,7 +132,7 @@ def bucket_server() -> Iterator[BucketServer]:
 @pytest.fixture(params=["folder", "bucket"])
 def storage(request: pytest.FixtureRequest) -> StorageSettings:
     """The settings of the storage for each implementation in turn: the data folder, and an empty bucket."""
-    return request.getfixturevalue("bucket_server").settings(timeout_s=30.0) if request.param == "bucket" else StorageSettings()
+    return request.getfixturevalue("bucket_server").settings() if request.param == "bucket" else StorageSettings()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,6 +18,7 @@ from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import keep_instance, write_result
 from tests.scps import write_instance
+from tests.waiting import PATIENCE_S, wait_until
 
 CLASSES = {ResultKind.REPORT: Comprehensive3DSRStorage, ResultKind.OVERLAY: SecondaryCaptureImageStorage}
 
@@ -30,7 +30,7 @@ def settings_for(folder, *ports: int, database_url: str = "", **destination) -> 
         database=DatabaseSettings(url=database_url),
         destinations=tuple(
             DestinationSettings(
-                name=f"pacs{n}", ae_title="PACS", host="127.0.0.1", port=port, **{"timeout_s": 10.0, **destination}
+                name=f"pacs{n}", ae_title="PACS", host="127.0.0.1", port=port, **{"timeout_s": PATIENCE_S, **destination}
             )
             for n, port in enumerate(ports)
         ),
@@ -57,7 +57,7 @@ class Queue:
         temporary.write_bytes(b"image")
         stored = keep_instance(self.blobs, temporary, header, f"blake3:{header.sop_instance_uid}"[:64])
         admissions.admit(self.engine, self.blobs, stored, Sender("MODALITY", "CXRNODE", "127.0.0.1"), analyse=True)
-        [job] = jobs.claim(self.engine, "worker", 1, 60, 3)
+        [job] = jobs.claim(self.engine, "worker", 1, 3600, 3)
         made = []
         for kind, sop_class_uid in CLASSES.items():
             path = self.scratch / "composed.dcm"
@@ -99,7 +99,7 @@ class Queue:
 
 
 @contextmanager
-def delivery_worker(queue: Queue, linger_s: float = 60.0) -> Iterator[DeliveryWorker]:
+def delivery_worker(queue: Queue, linger_s: float = 600.0) -> Iterator[DeliveryWorker]:
     worker = DeliveryWorker(queue.settings, queue.settings.destinations[0], linger_s)
     try:
         yield worker
@@ -113,19 +113,16 @@ def running(settings: Settings) -> Iterator[None]:
     thread = threading.Thread(target=loop.run, args=(settings, stop, ready.set))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(PATIENCE_S)
         yield
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it didn't come to that"
-        time.sleep(0.01)
+def until(condition: Callable[[], bool]) -> None:
+    wait_until(condition, "it comes to that")
 
 
 NEVER = threading.Event()

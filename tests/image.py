@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from tests.conftest import REPOSITORY
-from tests.orthanc import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 STORAGE = REPOSITORY / ".peers" / "image"
 SUITE = "bookworm"
@@ -106,7 +106,7 @@ def build(buildah: Buildah, debootstrap: str) -> str:
 def _make_base(buildah: Buildah, debootstrap: str, root: Path) -> None:
     packages = "python3,python3-venv,ca-certificates"
     command = [debootstrap, "--variant=minbase", f"--include={packages}", SUITE, str(root), MIRROR]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    made = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
     (root / "usr" / "bin" / "python").symlink_to("python3")  # as in Python's own image
     for package in (root / "var" / "cache" / "apt" / "archives").glob("*.deb"):
@@ -212,14 +212,14 @@ class Container:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run another command in a container of its own on the same volume, as `docker run --rm` does."""
         return subprocess.run(
-            self._from_outside(command), env=self._places(), capture_output=True, text=True, timeout=300, check=False
+            self._from_outside(command), env=self._places(), capture_output=True, text=True, timeout=900, check=False
         )
 
     def execute(self, *command: str, as_root: bool = False) -> subprocess.CompletedProcess[str]:
         """Run a command beside what was started, as `docker exec` does; as root, it still has nowhere to write."""
         enter = ["nsenter", "--target", str(self.first.pid), "--mount", "--pid", "--uts", "--ipc", "--root", "--wd"]
         words = [*enter, *(command if as_root else self._as_its_user(command))]
-        return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(words, capture_output=True, text=True, timeout=900, check=False)
 
     def is_healthy(self) -> bool:
         """What the image's health check says."""
@@ -232,15 +232,15 @@ class Container:
         """The container's first process, whose number there is 1."""
         assert self._process is not None
         outside = psutil.Process(self._process.pid)
-        return wait_until(lambda: outside.children()[:1], 30, "the container's first process")[0]
+        return wait_until(lambda: outside.children()[:1], "the container's first process")[0]
 
-    def stop(self, timeout_s: float = 60) -> int:
+    def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """Send the image's stop signal to the first process, as `docker stop` does; gives its exit status."""
         assert self._process is not None
         self.first.send_signal(signal.Signals[self.settings.get("StopSignal", "SIGTERM")])
         return self.wait(timeout_s)
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the end of what was started; gives its exit status."""
         assert self._process is not None
         status = self._process.wait(timeout_s)

@@ -50,7 +50,7 @@ class Installation:
         (found,) = self.folder.glob("lib/python*/site-packages/cxr_node")
         return found
 
-    def run(self, *command: str | Path, cwd: Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str | Path, cwd: Path, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
         """Run a program in a folder, with nothing in its environment that leads to the clone."""
         return subprocess.run(
             [str(word) for word in command],
@@ -132,5 +132,5 @@ def install(wheel: Path, folder: Path, dependencies: Path | None = None) -> Inst
 
 
 def _run(command: list[str], cwd: Path) -> None:
-    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

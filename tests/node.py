@@ -16,9 +16,8 @@ from cxr_node.settings import Settings, load_settings
 from cxr_node.store import overview
 from cxr_node.store.database import open_database
 from tests.installation import Installation, environment
-from tests.orthanc import free_port, wait_until
-
-_START_TIMEOUT_S = 120.0
+from tests.orthanc import free_port
+from tests.waiting import PATIENCE_S, wait_until
 
 
 class Node:
@@ -94,7 +93,7 @@ class Node:
         """SIGTERM, and the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        status = self._process.wait(120)
+        status = self._process.wait(PATIENCE_S)
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._process = None
@@ -106,12 +105,12 @@ class Node:
         victim = psutil.Process(self._process.pid) if role == "serve" else self.role_process(role)
         victim.kill()
         if role == "serve":
-            self._process.wait(30)
+            self._process.wait(PATIENCE_S)
             if self._process.stdout is not None:
                 self._process.stdout.close()
             self._process = None
         else:
-            psutil.wait_procs([victim], 30)
+            psutil.wait_procs([victim], PATIENCE_S)
 
     def role_process(self, role: str) -> psutil.Process:
         """The process that runs a role now."""
@@ -127,7 +126,7 @@ class Node:
                     continue
             return None
 
-        found: psutil.Process = wait_until(find, 60, f"a process for {role}")
+        found: psutil.Process = wait_until(find, f"a process for {role}")
         return found
 
     def family(self, role: str) -> list[psutil.Process]:
@@ -146,7 +145,7 @@ class Node:
         finally:
             engine.dispose()
 
-    def wait_for_rest(self, count: int, timeout_s: float = 240.0) -> list[dict[str, Any]]:
+    def wait_for_rest(self, count: int, timeout_s: float = 480.0) -> list[dict[str, Any]]:
         """Jobs once there are `count`, none is waiting or running, and every delivery is sent, or superseded by a correction."""
 
         def at_rest() -> list[dict[str, Any]] | None:
@@ -159,7 +158,7 @@ class Node:
             ]
             return jobs if len(jobs) >= count and len(ended) == len(jobs) else None
 
-        found: list[dict[str, Any]] = wait_until(at_rest, timeout_s, f"{count} jobs at rest, see {self.log}")
+        found: list[dict[str, Any]] = wait_until(at_rest, f"{count} jobs at rest, see {self.log}", timeout_s=timeout_s)
         return found
 
     def __enter__(self) -> Node:

@@ -6,15 +6,13 @@ import json
 import os
 import socket
 import subprocess
-import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_START_TIMEOUT_S = 60.0
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def free_port() -> int:
@@ -22,17 +20,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """The first true value of `condition`; AssertionError with `what` if there is none in time."""
-    deadline = time.monotonic() + timeout_s
-    pause = threading.Event()
-    while True:
-        if value := condition():
-            return value
-        assert time.monotonic() < deadline, f"not in {timeout_s:.0f} s: {what}"
-        pause.wait(0.1)
 
 
 class Orthanc:
@@ -94,11 +81,11 @@ class Orthanc:
         self._process = subprocess.Popen(
             [program, str(path)], stdout=self._log, stderr=self._log, env={**os.environ, "TCP_NODELAY": "1"}
         )
-        wait_until(self._answers, _START_TIMEOUT_S, f"Orthanc's start, see {folder / 'orthanc.log'}")
+        wait_until(self._answers, f"Orthanc's start, see {folder / 'orthanc.log'}")
 
     def get(self, path: str) -> Any:
         """JSON of a REST path."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=30) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=PATIENCE_S) as response:
             return json.load(response)
 
     def instances(self) -> list[dict[str, Any]]:
@@ -121,12 +108,12 @@ class Orthanc:
     def delete(self, instance_id: str) -> None:
         """Forget an instance."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}/instances/{instance_id}", method="DELETE")
-        urllib.request.urlopen(request, timeout=30).close()
+        urllib.request.urlopen(request, timeout=PATIENCE_S).close()
 
     def execute(self, script: str) -> None:
         """Run Lua in it; needs `ExecuteLuaEnabled=True`."""
         url = f"http://127.0.0.1:{self.http_port}/tools/execute-script"
-        urllib.request.urlopen(urllib.request.Request(url, script.encode(), method="POST"), timeout=30).close()
+        urllib.request.urlopen(urllib.request.Request(url, script.encode(), method="POST"), timeout=PATIENCE_S).close()
 
     def count(self) -> int:
         """How many instances it holds."""
@@ -134,14 +121,16 @@ class Orthanc:
 
     def file(self, instance_id: str) -> bytes:
         """An instance as a DICOM file."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/instances/{instance_id}/file", timeout=30) as response:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.http_port}/instances/{instance_id}/file", timeout=PATIENCE_S
+        ) as response:
             return bytes(response.read())
 
     def close(self) -> None:
         """Stop it."""
         self._process.terminate()
         try:
-            self._process.wait(30)
+            self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -155,7 +144,7 @@ class Orthanc:
 
     def _post(self, path: str, body: bytes) -> Any:
         request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", body, method="POST")
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             return json.load(response)
 
     def _answers(self) -> bool:

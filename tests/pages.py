@@ -15,7 +15,8 @@ from cxr_node.store import overview, users
 from cxr_node.store.database import open_database
 from cxr_node.web.passwords import new_hash
 from tests.node import Node
-from tests.orthanc import free_port, wait_until
+from tests.orthanc import free_port
+from tests.waiting import PATIENCE_S, wait_until
 
 PASSWORD = "correct horse battery"
 ALL_KINDS = '["overlay", "lungs", "heatmap", "heatvalues", "presentation", "report"]'
@@ -54,7 +55,7 @@ class Site:
 
     def wait(self) -> None:
         """Until all jobs rest."""
-        wait_until(lambda: all(job["state"] in _RESTING for job in self.jobs()), 120, "the jobs to come to rest")
+        wait_until(lambda: all(job["state"] in _RESTING for job in self.jobs()), "the jobs to come to rest")
 
     def jobs(self) -> list[dict[str, Any]]:
         return overview.list_jobs(self.engine)
@@ -93,7 +94,7 @@ class Person:
         self._site = site
         self.context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(1000 * PATIENCE_S)
         self.page.on("pageerror", lambda error: self.complaints.append(f"script: {error}"))
         self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
         self.page.on("request", self._look)

@@ -15,7 +15,8 @@ from typing import LiteralString
 import psycopg
 from psycopg.sql import SQL, Composable, Identifier
 
-from tests.orthanc import free_port, wait_until
+from tests.orthanc import free_port
+from tests.waiting import PATIENCE_S, wait_until
 
 USER, PASSWORD = "cxr", "hunter2"
 _SETTINGS = {
@@ -81,13 +82,13 @@ class Postgres:
                 stdout=log,
                 stderr=log,
             )
-        wait_until(self._answers, 60, f"PostgreSQL answers, see {self._folder / 'log'}")
+        wait_until(self._answers, f"PostgreSQL answers, see {self._folder / 'log'}")
 
     def stop(self) -> None:
         """Stop it at once, as when its machine goes down: every connection breaks."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(60)
+            self._process.wait(PATIENCE_S)
             self._process = None
 
     def new_database(self, encoding: str = "UTF8") -> str:
@@ -119,7 +120,7 @@ class Postgres:
 
     def _connect(self, name: str) -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=name, autocommit=True, connect_timeout=10
+            host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=name, autocommit=True, connect_timeout=60
         )
 
     def _answers(self) -> bool:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
+from tests.waiting import PATIENCE_S
+
 DX, EXPLICIT = DigitalXRayImageStorageForPresentation.encode(), ExplicitVRLittleEndian.encode()
 APPLICATION = b"1.2.840.10008.3.1.1.1"
 UNKNOWN = (0x00, 0x11, 0x5A, 0x5F, 0x7F, 0xFF)
@@ -122,7 +124,7 @@ def raw_scp(
     finally:
         server.shutdown(socket.SHUT_RDWR)
         server.close()
-        thread.join(10)
+        thread.join(PATIENCE_S)
 
 
 def read_pdu(connection: socket.socket) -> tuple[int, bytes]:
@@ -132,7 +134,7 @@ def read_pdu(connection: socket.socket) -> tuple[int, bytes]:
 
 
 def _talk(connection: socket.socket, scp: RawScp, answer: Callable[[bytes], bytes], status: Callable[[int], int | None]) -> None:
-    connection.settimeout(30)
+    connection.settimeout(PATIENCE_S)
     _, asked = read_pdu(connection)
     scp.requests.append(asked)
     connection.sendall(answer(asked))

@@ -13,6 +13,8 @@ from pynetdicom.dsutils import decode
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
+from tests.waiting import PATIENCE_S
+
 DX = uid.DigitalXRayImageStorageForPresentation
 CONTEXT = 1
 COMMAND, LAST = 0x01, 0x02
@@ -23,7 +25,7 @@ class RawPeer:
 
     def __init__(self, connection):
         self.connection = connection
-        self.connection.settimeout(20)
+        self.connection.settimeout(PATIENCE_S)
 
     def request_association(self, maximum_length=16384, calling="RAW"):
         request = association_request(maximum_length=maximum_length, calling=calling)

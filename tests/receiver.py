@@ -24,6 +24,7 @@ from cxr_node.receive import scp
 from cxr_node.settings import DatabaseSettings, NodeSettings, ReceiveSettings, Settings, StorageSettings, TlsSettings
 from cxr_node.store import schema
 from cxr_node.store.database import open_database
+from tests.waiting import PATIENCE_S
 
 
 class Receiver:
@@ -61,7 +62,7 @@ class Receiver:
 
     def __enter__(self) -> Receiver:
         self._thread.start()
-        assert self._is_ready.wait(60), "the receiver did not start"
+        assert self._is_ready.wait(PATIENCE_S), "the receiver did not start"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,7 +71,7 @@ class Receiver:
     def stop(self) -> None:
         """Ask it to end, and wait until it has."""
         self._stop.set()
-        self._thread.join(60)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
     def rows(self, table: str) -> list[dict[str, Any]]:
@@ -138,6 +139,7 @@ def associated(
 ) -> Iterator[Association]:
     """An association of a pynetdicom SCU, established or refused; released in the end. `port`: None for the receiver's own."""
     ae = AE(calling)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = PATIENCE_S
     for sop_class in sop_classes or (uid.DigitalXRayImageStorageForPresentation,):
         ae.add_requested_context(sop_class, list(transfer_syntaxes))
     ae.add_requested_context("1.2.840.10008.1.1")
@@ -154,7 +156,7 @@ def associated(
     finally:
         if assoc.is_established:
             assoc.release()
-        assoc.dul.join(10)
+        assoc.dul.join(PATIENCE_S)
         for connection in connections:  # pynetdicom leaves it open where the peer was the first to go
             connection.close()
 

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 from tests.certificates import Authority, Pair
-from tests.orthanc import free_port, wait_until
+from tests.orthanc import free_port
+from tests.waiting import PATIENCE_S, wait_until
 
 _CONFIG = """
 global(
@@ -55,7 +56,7 @@ class Rsyslog:
             self._process = subprocess.Popen(
                 [self._program, "-n", "-f", str(self._folder / "rsyslog.conf"), "-i", str(pid)], stderr=errors, stdout=errors
             )
-        wait_until(self._listens, 20, f"rsyslog listens, see {self._folder / 'errors'}")
+        wait_until(self._listens, f"rsyslog listens, see {self._folder / 'errors'}")
 
     def stop(self) -> None:
         """Stop it as a service is stopped."""
@@ -82,7 +83,7 @@ class Rsyslog:
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(30)
+            self._process.wait(PATIENCE_S)
             self._process = None
 
     def __enter__(self) -> Rsyslog:

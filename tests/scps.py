@@ -21,6 +21,8 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from tests.waiting import PATIENCE_S
+
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 STORAGE = ((SecondaryCaptureImageStorage, UNCOMPRESSED), (Comprehensive3DSRStorage, UNCOMPRESSED))
 
@@ -63,6 +65,7 @@ def storage_scp(
     ae.require_calling_aet = list(callers)
     ae.maximum_associations = maximum_associations
     ae.maximum_pdu_size = 16384
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = PATIENCE_S
     for abstract_syntax, transfer_syntaxes in contexts:
         ae.add_supported_context(abstract_syntax, list(transfer_syntaxes))
     if verification:
@@ -111,7 +114,7 @@ def listener(serve: Callable[[socket.socket], None]) -> Iterator[int]:
             yield server.getsockname()[1]
         finally:
             server.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
+            thread.join(PATIENCE_S)
 
 
 def closed_port() -> int:

@@ -64,7 +64,7 @@ def output(program: str, path: Path) -> str:
 
 def _run(program: str, path: Path) -> subprocess.CompletedProcess[str]:
     command = [find_peer(program), str(path)]
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=300)
 
 
 def _of_dcmtk(program: str, path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, FloatRect, Response
 
 from tests.conftest import REPOSITORY
-from tests.orthanc import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 SETTINGS = REPOSITORY / "conf" / "compose" / "ohif.js"
 """The settings that compose.yaml gives OHIF: what is tested is what is shipped."""
@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def _pass_on(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.orthanc_port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.orthanc_port, timeout=PATIENCE_S)
         try:
             # this Orthanc takes the commas of a list only as they are
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
@@ -143,7 +143,9 @@ class Reader:
         self.complaints.clear()
         self.page.goto(f"{self._url}/viewer?StudyInstanceUIDs={study_instance_uid}")
         self.page.locator(f"{_VIEWPORT} canvas").first.wait_for()
-        wait_until(lambda: not is_blank(self.picture()), _PATIENCE_MS / 1000, "the radiograph of a study that was opened")
+        wait_until(
+            lambda: not is_blank(self.picture()), "the radiograph of a study that was opened", timeout_s=_PATIENCE_MS / 1000
+        )
 
     def series(self) -> list[str]:
         """Descriptions of the series that the study browser offers."""

@@ -18,6 +18,7 @@ from cxr_node.store import tokens, users
 from cxr_node.web import passwords, server
 from cxr_node.web.app import close_app, create_app
 from tests.store import Store
+from tests.waiting import PATIENCE_S
 
 PASSWORD = "correct horse battery staple"
 
@@ -96,9 +97,9 @@ def serving(settings: Settings) -> Iterator[httpx2.URL]:
     thread = threading.Thread(target=server.run, args=(settings, stop, on_ready))
     thread.start()
     try:
-        assert ready.wait(60), "the role web did not start"
+        assert ready.wait(PATIENCE_S), "the role web did not start"
         yield httpx2.URL(f"{'https' if settings.web.certificate else 'http'}://127.0.0.1:{said['port']}")
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert not thread.is_alive()

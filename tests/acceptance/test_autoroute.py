@@ -18,10 +18,11 @@ from cxr_node.store import schema
 from cxr_node.store.database import open_database
 from tests.conftest import REPOSITORY
 from tests.node import Node
-from tests.orthanc import Orthanc, free_port, wait_until
+from tests.orthanc import Orthanc, free_port
 from tests.receiver import radiograph
+from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.peer]
 
 SCRIPT = REPOSITORY / "conf" / "compose" / "autoroute.lua"
 
@@ -91,13 +92,13 @@ def pair(peer, tmp_path) -> Iterator[Pair]:
 def test_what_came_while_the_node_was_away_arrives_once_and_its_results_come_back(pair):
     orthanc = pair.start_orthanc()
     orthanc.store(file_of(radiograph_from_image(chest_phantom(seed=1))))
-    wait_until(pair.failures, 60, "a first attempt that fails")
+    wait_until(pair.failures, "a first attempt that fails")
     assert pair.waiting == 1
     pair.node.start()
     [job] = pair.node.wait_for_rest(1)
     assert job["state"] == "done"
-    wait_until(lambda: orthanc.count() == 3, 60, "the overlay and the report in Orthanc")
-    wait_until(lambda: pair.waiting == 0, 30, "an empty queue")
+    wait_until(lambda: orthanc.count() == 3, "the overlay and the report in Orthanc")
+    wait_until(lambda: pair.waiting == 0, "an empty queue")
     threading.Event().wait(25)  # longer than the first waits: were anything sent again, or results routed back, it would show
     assert len(pair.node.jobs()) == 1
     assert pair.received() == 1
@@ -108,11 +109,11 @@ def test_a_queue_outlives_orthanc_and_goes_on_in_one_go(pair):
     orthanc = pair.start_orthanc()
     for seed in range(5):
         orthanc.store(file_of(radiograph(Modality="CR" if seed % 2 else "DX")))
-    wait_until(pair.failures, 60, "a first attempt that fails")
+    wait_until(pair.failures, "a first attempt that fails")
     pair.stop_orthanc()
     pair.start_orthanc()
     pair.node.start("receive")
-    wait_until(lambda: pair.waiting == 0, 90, "all five at the node")
+    wait_until(lambda: pair.waiting == 0, "all five at the node")
     assert len(pair.node.jobs()) == 5
     assert pair.received() == 5
 
@@ -122,20 +123,20 @@ def test_one_that_the_node_refuses_holds_up_no_other(pair):
     orthanc = pair.start_orthanc()
     pair.node.start("receive")
     orthanc.store(file_of(radiograph(SOPClassUID=MRImageStorage)))
-    wait_until(pair.failures, 60, "a refusal")
+    wait_until(pair.failures, "a refusal")
     orthanc.store(file_of(radiograph(Modality="CR")))
-    wait_until(lambda: len(pair.node.jobs()) == 1, 60, "the other one at the node")
-    wait_until(lambda: pair.waiting == 1, 30, "only the refused one in the queue")
+    wait_until(lambda: len(pair.node.jobs()) == 1, "the other one at the node")
+    wait_until(lambda: pair.waiting == 1, "only the refused one in the queue")
 
 
 def test_what_was_deleted_in_orthanc_is_forgotten(pair):
     orthanc = pair.start_orthanc()
     gone = orthanc.store(file_of(radiograph()))
-    wait_until(pair.failures, 60, "a first attempt that fails")
+    wait_until(pair.failures, "a first attempt that fails")
     orthanc.delete(gone)
     orthanc.store(file_of(radiograph()))
     pair.node.start("receive")
-    wait_until(lambda: pair.waiting == 0, 90, "the other one at the node")
+    wait_until(lambda: pair.waiting == 0, "the other one at the node")
     assert len(pair.node.jobs()) == 1
 
 
@@ -145,12 +146,12 @@ def test_the_heart_beat_of_a_newer_orthanc_drives_it(pair):
     orthanc.execute("OnHeartBeat()")
     orthanc.execute("os.execute = function() end")
     orthanc.store(file_of(radiograph()))
-    wait_until(pair.failures, 60, "a first attempt that fails")
+    wait_until(pair.failures, "a first attempt that fails")
     pair.node.start("receive")
 
     def beat() -> bool:
         orthanc.execute("OnHeartBeat()")
         return pair.waiting == 0
 
-    wait_until(beat, 60, "it at the node")
+    wait_until(beat, "it at the node")
     assert pair.received() == 1

@@ -32,7 +32,6 @@ from tests.orthanc import Orthanc
 pytestmark = [
     pytest.mark.peer,
     pytest.mark.filterwarnings("ignore::UserWarning"),  # what pydicom says of odd sources
-    pytest.mark.timeout(900),
     pytest.mark.xdist_group("validators"),  # PixelMed reads its rules once a process, in ten seconds of processor time
 ]
 

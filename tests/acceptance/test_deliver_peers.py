@@ -13,8 +13,9 @@ from cxr_node.deliver.request import Peer, StoreRequest
 from cxr_node.demo.modality import store_files
 from cxr_node.errors import DeliveryError
 from cxr_node.settings import DestinationSettings, Settings
-from tests.orthanc import Orthanc, free_port, wait_until
+from tests.orthanc import Orthanc, free_port
 from tests.scps import write_instance
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.peer
 
@@ -72,7 +73,7 @@ def test_dcmtk_keeps_the_bytes_of_the_data_set(peer, tmp_path, requests):
                     assert storescp.poll() is None
                     return None
 
-            outcomes = wait_until(stored, 20, "storescp's start")
+            outcomes = wait_until(stored, "storescp's start")
         finally:
             storescp.terminate()
     assert all(outcome.stored for outcome in outcomes)

@@ -18,7 +18,8 @@ from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.conftest import REPOSITORY, absent
 from tests.image import CONFIG_AT, Buildah, Container, build, may_run
-from tests.orthanc import Orthanc, free_port, wait_until
+from tests.orthanc import Orthanc, free_port
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(1800), pytest.mark.xdist_group("image")]
 
@@ -68,10 +69,10 @@ def test_receives_analyses_delivers_and_stops_with_no_right_and_nowhere_else_to_
         assert b"ready to receive: CXRNODE on 0.0.0.0" in container.start(), container.log.read_text()
         sending = [peer("storescu"), "-aet", "MODALITY1", "-aec", "CXRNODE", "127.0.0.1", str(node_port)]
         sent = subprocess.run(
-            [*sending, tmp_path / "1.dcm", tmp_path / "2.dcm"], capture_output=True, text=True, timeout=300, check=False
+            [*sending, tmp_path / "1.dcm", tmp_path / "2.dcm"], capture_output=True, text=True, timeout=600, check=False
         )
         assert sent.returncode == 0, sent.stdout + sent.stderr
-        wait_until(lambda: orthanc.count() == 4, 600, f"two overlays and two reports, see {container.log}")
+        wait_until(lambda: orthanc.count() == 4, f"two overlays and two reports, see {container.log}", timeout_s=600)
         assert container.is_healthy()
         status = json.loads(container.execute("cxr-node", "status", "--config", CONFIG_AT, "--json").stdout)
         assert status["jobs"]["done"] == 2

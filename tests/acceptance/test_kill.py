@@ -14,9 +14,9 @@ import pytest
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.node import Node
-from tests.orthanc import wait_until
+from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.data, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.data]
 
 IMAGES = 10
 
@@ -28,11 +28,11 @@ def send_until_acknowledged(node, path):
 
     def stored():
         try:
-            return send_files([path], "127.0.0.1", node.port, "CXRNODE", timeout_s=10)[0].stored
+            return send_files([path], "127.0.0.1", node.port, "CXRNODE", timeout_s=60)[0].stored
         except CxrNodeError:
             return False
 
-    wait_until(stored, 120, f"{path.name} acknowledged")
+    wait_until(stored, f"{path.name} acknowledged")
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_every_image_ends_once_whatever_dies(tmp_path, radiographs, extra, seed,
             node.kill(role)
             if role == "serve":
                 node.start()
-        sender.join(240)
+        sender.join(600)
         assert not sender.is_alive()
         jobs = node.wait_for_rest(len(files))
         assert node.stop() == 0

@@ -16,9 +16,10 @@ import pytest
 from cxr_node.prepare.decode import read_dataset
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.node import Node
-from tests.orthanc import Orthanc, free_port, wait_until
+from tests.orthanc import Orthanc, free_port
+from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.peer]
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -26,7 +27,7 @@ COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 
 def storescu(program: str, port: int, called: str, files: list[Path], *options: str) -> subprocess.CompletedProcess[str]:
     command = [program, *options, "-aet", "MODALITY1", "-aec", called, "127.0.0.1", str(port), *map(str, files)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def real_radiographs(radiographs: Path, out: Path, count: int | None = None) -> list[Path]:
@@ -154,7 +155,7 @@ def test_a_pacs_that_routes_everything_back_comes_to_rest(tmp_path, radiographs,
             assert sent.returncode == 0, sent.stdout + sent.stderr
         node.wait_for_rest(len(files))
         # the results themselves come back to the node, and there it ends
-        wait_until(lambda: _kept(node) >= 2 * len(files), 120, "the results routed back to the node")
+        wait_until(lambda: _kept(node) >= 2 * len(files), "the results routed back to the node")
         jobs = node.wait_for_rest(len(files))
         assert len(jobs) == len(files)
         assert orthanc.count() == 3 * len(files)

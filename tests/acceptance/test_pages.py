@@ -15,8 +15,9 @@ from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.store import audit, overview
 from tests.certificates import Authority
 from tests.conftest import REPOSITORY, find_peer
-from tests.orthanc import free_port, wait_until
+from tests.orthanc import free_port
 from tests.pages import Person, Site
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.peer
 
@@ -64,7 +65,7 @@ def _study_of(site: Site, patient_id: str) -> str:
 
 def _open(person: Person, site: Site, patient_id: str) -> Page:
     page = person.go(f"/studies/{_study_of(site, patient_id)}")
-    page.wait_for_selector(".viewer[data-ready]", timeout=90_000)
+    page.wait_for_selector(".viewer[data-ready]", timeout=120_000)
     return page
 
 
@@ -146,10 +147,10 @@ def test_the_overview_says_which_destination_is_dead_and_tries_it(admin: Person,
     expect(page.locator(".health")).to_contain_text("archive can't be reached")
     expect(page.locator("#chart canvas")).to_be_visible()
     page.locator("tr", has_text="archive").first.get_by_role("button", name="Try now").click()
-    expect(page.get_by_role("dialog")).to_contain_text("Nothing listens", timeout=60_000)
+    expect(page.get_by_role("dialog")).to_contain_text("Nothing listens", timeout=120_000)
     page.get_by_role("dialog").get_by_role("button", name="Close").click()
     page.locator("tr", has_text="pacs").first.get_by_role("button", name="Try now").click()
-    expect(page.get_by_role("dialog")).to_contain_text("responds to C-ECHO", timeout=60_000)
+    expect(page.get_by_role("dialog")).to_contain_text("responds to C-ECHO", timeout=120_000)
 
 
 def test_the_overview_is_live(admin: Person, site: Site) -> None:
@@ -158,7 +159,7 @@ def test_the_overview_is_live(admin: Person, site: Site) -> None:
     before = int(page.locator("#hours tr td").nth(-3).get_attribute("data-value") or "")
     page.evaluate("window.stays = true")
     site.send(site.phantom(7))
-    expect(page.locator("#hours tr td").nth(-3)).to_have_attribute("data-value", str(before + 1), timeout=15_000)
+    expect(page.locator("#hours tr td").nth(-3)).to_have_attribute("data-value", str(before + 1), timeout=120_000)
     assert page.evaluate("window.stays") is True, "the page was loaded anew"
 
 
@@ -167,7 +168,7 @@ def test_studies_are_found_by_each_field(admin: Person, site: Site) -> None:
     page = admin.go("/studies")
     assert page.locator(".study").count() >= 3
     shown = "[...document.images].filter(image => image.complete && image.naturalWidth).length"
-    wait_until(lambda: page.evaluate(shown) >= 3, 30, "the thumbnails")
+    wait_until(lambda: page.evaluate(shown) >= 3, "the thumbnails")
     answer = next(job for job in site.jobs() if job["patient_id"] == "PID100")["answer"]
     for query in ("patient=PID100", "patient=*100", "name=muller", "name=anna+m", "accession=ACC100"):
         page = admin.go(f"/studies?{query}")
@@ -273,7 +274,7 @@ def test_an_image_is_analysed_and_sent_again_after_a_confirmation(admin: Person,
     received = len(site.pacs.received)
     said = _confirm(page, "Send again")
     assert "pacs" in said
-    wait_until(lambda: len(site.pacs.received) > received, 60, "the results to come again")
+    wait_until(lambda: len(site.pacs.received) > received, "the results to come again")
     said = _confirm(page, "Analyse again")
     assert f"Job {job} goes back into the queue" in said
     site.wait()
@@ -332,7 +333,7 @@ def test_a_held_job_is_told_of_and_retried(admin: Person, site: Site) -> None:
     with write(site.engine) as connection:  # as a worker leaves an image that killed it three times
         connection.execute(update(jobs).where(jobs.c.id == job).values(state="held", reasons='["The worker died 3 times."]'))
     page = admin.go("/overview")
-    expect(page.locator(".health")).to_contain_text("Jobs held: 1. The worker died 3 times.", timeout=10_000)
+    expect(page.locator(".health")).to_contain_text("Jobs held: 1. The worker died 3 times.", timeout=120_000)
     page = admin.go("/queue?of=jobs&state=held")
     _confirm(page, "Retry selection")
     site.wait()
@@ -428,6 +429,6 @@ def test_a_full_disk_is_told_of_and_images_are_refused(browser: Browser, site_in
 def test_an_audit_repository_that_is_away_is_told_of(browser: Browser, site_in_need: Site) -> None:
     person = Person(browser, site_in_need, "operator")
     page = person.go("/overview")
-    expect(page.locator(".health")).to_contain_text("The audit repository hospital accepts no messages", timeout=60_000)
-    expect(page.locator(".facts")).to_contain_text("hospital not reached", timeout=30_000)
+    expect(page.locator(".health")).to_contain_text("The audit repository hospital accepts no messages", timeout=120_000)
+    expect(page.locator(".facts")).to_contain_text("hospital not reached", timeout=120_000)
     person.close()

@@ -14,10 +14,10 @@ from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.errors import CxrNodeError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.node import Node
-from tests.orthanc import wait_until
 from tests.postgres import PASSWORD
+from tests.waiting import PATIENCE_S, wait_until
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.peer]
 
 ROLES = ("receive", "work", "deliver")
 
@@ -49,7 +49,7 @@ def command(node, *arguments):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -91,7 +91,7 @@ def test_the_server_goes_and_comes_back_and_the_node_goes_on_by_itself(tmp_path,
         finally:
             postgres.start()
         for path in files[3:]:
-            wait_until(lambda path=path: status_of_sending(node, path) == 0x0000, 60, f"{path.name} acknowledged")
+            wait_until(lambda path=path: status_of_sending(node, path) == 0x0000, f"{path.name} acknowledged")
         jobs = node.wait_for_rest(5)
         assert {role: node.role_process(role).pid for role in ROLES} == pids
     assert asked.returncode == 2
@@ -122,7 +122,7 @@ def test_roles_of_their_own_share_a_data_folder_and_the_database(tmp_path, postg
         finally:
             for process in others:
                 process.terminate()
-            ends = [process.wait(120) for process in others]
+            ends = [process.wait(PATIENCE_S) for process in others]
     assert job["state"] == "done"
     assert len(pacs.received) == 2
     assert ends == [0, 0, 0]

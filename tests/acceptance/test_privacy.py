@@ -14,8 +14,6 @@ from tests.node import Node
 from tests.receiver import associated, encoded, send, store
 from tests.scps import STORAGE, storage_scp
 
-pytestmark = pytest.mark.timeout(600)
-
 PATIENTS = [(f"Zyxwurst^Anna{n}", f"PID-7731-{n}", f"ACC-9913-{n}") for n in range(4)]
 
 

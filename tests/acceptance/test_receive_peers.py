@@ -13,8 +13,8 @@ import pydicom
 import pytest
 from pydicom import uid
 
-from tests.orthanc import wait_until
 from tests.receiver import Receiver, radiograph
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.peer
 
@@ -34,7 +34,7 @@ def saved(folder, ds):
 
 def run(*command):
     environment = {**os.environ, "TCP_NODELAY": "1"}
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=600, env=environment)
 
 
 def address(receiver):
@@ -130,14 +130,14 @@ def test_killed_under_load_it_has_everything_that_dcmtk_was_told_it_has(peer, tm
             )
             for batch in batches
         ]
-        wait_until(lambda: len(receiver.files("instances")) >= 10, 60, "ten instances stored")
+        wait_until(lambda: len(receiver.files("instances")) >= 10, "ten instances stored")
         for process in (child, *psutil.Process(child.pid).children(recursive=True)):  # it accepts, they receive
             process.send_signal(signal.SIGKILL)
-        outputs = [sender.communicate(timeout=60)[0] for sender in senders]
+        outputs = [sender.communicate(timeout=600)[0] for sender in senders]
     finally:
         for process in (child, *senders):
             process.kill()
-            process.wait(30)
+            process.wait(PATIENCE_S)
         child.stdout.close()
     told = {sop_instance_uid for output in outputs for sop_instance_uid in acknowledged(output)}
     assert 5 <= len(told) < 90, "it was killed in the middle"

@@ -25,12 +25,12 @@ from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import ANALYSIS_KINDS, LABELS, ComposedObject, Findings, ResultKind
 from tests.compose_inputs import NOW, findings
 from tests.conftest import REPOSITORY, find_peer
-from tests.orthanc import Orthanc, wait_until
+from tests.orthanc import Orthanc
 from tests.viewer import Reader, ViewerServer, as_shown, coloured, is_blank
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.peer,
-    pytest.mark.timeout(900),  # a browser without a graphics card, on a busy machine
     pytest.mark.xdist_group("viewers"),  # one browser, one archive
 ]
 
@@ -123,14 +123,14 @@ def seen(reader: Reader, name: str, condition: Callable[[np.ndarray], bool]) -> 
         return False
 
     try:
-        wait_until(looks_right, PATIENCE_S, f"{name} as expected; behind the page: {reader.complaints}")
+        wait_until(looks_right, f"{name} as expected; behind the page: {reader.complaints}", timeout_s=PATIENCE_S)
     finally:
         keep(name, picture)
     return picture
 
 
 def test_ohif_offers_every_result_beside_the_radiograph(reader, study):
-    wait_until(lambda: len(reader.series()) == 1 + len(ANALYSIS_KINDS), PATIENCE_S, "a series for each result")
+    wait_until(lambda: len(reader.series()) == 1 + len(ANALYSIS_KINDS), "a series for each result", timeout_s=PATIENCE_S)
     assert set(reader.series()) == {study.source.SeriesDescription, *map(study.description, ANALYSIS_KINDS)}
 
 
@@ -210,7 +210,7 @@ def test_orthanc_shows_the_overlay_in_colour(study, browser):
         return not is_blank(picture) and bool(coloured(picture).mean() > 0.005)
 
     try:
-        wait_until(is_shown, PATIENCE_S, "the overlay in Orthanc's web viewer")
+        wait_until(is_shown, "the overlay in Orthanc's web viewer", timeout_s=PATIENCE_S)
     finally:
         keep("orthanc-overlay", picture)
         page.close()

@@ -23,8 +23,6 @@ from tests.conftest import REPOSITORY
 from tests.installation import build_sdist, build_wheel, copy_clone, environment, install, unpack
 from tests.node import Node
 
-pytestmark = pytest.mark.timeout(600)
-
 
 def contents(wheel):
     """Name to bytes."""
@@ -110,7 +108,7 @@ def test_demo_works_in_an_empty_folder_for_a_plain_user_on_a_read_only_installat
             env={**environment(), "HOME": str(here)},
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=600,
             check=False,
         )
         assert demo.returncode == 0, demo.stdout + demo.stderr

@@ -34,8 +34,9 @@ from cxr_node.store.digests import file_digest
 from cxr_node.store.storage import blobs_of
 from tests.faults.fault_injection import FaultPoints
 from tests.node import Node
-from tests.orthanc import Orthanc, free_port, wait_until
+from tests.orthanc import Orthanc, free_port
 from tests.scps import STORAGE
+from tests.waiting import wait_until
 
 TROUBLES = ("A700", "C000", "abort", "silence", "refuse", "down", "warning")
 """What the misbehaving PACS does in turn."""
@@ -154,7 +155,7 @@ class Sender:
             self._ask_to_commit(ds)
 
     def _send_until_stored(self, path: Path, ae_title: str) -> None:
-        wait_until(lambda: self._send(path, ae_title), 900, f"{path.name} acknowledged")
+        wait_until(lambda: self._send(path, ae_title), f"{path.name} acknowledged", timeout_s=900)
 
     def _send(self, path: Path, ae_title: str) -> bool:
         try:
@@ -298,7 +299,7 @@ def _sweep(node: Node, engine: Engine, count: int) -> None:
     }, left
     repair.mend(node.settings, engine, left, "housekeeping")
     node.wait_for_rest(count)
-    wait_until(lambda: not found(), 60, "files and rows agree")
+    wait_until(lambda: not found(), "files and rows agree")
 
 
 def _account_for_promises(node: Node, engine: Engine, sender: Sender) -> None:

@@ -38,8 +38,8 @@ from cxr_node.store.database import open_database
 from cxr_node.store.storage import blobs_of
 from tests.bucket import BucketServer
 from tests.conftest import find_peer
-from tests.orthanc import wait_until
 from tests.postgres import Postgres
+from tests.waiting import wait_until
 
 _NETWORK = "10.77.0"
 _CENTRE = f"{_NETWORK}.1"
@@ -315,7 +315,7 @@ class Campaign:
                     deliveries = Counter(connection.execute(select(schema.deliveries.c.state)).scalars())
                 return jobs == {"done": self.images} and set(deliveries) == {"sent"}
 
-            wait_until(is_over, timeout_s, "everything is analysed and delivered")
+            wait_until(is_over, "everything is analysed and delivered", timeout_s=timeout_s)
         finally:
             engine.dispose()
 
@@ -415,11 +415,11 @@ def run(out: Path, images: int, hosts: int, *, cut_s: float, down_s: float, faul
             host.start()
         receivers = [host for host in campaign.hosts if "receive" in host.roles]
         for host in receivers:
-            wait_until(lambda host=host: _listens(host), 240, f"{host.address} listens")  # type: ignore[misc]
+            wait_until(lambda host=host: _listens(host), f"{host.address} listens", timeout_s=240)  # type: ignore[misc]
         sending = campaign.send()
         for number in range(faults):
             due = (number + 1) * images // (faults + 1)
-            wait_until(lambda due=due: len(campaign.acknowledged()) >= due, timeout_s, f"{due} images are acknowledged")  # type: ignore[misc]
+            wait_until(lambda due=due: len(campaign.acknowledged()) >= due, f"{due} images are acknowledged", timeout_s=timeout_s)  # type: ignore[misc]
             host = campaign.hosts[(number // 2) % hosts]
             if number % 2 == 0:
                 _cut_for(campaign, host, cut_s)

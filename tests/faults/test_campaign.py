@@ -13,7 +13,7 @@ from cxr_node.store.faults import POINTS
 from tests.faults.campaign import Sender, account, campaign_site, inject_faults, renamed
 from tests.faults.fault_injection import FaultPoints
 from tests.node import Node
-from tests.orthanc import wait_until
+from tests.waiting import wait_until
 
 IMAGES, SENDERS = 12, 3
 
@@ -72,6 +72,6 @@ def strike_the_rest(node: Node, fault_points: FaultPoints, files: list[Path], fo
         sender.files = [renamed(source, folder / f"again-{source.name}")]
         sender.send_all()
         with suppress(AssertionError):  # struck where it had to begin anew, or on the way of another image
-            wait_until(none_waits, 60, "every point struck")
+            wait_until(none_waits, "every point struck")
     assert none_waits(), f"nobody comes to these points any more: {waiting}"
     return sender

@@ -17,7 +17,7 @@ from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.errors import CxrNodeError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.node import Node
-from tests.orthanc import wait_until
+from tests.waiting import wait_until
 
 SIZE = 48 * 2**20
 
@@ -64,7 +64,6 @@ def sent(node: Node, path: Path) -> bool:
         return False
 
 
-@pytest.mark.timeout(900)
 def test_a_disk_that_fills_up_loses_nothing_and_holds_nothing(tmp_path):
     files = []
     for seed in range(4):
@@ -87,7 +86,11 @@ def test_a_disk_that_fills_up_loses_nothing_and_holds_nothing(tmp_path):
             filler.leave(image_bytes + 300_000)
             assert sent(node, files[0])
             filler.leave(400_000)  # for the rows of a job that is begun
-            wait_until(lambda: any("The node has a problem" in " ".join(job["reasons"]) for job in node.jobs()), 300, "a reason")
+            wait_until(
+                lambda: any("The node has a problem" in " ".join(job["reasons"]) for job in node.jobs()),
+                "a reason",
+                timeout_s=300,
+            )
             (job,) = node.jobs()
             assert job["state"] in ("new", "running")
             assert job["attempts"] <= 1
@@ -96,7 +99,7 @@ def test_a_disk_that_fills_up_loses_nothing_and_holds_nothing(tmp_path):
             assert not sent(node, files[1])
 
             filler.go()
-            wait_until(lambda: sent(node, files[1]), 120, "the second image acknowledged")
+            wait_until(lambda: sent(node, files[1]), "the second image acknowledged")
             for path in files[2:]:
                 assert sent(node, path)
             jobs = node.wait_for_rest(4, 600)

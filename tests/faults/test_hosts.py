@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import absent
 from tests.faults import hosts
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(900), pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("hosts")]
 
 
 def test_nothing_is_lost_and_nothing_doubled_while_links_break_and_hosts_die(tmp_path):

@@ -28,8 +28,8 @@ from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import jobs as jobs_table
 from cxr_node.store.selection import Selection
-from tests.orthanc import wait_until
 from tests.store import Store
+from tests.waiting import wait_until
 
 YEAR_S = 365 * 86400.0
 
@@ -234,7 +234,7 @@ def test_housekeeping_that_fails_is_told_in_one_line_that_quotes_nothing(store, 
     said = []
     clock = housekeeping.start(store.settings, store.engine, AuditMaintenance(store.settings, store.engine))
     try:
-        wait_until(lambda: said.append(capfd.readouterr().err) or "housekeeping failed" in "".join(said), 20, "the failure told")
+        wait_until(lambda: said.append(capfd.readouterr().err) or "housekeeping failed" in "".join(said), "the failure told")
     finally:
         clock.shutdown()
     said = "".join(said) + capfd.readouterr().err
@@ -280,7 +280,7 @@ class TestAMachineThatIsNotAsItShouldBe:
         config.write_text(f'[node]\nport = 0\ndata_dir = "{tmp_path / "var"}"\n')
         words = [sys.executable, "-m", "cxr_node", *arguments, "--config", str(config)]
         return subprocess.run(
-            ["bash", "-c", f"{before}; exec {shlex.join(words)}"], check=False, capture_output=True, text=True, timeout=120
+            ["bash", "-c", f"{before}; exec {shlex.join(words)}"], check=False, capture_output=True, text=True, timeout=600
         )
 
     def test_too_few_file_handles_are_told_with_the_number_that_is_needed(self, tmp_path):

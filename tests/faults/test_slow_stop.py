@@ -8,7 +8,6 @@ import threading
 import time
 
 import psutil
-import pytest
 
 from cxr_node.node import supervisor
 from cxr_node.receive.transport import processes, reception
@@ -16,9 +15,7 @@ from cxr_node.store import audit
 from cxr_node.store.database import open_database
 from tests.conftest import REPOSITORY
 from tests.node import Node
-from tests.orthanc import wait_until
-
-pytestmark = pytest.mark.timeout(400)
+from tests.waiting import PATIENCE_S, wait_until
 
 LONGER_THAN_IT_ONCE_WAITED_S = 23.0
 
@@ -40,7 +37,7 @@ def test_a_receiver_that_ends_slowly_is_waited_for(tmp_path):
     node.start()
     role = node.role_process("receive")
     fork_server = wait_until(
-        lambda: [one for one in role.children() if "cxr_node.receive.transport" in one.cmdline()], 60, "the fork server"
+        lambda: [one for one in role.children() if "cxr_node.receive.transport" in one.cmdline()], "the fork server"
     )[0]
     slow = fork_server.children()[0]
     statuses = []
@@ -54,7 +51,7 @@ def test_a_receiver_that_ends_slowly_is_waited_for(tmp_path):
         assert role.status() != psutil.STATUS_ZOMBIE
     finally:
         os.kill(slow.pid, signal.SIGCONT)
-        stopping.join(120)
+        stopping.join(PATIENCE_S)
     assert statuses == [0]
     assert time.monotonic() - began > LONGER_THAN_IT_ONCE_WAITED_S
     log = node.log.read_text()

@@ -15,8 +15,9 @@ from pydicom import uid
 
 from tests.fuzz.mutations import mutated
 from tests.images import grey_image, ramp
+from tests.waiting import PATIENCE_S
 
-LONGEST_S = 60.0
+LONGEST_S = PATIENCE_S
 MOST_MEMORY = 3 * 2**30
 """What a decoder may ask for, above what the libraries take: half a gigabyte is a picture of the most pixels allowed."""
 _SYNTAXES = (uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless)
@@ -83,7 +84,7 @@ def run(count: int, seed: int) -> Counter[str]:
                     process.kill()
                 outcome = process.stdout.readline().strip()
                 if not outcome:
-                    outcome = f"died ({process.wait(30)})"
+                    outcome = f"died ({process.wait(PATIENCE_S)})"
                     Path(f"fuzz-died-{seed}-{number}.dcm").write_bytes(content)
                     process.stdin.close()
                     process.stdout.close()
@@ -92,6 +93,6 @@ def run(count: int, seed: int) -> Counter[str]:
         finally:
             if process is not None and process.stdin is not None and process.stdout is not None:
                 process.stdin.close()
-                process.wait(60)
+                process.wait(PATIENCE_S)
                 process.stdout.close()
     return outcomes

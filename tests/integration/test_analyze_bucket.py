@@ -20,7 +20,9 @@ from cxr_node.demo.phantom import chest_phantom
 from cxr_node.errors import BucketUnavailable, CxrNodeError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import InferenceSettings, Settings, StorageSettings
+from cxr_node.store import bucket
 from tests.bucket import FaultyProxy
+from tests.waiting import PATIENCE_S
 
 KEYS = ("0.dcm", "broken.dcm", "ward 1/0.dcm", "ward 1/no-suffix")
 COUNTED = {"done": 3, "rejected": 1, "failed": 0}
@@ -48,7 +50,7 @@ def archive(bucket_server, image):
 @pytest.fixture
 def settings(bucket_server):
     storage = StorageSettings(
-        endpoint=f"http://127.0.0.1:{bucket_server.port}", access_key_id="test", secret_access_key="hunter2", timeout_s=2
+        endpoint=f"http://127.0.0.1:{bucket_server.port}", access_key_id="test", secret_access_key="hunter2", timeout_s=PATIENCE_S
     )
     return Settings(storage=storage, inference=InferenceSettings(engine="torch", max_batch=2))
 
@@ -71,7 +73,7 @@ def run(settings, *arguments, code=0, **variables):
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     command = [sys.executable, "-m", "cxr_node", "analyze", "--json", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, env={**environment, **variables})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env={**environment, **variables})
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout[done.stdout.index("{") :])
 
@@ -143,7 +145,7 @@ def test_a_run_that_is_killed_is_gone_on_with(tmp_path, settings, archive):
         '[inference]\nengine = "torch"\n'
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([sys.executable, "-c", code, archive, out, str(config)], env=environment, check=False, timeout=200)
+    killed = subprocess.run([sys.executable, "-c", code, archive, out, str(config)], env=environment, check=False, timeout=600)
     assert killed.returncode == -9
     begun = []
 
@@ -156,10 +158,11 @@ def test_a_run_that_is_killed_is_gone_on_with(tmp_path, settings, archive):
     assert sorted(row["source"] for row in table(settings, out)) == [f"{archive}/{key}" for key in KEYS]
 
 
-def test_a_bucket_that_goes_away_ends_the_run_and_sets_nothing_aside(bucket_server, settings, archive):
+def test_a_bucket_that_goes_away_ends_the_run_and_sets_nothing_aside(bucket_server, settings, archive, monkeypatch):
+    monkeypatch.setattr(bucket, "_MOST_RETRIES", 2)
     out = f"{archive}-out"
     with FaultyProxy(bucket_server) as proxy:
-        storage = settings.storage.model_copy(update={"endpoint": f"http://127.0.0.1:{proxy.port}", "timeout_s": 1.0})
+        storage = settings.storage.model_copy(update={"endpoint": f"http://127.0.0.1:{proxy.port}"})
         through = settings.model_copy(update={"storage": storage})
 
         def engine(files, order):
@@ -204,7 +207,6 @@ def test_the_command_writes_to_a_bucket_by_the_plain_engine(settings, archive):
 
 
 @pytest.mark.xdist_group("ray")
-@pytest.mark.timeout(600)
 def test_ray_reads_a_bucket_and_writes_one_under_the_names_of_the_plain_engine(tmp_path, bucket_server, image, settings, archive):
     bucket = archive.removeprefix("s3://").partition("/")[0]
     bucket_server.ask("PUT", f"/{bucket}/chest/poison.dcm", image + b"POISON")

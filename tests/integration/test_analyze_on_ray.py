@@ -30,7 +30,7 @@ def run(*arguments: object, **variables: str) -> tuple[int, dict]:
     """As a process of its own: Ray leaves threads and files behind in the one that it runs in."""
     command = [sys.executable, "-m", "cxr_node", "analyze", "--engine", "ray", "--json", *map(str, arguments)]
     environment = {**os.environ, "CXR_NODE__INFERENCE__ENGINE": "torch", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250, env={**environment, **variables})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env={**environment, **variables})
     if done.returncode not in (0, 1):
         raise AssertionError(done.stderr)
     return done.returncode, json.loads(done.stdout[done.stdout.index("{") :])

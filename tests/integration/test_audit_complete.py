@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from types import SimpleNamespace
 
 import cv2
@@ -29,6 +28,7 @@ from cxr_node.store.database import write
 from tests.node import Node
 from tests.receiver import Receiver, associated, radiograph, send
 from tests.store import Store
+from tests.waiting import wait_until
 
 UNAUDITED = {
     "check-config": "tries the settings and changes nothing: it works before there is a node",
@@ -264,11 +264,7 @@ def test_an_association_leaves_its_event(tmp_path, outcome):
 
 
 def wait_for(receiver, event):
-    for _ in range(100):
-        if rows := [row for row in receiver.rows("audit") if row["event"] == event]:
-            return rows
-        threading.Event().wait(0.1)
-    raise AssertionError(f"no {event}, but {[row['event'] for row in receiver.rows('audit')]}")
+    return wait_until(lambda: [row for row in receiver.rows("audit") if row["event"] == event], f"{event} in the audit log")
 
 
 def test_events_tell_their_patients_history_in_sentences(filled):

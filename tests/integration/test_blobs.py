@@ -13,12 +13,13 @@ from cxr_node.errors import BucketUnavailable, SettingsError, StoreError
 from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.records import DataFolder
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings, load_settings
+from cxr_node.store import bucket
 from cxr_node.store import storage as storage_module
 from cxr_node.store.blobs import new_key
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import make_folders
 from cxr_node.store.storage import blobs_of, try_bucket
-from tests.bucket import FAULTS, FaultyProxy
+from tests.bucket import FAULTS, FaultyProxy, limit_s
 
 
 def settings_of(tmp_path, storage):
@@ -38,10 +39,17 @@ def meddler(bucket_server):
         yield proxy
 
 
+@pytest.fixture(autouse=True)
+def _gives_up_soon(monkeypatch):
+    monkeypatch.setattr(bucket, "_MOST_RETRIES", 2)
+
+
 @pytest.fixture
-def far(tmp_path, bucket_server, meddler):
+def far(tmp_path, bucket_server, meddler, request):
     """Blobs in a bucket behind the proxy."""
-    return blobs_of(settings_of(tmp_path, bucket_server.settings(port=meddler.port)))
+    call = getattr(request.node, "callspec", None)
+    fault = call.params.get("fault", "") if call else ""
+    return blobs_of(settings_of(tmp_path, bucket_server.settings(port=meddler.port, timeout_s=limit_s(fault))))
 
 
 def file_of(tmp_path, content):
@@ -121,7 +129,6 @@ def test_never_says_that_it_kept_what_it_did_not(tmp_path, far, meddler, fault):
     content = os.urandom(500_000)
     meddler.always, meddler.only = fault, "PUT"
     source = file_of(tmp_path, content)
-    began = time.monotonic()
     trouble = ""
     try:
         far.put("instances/00/a.dcm", source)
@@ -129,7 +136,6 @@ def test_never_says_that_it_kept_what_it_did_not(tmp_path, far, meddler, fault):
         trouble = str(error)
     meddler.always = ""
     assert meddler.met[fault] >= 1
-    assert time.monotonic() - began < 12
     if fault == "cut":  # a response without a body can't be cut
         assert trouble == ""
         assert far.size("instances/00/a.dcm") == len(content)
@@ -154,7 +160,7 @@ def test_never_gives_half_an_object(far, meddler, fault):
 def test_says_what_is_wrong_with_a_bucket(tmp_path, bucket_server):
     missing = settings_of(tmp_path, bucket_server.settings("no-such-bucket"))
     assert "there is no such bucket" in try_bucket(missing)
-    away = settings_of(tmp_path, bucket_server.settings("a-bucket", port=1, timeout_s=0.5))
+    away = settings_of(tmp_path, bucket_server.settings("a-bucket", port=1))
     assert "can't be reached" in try_bucket(away)
     assert try_bucket(settings_of(tmp_path, bucket_server.settings())) == ""
 

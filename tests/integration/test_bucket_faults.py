@@ -14,12 +14,13 @@ from cxr_node.demo.phantom import chest_phantom
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import NodeSettings, Settings
+from cxr_node.store import bucket
 from cxr_node.store.digests import file_digest
 from cxr_node.store.storage import blobs_of
-from tests.bucket import FAULTS, FaultyProxy
+from tests.bucket import FAULTS, FaultyProxy, limit_s
 from tests.node import Node
-from tests.orthanc import wait_until
 from tests.receiver import Receiver, associated, radiograph, send
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -39,9 +40,12 @@ def whole(receiver):
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "cut"])
-def test_what_the_bucket_does_not_take_is_refused_and_what_is_acknowledged_is_there(tmp_path, bucket_server, meddler, fault):
+def test_what_the_bucket_does_not_take_is_refused_and_what_is_acknowledged_is_there(
+    tmp_path, bucket_server, meddler, fault, monkeypatch
+):
+    monkeypatch.setattr(bucket, "_MOST_RETRIES", 2)
     images = [radiograph() for _ in range(3)]
-    storage = bucket_server.settings(port=meddler.port, timeout_s=1.0)
+    storage = bucket_server.settings(port=meddler.port, timeout_s=limit_s(fault))
     with Receiver(tmp_path / "var", storage=storage) as receiver, associated(receiver) as assoc:
         statuses = [send(assoc, images[0])]
         meddler.always, meddler.only = fault, "PUT"
@@ -70,29 +74,28 @@ def test_the_same_again_takes_the_place_of_what_is_gone(tmp_path, bucket_server)
         assert len(list(blobs_of(receiver.settings).list("instances"))) == 1
 
 
-@pytest.mark.timeout(600)
 def test_radiographs_in_results_out_while_the_bucket_comes_and_goes(tmp_path, bucket_server, meddler):
-    storage = bucket_server.settings(port=meddler.port, timeout_s=5.0)
+    storage = bucket_server.settings(port=meddler.port, timeout_s=30.0)
     files = []
     for seed in range(4):
         files.append(tmp_path / f"{seed}.dcm")
         radiograph_from_image(chest_phantom(seed=seed)).save_as(files[-1], enforce_file_format=True)
     (tmp_path / "secret").write_text("hunter2")
-    extra = f'[storage]\nurl = "{storage.url}"\nendpoint = "{storage.endpoint}"\naccess_key_id = "test"\ntimeout_s = 5.0\n'
+    extra = f'[storage]\nurl = "{storage.url}"\nendpoint = "{storage.endpoint}"\naccess_key_id = "test"\ntimeout_s = 30.0\n'
     with SmallPACS(tmp_path / "pacs") as pacs:
         node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], "")
         node.config.write_text(node.config.read_text() + extra)
         node.environment["CXR_NODE__STORAGE__SECRET_ACCESS_KEY_FILE"] = str(tmp_path / "secret")
         node.settings = Settings(
             node=NodeSettings(data_dir=node.settings.node.data_dir),
-            storage=storage.model_copy(update={"timeout_s": 5.0}),
+            storage=storage.model_copy(update={"timeout_s": 30.0}),
         )
         node.start()
         try:
-            statuses = [sent.status for sent in send_files(files[:2], "127.0.0.1", node.port, "CXRNODE", timeout_s=60)]
+            statuses = [sent.status for sent in send_files(files[:2], "127.0.0.1", node.port, "CXRNODE", timeout_s=PATIENCE_S)]
             node.wait_for_rest(2)
             meddler.always = "503"
-            statuses += [sent.status for sent in send_files(files[2:3], "127.0.0.1", node.port, "CXRNODE", timeout_s=60)]
+            statuses += [sent.status for sent in send_files(files[2:3], "127.0.0.1", node.port, "CXRNODE", timeout_s=PATIENCE_S)]
             status = subprocess.run(
                 [sys.executable, "-m", "cxr_node", "status", "--json", "--config", str(node.config)],
                 capture_output=True,
@@ -101,8 +104,8 @@ def test_radiographs_in_results_out_while_the_bucket_comes_and_goes(tmp_path, bu
                 env={**os.environ, "CXR_NODE__STORAGE__SECRET_ACCESS_KEY": "hunter2"},
             )
             meddler.always, meddler.only = "503", "GET"  # it takes images, and the worker can't read them
-            statuses += [sent.status for sent in send_files(files[2:], "127.0.0.1", node.port, "CXRNODE", timeout_s=60)]
-            wait_until(lambda: b"this job continues by itself" in node.log.read_bytes() or meddler.met["503"] > 20, 60, "trouble")
+            statuses += [sent.status for sent in send_files(files[2:], "127.0.0.1", node.port, "CXRNODE", timeout_s=PATIENCE_S)]
+            wait_until(lambda: b"this job continues by itself" in node.log.read_bytes() or meddler.met["503"] > 20, "trouble")
             meddler.always = ""
             jobs = node.wait_for_rest(4)
         finally:

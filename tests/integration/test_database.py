@@ -29,6 +29,7 @@ from cxr_node.store.schema import jobs as jobs_table
 from tests.postgres import PASSWORD
 from tests.scps import closed_port
 from tests.store import Store
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -210,8 +211,8 @@ class TestClaimsBesideAnotherTransaction:
 def _claim_all(of, owner, begin, taken):
     """In a process of its own: claim until nothing is left."""
     engine = open_database(of)
-    begin.wait(60)
-    while claimed := jobs.claim(engine, owner, 3, 60, 3):
+    begin.wait(PATIENCE_S)
+    while claimed := jobs.claim(engine, owner, 3, 3600, 3):
         taken.put((owner, [job.id for job in claimed]))
     engine.dispose()
 
@@ -225,7 +226,7 @@ def test_several_processes_claim_each_job_once(store):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE_S)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     claimed = [taken.get() for _ in range(taken.qsize())]
     assert sorted(job for _, ids in claimed for job in ids) == list(range(1, 61))
@@ -238,7 +239,7 @@ class TestTheSameInstanceFromManyAtOnce:
         together = threading.Barrier(len(contents))
 
         def admit(content):
-            together.wait(30)
+            together.wait(PATIENCE_S)
             stored = StoredInstance(header, f"instances/00/{content}.dcm", 1, f"blake3:{content}", 1e9)
             return admissions.admit(store.engine, store.blobs, stored, Sender("M", "N", "127.0.0.1"), analyse=True)
 
@@ -280,7 +281,7 @@ class TestWhoseItIs:
         together = threading.Barrier(4)
 
         def come(number):
-            together.wait(30)
+            together.wait(PATIENCE_S)
             try:
                 open_database(settings(tmp_path / str(number % 2), postgres_url)).dispose()
             except StoreError as error:
@@ -305,7 +306,7 @@ def test_roles_that_start_together_on_several_machines_migrate_once(tmp_path, po
     together = threading.Barrier(4)
 
     def start(_):
-        together.wait(30)
+        together.wait(PATIENCE_S)
         open_database(settings(tmp_path / "var", postgres_url)).dispose()
 
     with ThreadPoolExecutor(4) as pool:

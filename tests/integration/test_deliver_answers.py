@@ -22,6 +22,7 @@ from cxr_node.store.database import write
 from tests.delivery_queue import NEVER, Queue, delivery_worker, settings_for, until
 from tests.raw_items import APPLICATION, IMPLEMENTATION, LENGTH, UNKNOWN, USER, VERSION, accept, item, raw_scp, request
 from tests.scps import closed_port, storage_scp, write_instance
+from tests.waiting import PATIENCE_S
 
 NAMED = item(0x10, APPLICATION)
 OFFER = EXPECTED[ResultKind.OVERLAY]
@@ -156,7 +157,7 @@ def test_check_config_says_what_one_does_and_goes_on_with_the_others(sent, words
             Settings(
                 node=NodeSettings(port=1),
                 destinations=tuple(
-                    DestinationSettings(name=name, ae_title="PACS", host="127.0.0.1", port=scp.port, timeout_s=3.0)
+                    DestinationSettings(name=name, ae_title="PACS", host="127.0.0.1", port=scp.port, timeout_s=PATIENCE_S)
                     for name, scp in (("odd", odd), ("good", good))
                 ),
             )
@@ -176,7 +177,7 @@ def test_check_config_survives_what_nobody_has_foreseen(monkeypatch):
     monkeypatch.setattr(Association, "echo", echo)
     with raw_scp(answer) as scp:
         destinations = tuple(
-            DestinationSettings(name=name, ae_title=name.upper(), host="127.0.0.1", port=scp.port, timeout_s=3.0)
+            DestinationSettings(name=name, ae_title=name.upper(), host="127.0.0.1", port=scp.port, timeout_s=PATIENCE_S)
             for name in ("odd", "good")
         )
         found = check_destinations(Settings(node=NodeSettings(port=1), destinations=destinations))
@@ -233,7 +234,7 @@ class TestAddresses:
     def test_one_of_a_pair_takes_over(self, resolves):
         with raw_scp(answer, host="127.0.0.2") as scp:
             destination = DestinationSettings(
-                name="pacs", ae_title="PACS", hosts=("127.0.0.77", "127.0.0.2"), port=scp.port, timeout_s=5.0
+                name="pacs", ae_title="PACS", hosts=("127.0.0.77", "127.0.0.2"), port=scp.port, timeout_s=PATIENCE_S
             )
             Association(peer_of(Settings(destinations=(destination,)), destination), [OFFER]).release()
         assert len(scp.requests) == 1

@@ -11,6 +11,7 @@ from cxr_node.deliver.check import DestinationFinding, Severity, check_destinati
 from cxr_node.records import ResultKind
 from cxr_node.settings import DestinationSettings, NodeSettings, Settings
 from tests.scps import STORAGE, UNCOMPRESSED, closed_port, listener, storage_scp
+from tests.waiting import PATIENCE_S
 
 
 def check(*ports: int, node_port: int = 1, host: str = "127.0.0.1", **destination) -> list[DestinationFinding]:
@@ -18,7 +19,9 @@ def check(*ports: int, node_port: int = 1, host: str = "127.0.0.1", **destinatio
         Settings(
             node=NodeSettings(port=node_port),
             destinations=tuple(
-                DestinationSettings(name=f"pacs{n}", ae_title="PACS", host=host, port=port, **{"timeout_s": 5.0, **destination})
+                DestinationSettings(
+                    name=f"pacs{n}", ae_title="PACS", host=host, port=port, **{"timeout_s": PATIENCE_S, **destination}
+                )
                 for n, port in enumerate(ports)
             ),
         )
@@ -73,7 +76,7 @@ def test_a_web_port():
 
 def test_a_port_that_never_answers():
     release = threading.Event()
-    with listener(lambda _: release.wait(30)) as port:
+    with listener(lambda _: release.wait(PATIENCE_S)) as port:
         [finding] = check(port, timeout_s=0.3)
         release.set()
     assert finding.severity == Severity.ERROR

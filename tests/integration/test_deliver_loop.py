@@ -18,6 +18,7 @@ from cxr_node.records import ResultKind
 from cxr_node.store import disk_space
 from tests.delivery_queue import NEVER, Queue, delivery_worker, running, settings_for, until
 from tests.scps import STORAGE, closed_port, storage_scp
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -230,7 +231,7 @@ class TestADestinationInTrouble:
         release = threading.Event()
 
         def never(_):
-            release.wait(30)
+            release.wait(PATIENCE_S)
             return 0x0000
 
         with storage_scp(never) as scp:
@@ -329,16 +330,16 @@ class TestTheRole:
 
         def never(_):
             asked.set()
-            release.wait(60)
+            release.wait(PATIENCE_S)
             return 0x0000
 
         with storage_scp(never) as scp:
-            queue = queue_for(scp.port, timeout_s=120)
+            queue = queue_for(scp.port)
             queue.analyse_one()
             with running(queue.settings):
-                assert asked.wait(10)
+                assert asked.wait(PATIENCE_S)
                 started = time.monotonic()
-            assert time.monotonic() - started < 20
+            assert time.monotonic() - started < PATIENCE_S / 2
             release.set()
         assert [(row.state, row.attempts) for row in queue.rows()] == [("waiting", 0)] * 2
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,17 @@ from pynetdicom import StoragePresentationContexts
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
+from cxr_node.deliver import scu
 from cxr_node.deliver.request import Peer, StoreRequest
 from cxr_node.deliver.scu import Association, echo
 from cxr_node.demo.modality import store_files
 from cxr_node.errors import AssociationLost, DeliveryError
 from tests.images import grey_image, ramp, save
 from tests.scps import STORAGE, UNCOMPRESSED, closed_port, listener, storage_scp, write_instance
+from tests.waiting import PATIENCE_S
 
 
-def peer_at(port: int, timeout_s: float = 10.0, host: str = "127.0.0.1") -> Peer:
+def peer_at(port: int, timeout_s: float = PATIENCE_S, host: str = "127.0.0.1") -> Peer:
     return Peer(host, port, "PACS", "CXRNODE", timeout_s)
 
 
@@ -182,17 +185,25 @@ class TestStoring:
         assert outcome.unusable
         assert scp.received == []
 
-    def test_a_large_object_is_not_cut_off_by_the_timeout_of_an_answer(self, tmp_path):
+    def test_a_large_object_is_not_cut_off_by_the_timeout_of_an_answer(self, tmp_path, monkeypatch):
         """The time to answer counts on top of the time to transfer."""
+        monkeypatch.setattr(scu, "_SLOWEST_LINK", 2048)
         request = request_for(tmp_path / "large.dcm", size_bytes=200_000)
 
         def slowly(_):
-            time.sleep(1.0)
+            time.sleep(2.5)
             return 0x0000
 
         with storage_scp(slowly) as scp:
-            [outcome] = store_files([request], peer_at(scp.port, timeout_s=0.5))
+            [outcome] = store_files([request], peer_at(scp.port, timeout_s=2.0))
         assert outcome.stored
+
+
+def become_impatient(association):
+    """Have an association that is established wait shortly for its peer."""
+    association.peer = replace(association.peer, timeout_s=0.5)
+    association._socket.settimeout(0.5)
+    return association
 
 
 class TestAssociationsThatEnd:
@@ -224,11 +235,11 @@ class TestAssociationsThatEnd:
         release = threading.Event()
 
         def never(_):
-            release.wait(30)
+            release.wait(PATIENCE_S)
             return 0x0000
 
         with storage_scp(never) as scp:
-            association = Association(peer_at(scp.port, timeout_s=0.3), [report.offer])
+            association = become_impatient(Association(peer_at(scp.port), [report.offer]))
             with pytest.raises(DeliveryError, match="didn't answer the request within"):
                 association.store(report)
             assert not association.is_open
@@ -238,21 +249,21 @@ class TestAssociationsThatEnd:
         """TCP's window fills up; nothing but a timeout of the connection itself ends that."""
         request = request_for(tmp_path / "large.dcm", size_bytes=16_000_000)
         with storage_scp() as scp:
-            association = Association(peer_at(scp.port, timeout_s=0.5), [request.offer])
+            association = become_impatient(Association(peer_at(scp.port), [request.offer]))
             connection = scp.associations[0].assoc.dul.socket.socket
             blocked = threading.Event()
             release = threading.Event()
 
             def block(_event):
                 blocked.set()
-                release.wait(30)
+                release.wait(PATIENCE_S)
 
             scp.associations[0].assoc.bind(*_on_first_piece(block))
             started = time.monotonic()
             with pytest.raises(AssociationLost):
                 association.store(request)
             assert blocked.is_set()
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < PATIENCE_S / 2
             release.set()
             connection.close()
 
@@ -261,11 +272,11 @@ class TestAssociationsThatEnd:
 
         def never(_):
             threading.Thread(target=lambda: (association.hang_up(), cut.set())).start()
-            cut.wait(30)
+            cut.wait(PATIENCE_S)
             return 0x0000
 
         with storage_scp(never) as scp:
-            association = Association(peer_at(scp.port, timeout_s=60), [report.offer])
+            association = Association(peer_at(scp.port), [report.offer])
             with pytest.raises(AssociationLost):
                 association.store(report)
 
@@ -281,7 +292,7 @@ class TestAssociationsThatEnd:
 class TestNoAssociation:
     """Each reason is told apart, and leads to its cure."""
 
-    def reason(self, port: int, timeout_s: float = 5.0, host: str = "127.0.0.1") -> str:
+    def reason(self, port: int, timeout_s: float = PATIENCE_S, host: str = "127.0.0.1") -> str:
         with pytest.raises(DeliveryError) as caught:
             echo(host, port, "PACS", "CXRNODE", timeout_s)
         return str(caught.value)
@@ -362,7 +373,7 @@ class TestNoAssociation:
 
     def test_never_answers(self):
         release = threading.Event()
-        with listener(lambda _: release.wait(30)) as port:
+        with listener(lambda _: release.wait(PATIENCE_S)) as port:
             assert "didn't answer the association request" in self.reason(port, timeout_s=0.3)
             release.set()
 

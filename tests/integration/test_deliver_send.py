@@ -20,6 +20,7 @@ from pydicom.uid import (
 from cxr_node.demo.modality import send_files
 from cxr_node.errors import DeliveryError
 from tests.scps import STORAGE, closed_port, storage_scp, write_instance
+from tests.waiting import PATIENCE_S
 
 RADIOGRAPHS = [
     (uid, [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
@@ -76,7 +77,7 @@ def test_an_image_is_wrapped_as_a_radiograph(tmp_path, name):
 def test_several_associations_share_the_files(tmp_path):
     files = [tmp_path / f"{n}.dcm" for n in range(9)]
     uids = [write_instance(file).SOPInstanceUID for file in files]
-    together = threading.Barrier(3, timeout=20)  # broken unless three are under way at once
+    together = threading.Barrier(3, timeout=PATIENCE_S)  # broken unless three are under way at once
 
     def meet(_):
         together.wait()

@@ -22,8 +22,8 @@ from cxr_node.records import Sender
 from cxr_node.store import refusals
 from tests.commitment_peers import Modality
 from tests.delivery_queue import NEVER, settings_for
-from tests.orthanc import wait_until
 from tests.receiver import Receiver
+from tests.waiting import PATIENCE_S, wait_until
 from tests.web import Site
 
 LONG_ENOUGH_S = 1.0
@@ -67,7 +67,7 @@ def test_housekeeping_ends_after_the_task_that_is_running(tmp_path, engines, mon
 
     monkeypatch.setattr(Housekeeping, "make_room", make_room)
     with supervisor._housekeeping(settings_for(tmp_path), alone=True):
-        assert begun.wait(120)
+        assert begun.wait(PATIENCE_S)
     assert seen == [False], "the database was closed while the task used it"
     assert are_closed(engines) == [True]
 
@@ -120,7 +120,7 @@ def test_a_receiver_that_ends_reports_no_more_over_an_association(tmp_path, monk
 
     with Receiver(tmp_path / "var", processes=1, commitment_requests="anyone") as receiver:
         Modality().ask(receiver.port, [(ComputedRadiographyImageStorage, "1.2.3")], stay=False)
-        wait_until(timers, 60, "the wait for the report")
+        wait_until(timers, "the wait for the report")
     assert timers() == []
     assert [row["state"] for row in receiver.rows("commitment_reports")] == ["waiting"]
 
@@ -136,7 +136,7 @@ def test_refusals_are_being_written_by_nobody_when_the_last_write_has_returned(t
     monkeypatch.setattr(refused, "_BETWEEN_WRITES_S", 0.0)
     counts = Counts(None)
     counts.add("image", Sender("CT", "NODE", "127.0.0.1"), "no room")  # a timer writes it
-    assert under_way.wait(60)
+    assert under_way.wait(PATIENCE_S)
     counts.write()
     has_returned.set()
     assert seen == [False]
@@ -159,7 +159,7 @@ def test_a_page_that_ends_refreshes_no_figures(tmp_path):
     figures.get()
     now[0] = figures._for_s + 1
     figures.get()
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     site.close()
     is_closed.set()
     assert seen == [False]

@@ -20,7 +20,7 @@ from cxr_node.store.admissions import Admission, Arrival
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
 from cxr_node.store.schema import instances
-from tests.orthanc import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def admit_at_once(together, engine, arrivals, before_first_commit):
     @event.listens_for(engine, "commit")
     def on_commit(_connection):
         entered.set()
-        go.wait(20)
+        go.wait(PATIENCE_S)
 
     def admit(number):
         try:
@@ -68,20 +68,20 @@ def admit_at_once(together, engine, arrivals, before_first_commit):
 
     threads = [threading.Thread(target=admit, args=(number,)) for number in range(len(arrivals))]
     threads[0].start()
-    assert entered.wait(20)
+    assert entered.wait(PATIENCE_S)
     for thread in threads[1:]:
         thread.start()
     before_first_commit(threads)
     go.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE_S)
     event.remove(engine, "commit", on_commit)
     return [outcomes[number] for number in range(len(arrivals))]
 
 
 def gathered(together, expected):
     def wait(_threads):
-        wait_until(lambda: len(together._waiting) == expected, 20, f"{expected} waiting")
+        wait_until(lambda: len(together._waiting) == expected, f"{expected} waiting")
 
     return wait
 
@@ -135,7 +135,7 @@ def test_processes_enter_one_after_the_other_and_nothing_is_lost(engine, setting
     for number in range(20):
         together.admit(arrival(number))
     for process in processes:
-        process.join(100)
+        process.join(PATIENCE_S)
     assert [process.exitcode for process in processes] == [0, 0]
     assert count(engine) == 60
 
@@ -147,13 +147,13 @@ def test_all_that_waited_fail_at_once_where_the_database_is_locked(engine, setti
     def admit_all(_engine, arrivals):
         tried.append(len(arrivals))
         if len(tried) == 1:
-            wait_until(lambda: len(together._waiting) == 3, 20, "3 waiting")
+            wait_until(lambda: len(together._waiting) == 3, "3 waiting")
         raise OperationalError("BEGIN IMMEDIATE", {}, Exception("database is locked"))
 
     monkeypatch.setattr(group_commit, "admit_all", admit_all)
     with ThreadPoolExecutor(4) as pool:
         outcomes = [pool.submit(together.admit, arrival(number)) for number in range(4)]
-        assert all(isinstance(outcome.exception(20), OperationalError) for outcome in outcomes)
+        assert all(isinstance(outcome.exception(PATIENCE_S), OperationalError) for outcome in outcomes)
     assert tried == [1, 3]
 
 

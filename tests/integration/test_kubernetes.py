@@ -63,7 +63,7 @@ def test_check_config_takes_the_settings_of_the_pods(tmp_path, bucket_server, po
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=600,
         env={**variables, **environment(container, secrets), **here},
     )
     assert done.returncode in (0, 1), done.stderr  # 1: there is no PACS here

@@ -17,6 +17,7 @@ from cxr_node.store.leases import LeaseClock
 from cxr_node.store.schema import jobs as jobs_table
 from tests.clock import Clock
 from tests.store import Store
+from tests.waiting import PATIENCE_S
 
 LEASE_S = 60.0
 HOUR_S, YEAR_S = 3600.0, 365 * 86400.0
@@ -77,7 +78,7 @@ def another_process(tmp_path):
 
 def end(process):
     process.kill()
-    process.wait(30)
+    process.wait(PATIENCE_S)
 
 
 def states(store):

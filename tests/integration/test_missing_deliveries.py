@@ -197,5 +197,5 @@ def test_the_deliver_role_adds_what_is_missing_when_it_starts_and_ends_what_nobo
         (destination,) = settings.destinations
         here = settings.model_copy(update={"destinations": (destination.model_copy(update={"port": pacs.port}),)})
         with running(here):
-            until(lambda: len(overview.list_deliveries(store.engine, destination="pacs")) == 4, 60)
-            until(lambda: overview.list_deliveries(store.engine, destination="gone")[0]["state"] == "cancelled", 60)
+            until(lambda: len(overview.list_deliveries(store.engine, destination="pacs")) == 4)
+            until(lambda: overview.list_deliveries(store.engine, destination="gone")[0]["state"] == "cancelled")

@@ -35,7 +35,7 @@ SMALL = ("encoder=resnet34", "input_size_px=64", "batch_size=2", "threads=1", "e
 
 def training(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "training", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=REPOSITORY, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=REPOSITORY, check=False)
 
 
 @pytest.fixture(scope="module")

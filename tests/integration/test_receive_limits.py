@@ -10,9 +10,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from cxr_node.receive.transport import pending_connections
 from cxr_node.settings import TlsSettings
 from tests.certificates import Authority
-from tests.orthanc import wait_until
 from tests.raw_peer import (
     COMMAND,
     CONTEXT,
@@ -24,18 +24,29 @@ from tests.raw_peer import (
     store_command,
 )
 from tests.receiver import Receiver, associated, encoded, radiograph, send
+from tests.waiting import PATIENCE_S, wait_until
 
-PATIENCE_S = 1.0
+NODE_PATIENCE_S = 2.0
+LONGEST_S = 50.0
+"""After which a connection is closed that the node's patience closes; what trickles in here takes longer."""
+
+
+@pytest.fixture
+def hurried(tmp_path, monkeypatch):
+    """A receiver that waits shortly for an association request, and long for all else."""
+    monkeypatch.setattr(pending_connections, "ASSOCIATION_REQUEST_TIMEOUT_S", NODE_PATIENCE_S)
+    with Receiver(tmp_path / "data", max_associations=2, max_associations_per_sender=2) as running:
+        yield running
 
 
 @pytest.fixture
 def impatient(tmp_path):
-    with Receiver(tmp_path / "data", network_timeout_s=PATIENCE_S) as running:
+    with Receiver(tmp_path / "data", network_timeout_s=NODE_PATIENCE_S) as running:
         yield running
 
 
 def closed_after(connection, drop=b""):
-    """Seconds until the node ends a connection on which a byte of `drop` comes ten times a second."""
+    """Seconds until the node ends a connection on which a byte of `drop` comes three times a second."""
     started = time.monotonic()
     ended = threading.Event()
 
@@ -45,13 +56,13 @@ def closed_after(connection, drop=b""):
                 connection.sendall(drop[at : at + 1])
             except OSError:
                 return
-            if ended.wait(0.1):
+            if ended.wait(0.3):
                 return
 
     thread = threading.Thread(target=drip)
     thread.start()
     try:
-        connection.settimeout(30)
+        connection.settimeout(PATIENCE_S)
         try:
             while connection.recv(4096):
                 pass
@@ -60,7 +71,7 @@ def closed_after(connection, drop=b""):
         return time.monotonic() - started
     finally:
         ended.set()
-        thread.join(30)
+        thread.join(PATIENCE_S)
 
 
 def request():
@@ -81,10 +92,10 @@ SLOW = {
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_a_peer_that_only_knocks_is_dropped(impatient, kind):
-    with raw_connection(impatient) as peer:
-        assert closed_after(peer.connection, SLOW[kind]) < 15
-    with associated(impatient) as assoc:
+def test_a_peer_that_only_knocks_is_dropped(hurried, kind):
+    with raw_connection(hurried) as peer:
+        assert closed_after(peer.connection, SLOW[kind]) < LONGEST_S
+    with associated(hurried) as assoc:
         assert assoc.send_c_echo().Status == 0x0000
 
 
@@ -102,18 +113,18 @@ def data_set_in_crumbs():
 def test_a_data_set_that_trickles_is_dropped(impatient, crumbs):
     with raw_peer(impatient) as peer:
         peer.send_pdu((COMMAND | LAST, store_command("1.2.3")))
-        assert closed_after(peer.connection, crumbs) < 15
-    wait_until(lambda: impatient.files("incoming") == [], 10, "the file removed")
+        assert closed_after(peer.connection, crumbs) < LONGEST_S
+    wait_until(lambda: impatient.files("incoming") == [], "the file removed")
 
 
 def test_a_command_that_trickles_is_dropped(impatient):
     with raw_peer(impatient) as peer:
-        assert closed_after(peer.connection, b"".join(pdu((COMMAND, b"\x00")) for _ in range(1000))) < 15
+        assert closed_after(peer.connection, b"".join(pdu((COMMAND, b"\x00")) for _ in range(1000))) < LONGEST_S
 
 
-def test_a_sender_that_is_slow_but_not_too_slow_is_served(impatient):
+def test_a_sender_that_is_slow_but_not_too_slow_is_served(tmp_path):
     content = encoded(ds := radiograph())
-    with raw_peer(impatient) as peer:
+    with Receiver(tmp_path, network_timeout_s=10.0) as patient, raw_peer(patient) as peer:
         peer.send_pdu((COMMAND | LAST, store_command(ds.SOPInstanceUID)))
         for at in range(0, len(content), 1024):
             peer.send_pdu((0, content[at : at + 1024]))
@@ -125,9 +136,9 @@ def test_a_sender_that_is_slow_but_not_too_slow_is_served(impatient):
 def test_a_peer_that_is_silent_in_the_tls_handshake_is_dropped(tmp_path):
     pair = Authority(tmp_path / "authority").issue("node.example")
     tls = TlsSettings(listen=True, certificate=pair.certificate, key=pair.key, require_client_certificate=False)
-    with Receiver(tmp_path / "data", tls=tls, network_timeout_s=PATIENCE_S) as receiver, raw_connection(receiver) as peer:
-        assert closed_after(peer.connection, b"\x16\x03\x01\x10\x00" + bytes(1000)) < 15
-        wait_until(lambda: receiver.rows("audit"), 10, "the refusal in the audit log")
+    with Receiver(tmp_path / "data", tls=tls, network_timeout_s=NODE_PATIENCE_S) as receiver, raw_connection(receiver) as peer:
+        assert closed_after(peer.connection, b"\x16\x03\x01\x10\x00" + bytes(1000)) < LONGEST_S
+        wait_until(lambda: receiver.rows("audit"), "the refusal in the audit log")
         assert "handshake in time" in receiver.rows("audit")[0]["detail"]
 
 
@@ -150,30 +161,39 @@ def test_one_address_gets_its_share_and_others_theirs(tmp_path):
     assert events == ["too many associations at the same time"]
 
 
-def test_a_place_is_free_again_whatever_became_of_it(tmp_path):
+def is_let_in_and_gone(receiver, last_words):
+    """Whether there was a place; it was left with this PDU. One of before may be on its way out."""
+    with raw_connection(receiver) as peer:
+        try:
+            peer.request_association()
+        except (AssertionError, EOFError, ConnectionError):
+            return False
+        peer.connection.sendall(bytes.fromhex(last_words))
+        return not last_words.startswith("05") or peer.read_pdu()[0] == 0x06
+
+
+def test_a_place_is_free_again_whatever_became_of_it(hurried):
     """Connected and gone, silent, aborted, released, refused: each gives back what it took, once."""
-    with Receiver(tmp_path, max_associations=2, max_associations_per_sender=2, network_timeout_s=PATIENCE_S) as receiver:
+    with ExitStack() as knocking:
+        silent = [knocking.enter_context(raw_connection(hurried)) for _ in range(3)]
         for _ in range(3):
-            with raw_connection(receiver):
+            with raw_connection(hurried):
                 pass
-            with raw_connection(receiver) as silent:
-                closed_after(silent.connection)
-            with raw_peer(receiver) as aborting:
-                aborting.connection.sendall(bytes.fromhex("070000000004 00000000"))
-            with raw_peer(receiver) as releasing:
-                releasing.connection.sendall(bytes.fromhex("050000000004 00000000"))
-                assert releasing.read_pdu()[0] == 0x06
+            wait_until(lambda: is_let_in_and_gone(hurried, "070000000004 00000000"), "a place for one that aborts")
+            wait_until(lambda: is_let_in_and_gone(hurried, "050000000004 00000000"), "a place for one that releases")
+        for one in silent:
+            closed_after(one.connection)
 
-        def both_places():
-            with ExitStack() as stack:
-                try:
-                    peers = [stack.enter_context(raw_peer(receiver)) for _ in range(2)]
-                except (AssertionError, EOFError):
-                    return False
-                third = stack.enter_context(raw_connection(receiver))
-                return len(peers) == 2 and rejection(third) == b"\x02\x03\x02"
+    def both_places():
+        with ExitStack() as stack:
+            try:
+                peers = [stack.enter_context(raw_peer(hurried)) for _ in range(2)]
+            except (AssertionError, EOFError, ConnectionError):
+                return False
+            third = stack.enter_context(raw_connection(hurried))
+            return len(peers) == 2 and rejection(third) == b"\x02\x03\x02"
 
-        wait_until(both_places, 20, "two places, and no third")
+    wait_until(both_places, "two places, and no third")
 
 
 def test_of_who_floods_with_connections_the_oldest_is_closed(tmp_path):

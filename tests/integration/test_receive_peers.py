@@ -15,7 +15,6 @@ from cxr_node.settings import SenderSettings, TlsSettings
 from cxr_node.store import refusals
 from cxr_node.store.database import open_database
 from tests.certificates import Authority
-from tests.orthanc import wait_until
 from tests.raw_items import (
     APPLICATION,
     CONTEXT,
@@ -33,6 +32,7 @@ from tests.raw_items import (
 )
 from tests.raw_peer import COMMAND, LAST, raw_connection, raw_peer, store_command
 from tests.receiver import Receiver, associated, encoded, radiograph, send
+from tests.waiting import wait_until
 
 NAMED = item(0x10, APPLICATION)
 
@@ -150,7 +150,7 @@ def test_who_is_refused_reads_why_at_both_ends(tmp_path, options, answer, word):
     with Receiver(tmp_path, senders, accept_unknown_senders=False) as receiver, capture_logs() as lines:
         with association_requested(receiver, request(**options)) as (_, kind, body):
             assert (kind, body[1:4]) == (0x03, answer)
-        wait_until(lambda: receiver.rows("audit"), 10, "the refusal in the audit log")
+        wait_until(lambda: receiver.rows("audit"), "the refusal in the audit log")
         (row,) = receiver.rows("audit")
         assert (row["event"], word in row["detail"]) == ("association-refused", True)
         assert [word in line["reason"] for line in lines if line["event"] == "association refused"] == [True]
@@ -198,7 +198,7 @@ def test_a_request_that_cannot_be_read_is_aborted_and_told_in_log_and_audit_log(
     with Receiver(tmp_path) as receiver, capture_logs() as lines:
         with association_requested(receiver, sent) as (_, kind, _body):
             assert kind == 0x07
-        wait_until(lambda: receiver.rows("audit"), 10, "the refusal in the audit log")
+        wait_until(lambda: receiver.rows("audit"), "the refusal in the audit log")
         assert word in receiver.rows("audit")[0]["detail"]
     assert any(word in line["reason"] for line in lines if line["event"] == "association refused")
 
@@ -237,14 +237,14 @@ def test_who_begins_a_request_and_goes_leaves_one(receiver):
     with capture_logs() as lines:
         with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
             connection.sendall(request()[:20])
-        wait_until(lambda: [line for line in lines if line["event"] == "connection lost"], 10, "the line")
+        wait_until(lambda: [line for line in lines if line["event"] == "connection lost"], "the line")
 
 
 def test_an_idle_association_that_the_node_ends_leaves_a_line(tmp_path):
     with Receiver(tmp_path, network_timeout_s=0.5) as receiver, capture_logs() as lines:
         with raw_peer(receiver, calling="SLEEPER") as peer:
             assert peer.read_pdu()[0] == 0x07
-        wait_until(lambda: lines, 10, "the line")
+        wait_until(lambda: lines, "the line")
     (line,) = [line for line in lines if line["event"] == "idle association ended"]
     assert (line["calling_ae_title"], line["host"]) == ("SLEEPER", "127.0.0.1")
 

@@ -26,9 +26,9 @@ from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.receive.transport.limiter import AssociationSlots
 from cxr_node.receive.transport.processes import Processes, _Receiver
 from cxr_node.store import lock
-from tests.orthanc import wait_until
 from tests.raw_peer import COMMAND, LAST, raw_peer, store_command
 from tests.receiver import Receiver, associated, encoded, radiograph, send
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def fork_servers(parent=None):
@@ -60,7 +60,7 @@ def the_one_with_a_connection(receiver):
     def find():
         return [process for process in receiver_processes() if connections_of(process, receiver.port)]
 
-    (process,) = wait_until(find, 20, "a process with the connection")
+    (process,) = wait_until(find, "a process with the connection")
     return process
 
 
@@ -88,7 +88,7 @@ def test_the_limit_of_associations_is_one_for_all_processes(tmp_path):
             with associated(receiver) as assoc:
                 return assoc.is_established
 
-        wait_until(is_welcome, 20, "a place that has come free")
+        wait_until(is_welcome, "a place that has come free")
 
 
 def test_the_limit_of_instances_a_minute_is_one_for_all_processes_and_outlives_each(tmp_path):
@@ -100,7 +100,7 @@ def test_the_limit_of_instances_a_minute_is_one_for_all_processes_and_outlives_e
         statuses = [send(assoc, radiograph()) for _ in range(4) for assoc in assocs]
         for process in receiver_processes():
             process.kill()
-        wait_until(lambda: len(receiver_processes()) == 3, 60, "others in their place")
+        wait_until(lambda: len(receiver_processes()) == 3, "others in their place")
         with associated(receiver) as assoc:
             statuses.append(send(assoc, radiograph()))
         fell_due = int((time.monotonic() - started) * limit / 60)
@@ -119,12 +119,12 @@ def test_the_death_of_one_process_costs_only_what_was_not_acknowledged(tmp_path,
             peer.send_pdu((COMMAND | LAST, store_command(first.SOPInstanceUID)), (LAST, encoded(first)))
             assert peer.read_response().Status == 0x0000
             peer.send_pdu((COMMAND | LAST, store_command(second.SOPInstanceUID)), (0, encoded(second)[:2000]))
-            wait_until(lambda: receiver.files("incoming"), 10, "a file in incoming/")
+            wait_until(lambda: receiver.files("incoming"), "a file in incoming/")
             victim.kill()
             with pytest.raises((EOFError, ConnectionError)):
                 peer.read_pdu()
             assert send(other, third) == 0x0000
-            wait_until(lambda: len(receiver_processes()) == 2, 60, "another process in its place")
+            wait_until(lambda: len(receiver_processes()) == 2, "another process in its place")
             assert receiver.files("incoming") == []
             with associated(receiver) as again:  # its place is free again
                 assert send(again, second) == 0x0000
@@ -153,8 +153,8 @@ class TestAReceiverProcessThatDiesIsReplaced:
             now = receiver_processes()
             return now if len(now) == len(before) and before[0] not in now else None
 
-        wait_until(others, 60, "another process in its place")
-        wait_until(lambda: take_each(receiver, 4) == [0x0000] * 4, 60, "associations in all processes")
+        wait_until(others, "another process in its place")
+        wait_until(lambda: take_each(receiver, 4) == [0x0000] * 4, "associations in all processes")
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV, signal.SIGABRT])
     def test_by_any_signal(self, tmp_path, number):
@@ -171,8 +171,8 @@ class TestAReceiverProcessThatDiesIsReplaced:
             before = receiver_processes()
             for process in before:
                 process.kill()
-            wait_until(lambda: len(set(receiver_processes()) - set(before)) == 3, 60, "others in their place")
-            wait_until(lambda: take_each(receiver, 3) == [0x0000] * 3, 60, "associations in all processes")
+            wait_until(lambda: len(set(receiver_processes()) - set(before)) == 3, "others in their place")
+            wait_until(lambda: take_each(receiver, 3) == [0x0000] * 3, "associations in all processes")
 
     def test_if_a_file_vanishes_while_leftovers_are_looked_for(self, tmp_path, monkeypatch):
         looked = []
@@ -197,7 +197,7 @@ class TestAReceiverProcessThatDiesIsReplaced:
             (tmp_path / "incoming").rmdir()
             before = receiver_processes()
             before[0].kill()
-            wait_until(lambda: len(set(receiver_processes()) - {before[0]}) == 2, 60, "another process in its place")
+            wait_until(lambda: len(set(receiver_processes()) - {before[0]}) == 2, "another process in its place")
 
     def test_if_leftovers_can_not_be_looked_for(self, tmp_path, monkeypatch, capfd):
         def fail(_folder):
@@ -220,7 +220,7 @@ class TestAReceiverProcessThatDiesIsReplaced:
             monkeypatch.setattr(Processes, "_forget", leave_and_fail)
             monkeypatch.setattr(threading, "excepthook", lambda _: None)
             victim.kill()
-            wait_until(lambda: len(set(receiver_processes()) - {victim}) == 2, 60, "another process in its place")
+            wait_until(lambda: len(set(receiver_processes()) - {victim}) == 2, "another process in its place")
 
     @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
     def test_if_it_can_not_be_started_at_first(self, tmp_path, monkeypatch, error):
@@ -267,8 +267,8 @@ class TestAReceiverProcessThatDiesIsReplaced:
             with raw_peer(receiver):
                 victim = the_one_with_a_connection(receiver)
                 is_to_fail.set()
-            wait_until(lambda: len(set(receiver_processes()) - {victim}) == 2, 60, "another process in its place")
-            wait_until(lambda: take_each(receiver, 2) == [0x0000] * 2, 60, "associations in both processes")
+            wait_until(lambda: len(set(receiver_processes()) - {victim}) == 2, "another process in its place")
+            wait_until(lambda: take_each(receiver, 2) == [0x0000] * 2, "associations in both processes")
 
     def test_if_it_never_becomes_ready(self, tmp_path, monkeypatch):
         with Receiver(tmp_path, processes=2) as receiver:
@@ -284,9 +284,9 @@ class TestAReceiverProcessThatDiesIsReplaced:
             fork_server.suspend()
             before = receiver_processes()
             before[0].kill()
-            wait_until(lambda: not lives(fork_server), 60, "the end of the fork server that forks nobody")
-            wait_until(lambda: len([one for one in receiver_processes() if one not in before]) == 1, 60, "another process")
-            wait_until(lambda: take_each(receiver, 2) == [0x0000] * 2, 60, "associations in all processes")
+            wait_until(lambda: not lives(fork_server), "the end of the fork server that forks nobody")
+            wait_until(lambda: len([one for one in receiver_processes() if one not in before]) == 1, "another process")
+            wait_until(lambda: take_each(receiver, 2) == [0x0000] * 2, "associations in all processes")
 
 
 class Limiter:
@@ -342,10 +342,10 @@ def test_the_death_of_the_fork_server_costs_nothing_and_another_takes_its_place(
         with associated(receiver) as one, associated(receiver) as other:
             (fork_server,) = fork_servers()
             fork_server.kill()
-            wait_until(lambda: not lives(fork_server), 20, "the end of the fork server")
+            wait_until(lambda: not lives(fork_server), "the end of the fork server")
             assert [send(assoc, radiograph()) for assoc in (one, other)] == [0x0000] * 2
         first.kill()
-        (third,) = wait_until(receiver_processes, 60, "another process in its place")
+        (third,) = wait_until(receiver_processes, "another process in its place")
         assert lives(second)
 
         def have_one_each():
@@ -353,7 +353,7 @@ def test_the_death_of_the_fork_server_costs_nothing_and_another_takes_its_place(
                 found = [len(connections_of(process, receiver.port)) for process in (second, third)]
                 return found == [1, 1] and [send(assoc, radiograph()) for assoc in (one, other)] == [0x0000] * 2
 
-        wait_until(have_one_each, 60, "associations in both processes")
+        wait_until(have_one_each, "associations in both processes")
     assert fork_servers() == [process for process in (second, third) if lives(process)] == []
 
 
@@ -370,9 +370,9 @@ def test_a_fork_server_that_dies_with_an_order_is_asked_again(tmp_path, monkeypa
         (fork_server,) = fork_servers()
         fork_server.suspend()
         receiver_processes()[0].kill()
-        assert ordered.wait(20)
+        assert ordered.wait(PATIENCE_S)
         fork_server.kill()
-        assert len(wait_until(receiver_processes, 60, "a process of another fork server")) == 1
+        assert len(wait_until(receiver_processes, "a process of another fork server")) == 1
         with associated(receiver) as assoc:
             assert send(assoc, radiograph()) == 0x0000
 
@@ -440,14 +440,14 @@ def test_no_process_outlives_the_one_that_accepts(tmp_path):
             peer.send_pdu((COMMAND | LAST, store_command(first.SOPInstanceUID)), (LAST, encoded(first)))
             assert peer.read_response().Status == 0x0000
             stalled.send_pdu((COMMAND | LAST, store_command(second.SOPInstanceUID)), (0, encoded(second)[:2000]))
-            wait_until(lambda: receiver.files("incoming"), 10, "a file in incoming/")
+            wait_until(lambda: receiver.files("incoming"), "a file in incoming/")
             child.kill()
-            child.wait(30)
-            gone, alive = psutil.wait_procs(family, 60)
+            child.wait(PATIENCE_S)
+            gone, alive = psutil.wait_procs(family, PATIENCE_S)
         assert (len(gone), alive) == (3, [])
     finally:
         child.kill()
-        child.wait(30)
+        child.wait(PATIENCE_S)
         child.stdout.close()
     assert receiver.files("incoming") == []
     assert [row["sop_instance_uid"] for row in receiver.rows("instances")] == [first.SOPInstanceUID]

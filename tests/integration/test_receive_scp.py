@@ -13,8 +13,8 @@ from cxr_node.receive import scp
 from cxr_node.receive.intake.admission import RADIOGRAPHS, TRANSFER_SYNTAXES
 from cxr_node.records import MODEL_NAME
 from cxr_node.settings import NodeSettings, SenderSettings, Settings
-from tests.orthanc import wait_until
 from tests.receiver import Receiver, associated, encoded, radiograph, send, store
+from tests.waiting import wait_until
 
 DX = uid.DigitalXRayImageStorageForPresentation
 CT = uid.CTImageStorage
@@ -253,7 +253,7 @@ def test_refuses_one_association_too_many_and_writes_it_down(tmp_path):
         with associated(receiver), associated(receiver) as second:
             assert second.is_rejected
             assert (second.acceptor.primitive.result, second.acceptor.primitive.result_source) == (0x02, 0x03)
-        (event,) = wait_until(lambda: receiver.rows("audit"), 10, "the audit event")
+        (event,) = wait_until(lambda: receiver.rows("audit"), "the audit event")
         assert "too many" in event["detail"]
 
 

@@ -130,7 +130,7 @@ def test_no_role_starts_on_it(store, config, role):
         env={name: value for name, value in os.environ.items() if not name.startswith("CXR_NODE__")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert started.returncode == 2

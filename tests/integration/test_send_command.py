@@ -137,7 +137,8 @@ XRAY = "1.2.840.10008.5.1.4.1.1.1.1"
 def test_no_commitment_is_no_success(image, judge, status, words):
     pacs = CommittingPACS(judge, status, contexts=[(XRAY, ["1.2.840.10008.1.2.1"])])
     with pacs.listening() as port:
-        result = send(image, port, "--commit", "--commit-timeout", "1", called="PACS")
+        within_s = "120" if judge and status == 0 else "1"
+        result = send(image, port, "--commit", "--commit-timeout", within_s, called="PACS")
     assert result.exit_code == 1
     assert "stored 0x0000" in result.stdout
     assert "NOT COMMITTED" in result.stdout

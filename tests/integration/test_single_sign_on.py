@@ -16,6 +16,7 @@ from joserfc.jwk import ECKey
 from cxr_node.settings import OidcSettings
 from cxr_node.web.single_sign_on import role_of
 from tests.orthanc import free_port
+from tests.waiting import PATIENCE_S
 from tests.web import Site
 
 KEY = ECKey.generate_key("P-256", {"kid": "k", "use": "sig"})
@@ -66,7 +67,7 @@ class Provider:
 
     def __exit__(self, *_):
         self._server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
 
     def sign_in(self, browser, code="c"):
         """What the browser is led through; the answer at its return."""

@@ -16,7 +16,7 @@ from cxr_node.node import supervisor, upload
 from cxr_node.node.upload import Uploader
 from cxr_node.records import DataFolder
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings, load_settings
-from cxr_node.store import consistency, fair_share, jobs, lock, open_work, retention, spool
+from cxr_node.store import bucket, consistency, fair_share, jobs, lock, open_work, retention, spool
 from cxr_node.store.database import open_database, write
 from cxr_node.store.digests import file_digest
 from cxr_node.store.faults import UPLOAD_POINTS
@@ -24,7 +24,7 @@ from cxr_node.store.node_status import node_status
 from cxr_node.store.schema import instances
 from cxr_node.store.schema import jobs as jobs_table
 from cxr_node.store.storage import blobs_of, bucket_of
-from tests.bucket import FAULTS, FaultyProxy
+from tests.bucket import FAULTS, FaultyProxy, limit_s
 from tests.faults.fault_injection import FaultPoints
 from tests.receiver import Receiver, associated, radiograph, send
 from tests.store import Store
@@ -68,6 +68,11 @@ class Host(Store):
         return [job.sop_instance_uid for job in jobs.claim(self.engine, "w", 8, 60, 3, spool_of)]
 
 
+@pytest.fixture(autouse=True)
+def _gives_up_soon(monkeypatch):
+    monkeypatch.setattr(bucket, "_MOST_RETRIES", 2)
+
+
 @pytest.fixture
 def proxy(bucket_server):
     with FaultyProxy(bucket_server) as proxy:
@@ -75,8 +80,10 @@ def proxy(bucket_server):
 
 
 @pytest.fixture
-def host(tmp_path, bucket_server, proxy, database_url):
-    storage = bucket_server.settings(port=proxy.port, spool=True, timeout_s=1.0)
+def host(tmp_path, bucket_server, proxy, database_url, request):
+    storage = bucket_server.settings(
+        port=proxy.port, spool=True, timeout_s=limit_s(request.node.callspec.params.get("fault", ""))
+    )
     found = Host(tmp_path / "var", storage, database_url)
     yield found
     found.engine.dispose()
@@ -93,13 +100,12 @@ def another(tmp_path, host, database_url):
 
 def test_images_are_taken_while_the_bucket_is_away_and_are_uploaded_later(tmp_path, bucket_server, proxy):
     images = [radiograph() for _ in range(3)]
-    storage = bucket_server.settings(port=proxy.port, spool=True, timeout_s=1.0)
+    storage = bucket_server.settings(port=proxy.port, spool=True)
     open_database(Settings(node=NodeSettings(data_dir=tmp_path / "var"), storage=storage)).dispose()  # knows its bucket
     proxy.always = "503"
     with Receiver(tmp_path / "var", storage=storage) as receiver, associated(receiver) as assoc:
-        began = time.monotonic()
         assert [send(assoc, ds) for ds in (*images, images[0])] == [0, 0, 0, 0]
-        assert time.monotonic() - began < 10
+        assert proxy.met["503"] == 0, "nobody asks the bucket"
         engine = open_database(receiver.settings)
         (waiting,) = node_status(receiver.settings)["storage"]["spools"]
         assert (waiting["images"], waiting["is_here"]) == (3, True)
@@ -156,7 +162,7 @@ def test_an_upload_that_is_killed_anywhere_ends_with_one_object(tmp_path, host, 
         f'spool = true\n[audit]\nkey = "{tmp_path}/key.pem"\n'
     )
     environment = {**os.environ, "CXR_NODE_FAULTS": str(fault_points.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([sys.executable, "-c", code, str(config)], env=environment, check=False, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", code, str(config)], env=environment, check=False, timeout=600)
     assert killed.returncode == -9
     assert host.in_spool() == [key], "the file is the last to go"
     assert host.in_bucket() == [key]

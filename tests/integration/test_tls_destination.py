@@ -14,8 +14,9 @@ from cxr_node.demo.modality import store_files
 from cxr_node.errors import SettingsError
 from cxr_node.settings import DestinationSettings, NodeSettings, Settings, TlsSettings, load_settings
 from tests.certificates import server
-from tests.orthanc import free_port, wait_until
+from tests.orthanc import free_port
 from tests.scps import storage_scp, write_instance
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def settings(port, authority, node=None, host="127.0.0.1", **destination):
     tls = TlsSettings(ca=authority.certificate)
     if node is not None:
         tls = TlsSettings(ca=authority.certificate, certificate=node.certificate, key=node.key)
-    values = {"name": "pacs", "ae_title": "PACS", "host": host, "port": port, "timeout_s": 5.0, "tls": True}
+    values = {"name": "pacs", "ae_title": "PACS", "host": host, "port": port, "timeout_s": PATIENCE_S, "tls": True}
     destinations = (DestinationSettings(**values | destination),)
     return Settings(node=NodeSettings(port=1), tls=tls, destinations=destinations)
 
@@ -132,11 +133,11 @@ def test_dcmtk_receives_over_tls(authority, node, pacs, tmp_path, peer):
     process = subprocess.Popen([*command, "-aet", "PACS", "-od", str(tmp_path), str(port)], stdout=subprocess.DEVNULL)
     try:
         configured = settings(port, authority, node, send=["overlay"])
-        wait_until(lambda: finding_of(configured).severity == Severity.OK, 20, "storescp")
+        wait_until(lambda: finding_of(configured).severity == Severity.OK, "storescp")
         request = request_at(tmp_path / "sent.dcm", size_bytes=300_000)
         [outcome] = store_files([request], peer_of(configured, configured.destinations[0]))
         assert outcome.stored
         assert len(list(tmp_path.glob(f"*{request.sop_instance_uid}*"))) == 1
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_S)

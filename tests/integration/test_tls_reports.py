@@ -9,8 +9,8 @@ from cxr_node.settings import SenderSettings, TlsSettings, load_settings
 from tests.certificates import server
 from tests.commitment_peers import Modality
 from tests.delivery_queue import running
-from tests.orthanc import wait_until
 from tests.receiver import Receiver, associated, radiograph, send
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def reported(folder, modality, port, authority, node, **sender):
                 [row] = receiver.rows("commitment_reports")
                 return row if row["state"] == "sent" or row["reason"] else None
 
-            return ds.SOPInstanceUID, wait_until(tried, 30, "a report that was tried")
+            return ds.SOPInstanceUID, wait_until(tried, "a report that was tried")
 
 
 def test_a_report_arrives_with_both_sides_certified(tmp_path, authority, node, theirs):

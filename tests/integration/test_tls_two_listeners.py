@@ -18,6 +18,7 @@ from tests.certificates import client
 from tests.node import Node
 from tests.orthanc import free_port
 from tests.receiver import Receiver, associated, radiograph, send
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_the_port_of_tls_takes_nothing_plain(receiver):
 
 def test_the_plain_port_speaks_no_tls(receiver, authority, modality):
     context = client(authority.certificate, modality)
-    with socket.create_connection(("127.0.0.1", receiver.port), 10) as connection, pytest.raises((ssl.SSLError, OSError)):
+    with socket.create_connection(("127.0.0.1", receiver.port), PATIENCE_S) as connection, pytest.raises((ssl.SSLError, OSError)):
         context.wrap_socket(connection, server_hostname="127.0.0.1")
 
 

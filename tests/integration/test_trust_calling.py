@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from pynetdicom import AE, evt
@@ -16,6 +17,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from cxr_node.deliver.request import Peer
 from cxr_node.deliver.scu import Association
 from cxr_node.errors import AssociationLost, DeliveryError
+from tests.waiting import PATIENCE_S
 
 MIB = 1024 * 1024
 
@@ -31,7 +33,7 @@ def listening(answer):
             except OSError:
                 return
             with connection, suppress(OSError):
-                connection.settimeout(10)
+                connection.settimeout(PATIENCE_S)
                 answer(connection)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -39,10 +41,10 @@ def listening(answer):
         thread.start()
         yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
-    thread.join(15)
+    thread.join(PATIENCE_S)
 
 
-def peer(port, timeout_s=2.0):
+def peer(port, timeout_s=PATIENCE_S):
     return Peer("127.0.0.1", port, "PACS", "CXRNODE", timeout_s)
 
 
@@ -67,14 +69,12 @@ def flood(connection, head, total=64 * MIB):
 )
 def test_an_answer_of_gigabytes_takes_no_memory_and_is_named(head):
     tracemalloc.start()
-    started = time.monotonic()
     try:
         with listening(lambda connection: flood(connection, head)) as port, pytest.raises(DeliveryError, match="in DICOM"):
             Association(peer(port))
         assert tracemalloc.get_traced_memory()[1] < 16 * MIB
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - started < 20
 
 
 def test_an_answer_that_trickles_is_not_waited_for():
@@ -83,12 +83,12 @@ def test_an_answer_that_trickles_is_not_waited_for():
         connection.sendall(pdu(2, 10_000))
         for _ in range(100):
             connection.sendall(b"\0")
-            time.sleep(0.1)
+            time.sleep(0.5)
 
     started = time.monotonic()
     with listening(trickle) as port, pytest.raises(DeliveryError):
         Association(peer(port, timeout_s=1.0))
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 40, "the whole answer takes longer"
 
 
 @contextmanager
@@ -134,6 +134,7 @@ def test_a_message_without_end_ends_the_association(on_echo):
     try:
         with scp(on_echo) as port:
             association = Association(peer(port))
+            association.peer = replace(association.peer, timeout_s=2.0)  # when the response is given up
             with pytest.raises(AssociationLost):
                 association.echo()
             assert not association.is_open

@@ -32,6 +32,7 @@ from cxr_node.store.schema import deliveries
 from tests.conftest import REPOSITORY
 from tests.delivery_queue import Queue
 from tests.receiver import Receiver
+from tests.waiting import PATIENCE_S
 
 
 def report(receiver, transaction_uid, references, title="PACS", address="127.0.0.1"):
@@ -43,7 +44,7 @@ def report(receiver, transaction_uid, references, title="PACS", address="127.0.0
     assert assoc.is_established
     status, _ = assoc.send_n_event_report(build_report(transaction_uid, references, {}), 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
     assoc.release()
-    assoc.dul.join(10)
+    assoc.dul.join(PATIENCE_S)
     return status.Status
 
 

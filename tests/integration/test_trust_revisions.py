@@ -24,6 +24,7 @@ from cxr_node.store.database import open_database
 from cxr_node.store.retention import make_room
 from cxr_node.store.selection import Selection
 from tests.receiver import Receiver, radiograph, send
+from tests.waiting import PATIENCE_S
 
 DX, SC = uid.DigitalXRayImageStorageForPresentation, uid.SecondaryCaptureImageStorage
 
@@ -39,7 +40,7 @@ def calling(receiver, title="MODALITY1", address="127.0.0.1", *classes):
         yield assoc
     finally:
         assoc.release()
-        assoc.dul.join(10)
+        assoc.dul.join(PATIENCE_S)
 
 
 def sent(receiver, ds, title="MODALITY1", address="127.0.0.1"):

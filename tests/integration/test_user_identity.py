@@ -28,6 +28,7 @@ from cxr_node.store.database import open_database
 from tests.raw_peer import association_request, raw_connection
 from tests.receiver import Receiver, associated, radiograph, send
 from tests.scps import STORAGE, write_instance
+from tests.waiting import PATIENCE_S
 
 PASSCODE = "korrekt-Pferd-Ü"
 REFUSED = (0x01, 0x02, 0x01)
@@ -91,7 +92,7 @@ def calling(receiver, item=None, ae_title="MODALITY1"):
     finally:
         if assoc.is_established:
             assoc.release()
-        assoc.dul.join(10)
+        assoc.dul.join(PATIENCE_S)
 
 
 def answer_to(receiver, item=None, ae_title="MODALITY1"):
@@ -240,7 +241,7 @@ def test_dcmtk_sends_as_a_user(receiver, peer, tmp_path, options, welcome):
     ds = radiograph()
     ds.save_as(tmp_path / "radiograph.dcm", enforce_file_format=True)
     command = [peer("storescu"), "-aet", "MODALITY1", "-aec", "NODE", *options, "127.0.0.1", str(receiver.port)]
-    sent = subprocess.run([*command, str(tmp_path / "radiograph.dcm")], capture_output=True, text=True, timeout=60, check=False)
+    sent = subprocess.run([*command, str(tmp_path / "radiograph.dcm")], capture_output=True, text=True, timeout=600, check=False)
     stored = [row["sop_instance_uid"] for row in receiver.rows("instances")]
     assert (sent.returncode == 0) is welcome, sent.stderr
     assert (ds.SOPInstanceUID in stored) is welcome
@@ -273,7 +274,7 @@ def asking_pacs(seen):
 
 
 def destination(port, **options):
-    values = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": port, "timeout_s": 5.0}
+    values = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": port, "timeout_s": PATIENCE_S}
     return Settings(destinations=(DestinationSettings(**values | options),))
 
 

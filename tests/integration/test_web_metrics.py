@@ -21,7 +21,8 @@ from cxr_node.store.schema import refusals as refusals_table
 from cxr_node.web import metrics
 from cxr_node.web.app import create_app
 from tests.conftest import REPOSITORY
-from tests.orthanc import free_port, wait_until
+from tests.orthanc import free_port
+from tests.waiting import PATIENCE_S, wait_until
 from tests.web import Site, serving
 
 NAMES = {
@@ -204,7 +205,7 @@ def test_prometheus_scrapes_the_node(tmp_path, peer):
         try:
 
             def ask(query):
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?query={query}", timeout=5) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?query={query}", timeout=30) as answer:
                     return [row["value"][1] for row in json.load(answer)["data"]["result"]]
 
             def is_scraped():
@@ -213,7 +214,7 @@ def test_prometheus_scrapes_the_node(tmp_path, peer):
                 except OSError:
                     return False
 
-            wait_until(is_scraped, 60, "Prometheus has scraped the node")
+            wait_until(is_scraped, "Prometheus has scraped the node")
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(PATIENCE_S)

@@ -15,7 +15,8 @@ from cxr_node.node import supervisor
 from cxr_node.settings import WebSettings, load_settings
 from tests.certificates import Authority
 from tests.node import Node
-from tests.orthanc import free_port, wait_until
+from tests.orthanc import free_port
+from tests.waiting import wait_until
 from tests.web import Site, serving
 
 
@@ -39,7 +40,7 @@ def test_serve_prints_where_the_page_is_and_a_web_that_dies_is_replaced(tmp_path
         address = re.search(r"http://\S+/enter\?key=\S+", running.next_line())[0]
         root = address.partition("/enter")[0]
         assert httpx2.get(f"{root}/healthz").text == "alive\n"
-        wait_until(lambda: httpx2.get(f"{root}/readyz").status_code == 200, 30, "ready")
+        wait_until(lambda: httpx2.get(f"{root}/readyz").status_code == 200, "ready")
         running.kill("web")
         again = re.search(r"http://\S+/enter\?key=\S+", running.next_line())[0]
         assert httpx2.get(f"{again.partition('/enter')[0]}/readyz").status_code == 200  # reception went on
@@ -80,7 +81,7 @@ def test_a_port_that_is_taken_is_said(tmp_path):
     with serving(site.settings) as address:
         config.write_text(f'[node]\ndata_dir = "{tmp_path / "var"}"\n[web]\nport = {address.port}\n')
         command = [sys.executable, "-m", "cxr_node", "web", "--config", str(config)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     site.close()
     assert done.returncode == 2
     assert "Choose another port" in done.stderr
@@ -95,7 +96,7 @@ def test_the_image_s_health_check_asks_the_page(tmp_path, monkeypatch, is_there)
         config.write_text(f'[node]\ndata_dir = "{tmp_path / "var"}"\n[web]\nport = {port}\n')
         monkeypatch.setenv("CXR_NODE_CONFIG", str(config))
         done = subprocess.run(
-            [sys.executable, "-m", "cxr_node.node.healthcheck"], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-m", "cxr_node.node.healthcheck"], capture_output=True, text=True, timeout=600, check=False
         )
     site.close()
     assert done.returncode == (0 if is_there else 1), done.stderr

@@ -27,7 +27,7 @@ def systemd_analyze(*arguments):
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd-analyze is not installed (Debian package systemd)")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_systemd_understands_the_unit(unit):

@@ -9,13 +9,14 @@ import pytest
 
 from cxr_node.receive.transport.limiter import TransferDeadline
 from cxr_node.receive.transport.reader import LONGEST_PORTION, Reader
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
 def connection():
     """A reader, and the peer's end of its connection."""
     ours, theirs = socket.socketpair()
-    ours.settimeout(20)
+    ours.settimeout(PATIENCE_S)
     pace = TransferDeadline(20)
     pace.begin()
     with ours, theirs:

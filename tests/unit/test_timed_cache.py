@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from cxr_node.web.timed_cache import TimedCache
-from tests.orthanc import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def test_a_value_is_made_once_while_it_is_kept():
@@ -22,7 +22,7 @@ def test_one_past_its_time_is_given_at_once_and_made_anew_behind():
     def make():
         made.append(1)
         if len(made) > 1:
-            assert may_end.wait(10)
+            assert may_end.wait(PATIENCE_S)
         return len(made)
 
     kept = TimedCache(make, 2.0, clock=lambda: now[0])
@@ -30,7 +30,7 @@ def test_one_past_its_time_is_given_at_once_and_made_anew_behind():
     now[0] = 3.0
     assert [kept.get() for _ in range(3)] == [1, 1, 1]
     may_end.set()
-    wait_until(lambda: kept.get() == 2, 10, "made anew")
+    wait_until(lambda: kept.get() == 2, "made anew")
     assert len(made) == 2
 
 

@@ -249,7 +249,7 @@ def test_two_processes_train_one_network(manifest: Path) -> None:
     """By torchrun: both take part in every step, and one of them writes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training"]
     command += ["classify", "--recipe", str(manifest / "recipe.toml"), "--data", str(manifest), "--out", str(manifest / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     state = torch.load(manifest / "run" / "last.pt", weights_only=True)
     assert state["recipe"]["encoder"] == "alexnet"
