@@ -57,10 +57,11 @@ _OLDEST = {
 }
 _RUNNING = text("SELECT host, count(*) FROM jobs WHERE state = 'running' GROUP BY host")
 _TRIED = {
-    spooled: text(
-        f"SELECT id, priority FROM jobs WHERE state = 'new' AND attempts > 0 AND {due} AND created_at < :before "  # noqa: S608
+    (dialect, spooled): text(
+        f"SELECT id, priority FROM {table} WHERE state = 'new' AND attempts > 0 AND {due} AND created_at < :before "  # noqa: S608
         "ORDER BY priority DESC, id LIMIT 1"
     )
+    for dialect, table in (("sqlite", "jobs INDEXED BY ix_jobs_tried"), ("postgresql", "jobs"))  # for the same reason
     for spooled, due in _DUE.items()
 }
 
@@ -117,7 +118,7 @@ def tried(connection: Connection, now: float, never: float, lapsed: Any, before:
     `lapsed` tells leases that have run out, as a condition.
     """
     due = {"now": now, "never": never, "before": before, **_named(spool)}
-    row = connection.execute(_TRIED[spool is not None], due).first()
+    row = connection.execute(_TRIED[connection.dialect.name, spool is not None], due).first()
     left = connection.execute(
         select(jobs.c.id, jobs.c.priority)
         .where(jobs.c.state == JobState.RUNNING, lapsed, jobs.c.attempts > 0, jobs.c.created_at < before, is_near(spool))

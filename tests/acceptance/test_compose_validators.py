@@ -28,6 +28,7 @@ from cxr_node.records import ANALYSIS_KINDS, LABELS, REPORT_CLASSES, ComposedObj
 from tests import validators
 from tests.compose_inputs import NOW, findings, radiograph, source
 from tests.orthanc import Orthanc
+from tests.waiting import PATIENCE_S
 
 pytestmark = [
     pytest.mark.peer,
@@ -192,7 +193,7 @@ def test_orthanc_gives_every_result_back_bit_for_bit(specimen, archive, tmp_path
         path = tmp_path / f"{item.kind}.dcm"
         path.write_bytes(item.content)
         requests.append(StoreRequest(path, item.sop_class_uid, item.transfer_syntax_uid, item.sop_instance_uid))
-    outcomes = store_files(requests, Peer("127.0.0.1", archive.dicom_port, archive.ae_title, "CXRNODE"))
+    outcomes = store_files(requests, Peer("127.0.0.1", archive.dicom_port, archive.ae_title, "CXRNODE", PATIENCE_S))
     assert [outcome.error for outcome in outcomes] == [""] * len(requests)
     for item in specimen.results:
         sent, kept = (data_set(content) for content in (item.content, archive.file_of(item.sop_instance_uid)))

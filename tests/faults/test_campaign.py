@@ -72,6 +72,6 @@ def strike_the_rest(node: Node, fault_points: FaultPoints, files: list[Path], fo
         sender.files = [renamed(source, folder / f"again-{source.name}")]
         sender.send_all()
         with suppress(AssertionError):  # struck where it had to begin anew, or on the way of another image
-            wait_until(none_waits, "every point struck")
+            wait_until(none_waits, "every point struck", timeout_s=60)
     assert none_waits(), f"nobody comes to these points any more: {waiting}"
     return sender

@@ -18,7 +18,7 @@ from cxr_node.deliver.commitment import commitment_reporter
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store.database import open_database
 from cxr_node.store.disk_space import DiskSpace
-from tests.attack_helpers import HONEST, action_information, ask_to_commit, connect, defended, sends_all
+from tests.attack_helpers import DEFAULTS, HONEST, action_information, ask_to_commit, connect, defended, sends_all
 from tests.commitment_peers import UNCOMPRESSED, Modality, owe_report
 from tests.raw_items import APPLICATION, USER, item, proposed, request
 from tests.raw_peer import COMMAND, LAST, RawPeer, pdu
@@ -118,7 +118,8 @@ def test_who_asks_and_hangs_up_again_and_again_takes_little_memory(tmp_path):
         before = psutil.Process().memory_info().rss
         for _ in range(40):
             ask_and_hang_up()
-        assert psutil.Process().memory_info().rss - before < 128 * 2**20
+        at_once = DEFAULTS["max_associations_per_sender"]  # on a slow machine that many are being judged when the last one comes
+        assert psutil.Process().memory_info().rss - before < at_once * 10 * 2**20
 
         def is_welcome():
             with associated(receiver) as assoc:

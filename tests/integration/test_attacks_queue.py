@@ -87,8 +87,10 @@ def test_each_address_has_its_turn_where_one_job_is_claimed_at_a_time(store):
     assert sorted(uid for uid in taken if uid.startswith("1.1.")) == ["1.1.0", "1.1.1", "1.1.2"]
 
 
-def test_a_claim_reads_no_more_of_a_long_queue_than_of_a_short_one(tmp_path):
+@pytest.mark.parametrize("old_among_new", [0.0, 1.0], ids=["never tried", "one that was tried first"])
+def test_a_claim_reads_no_more_of_a_long_queue_than_of_a_short_one(tmp_path, monkeypatch, old_among_new):
     """In SQLite's own steps: a claim holds the lock that reception waits for."""
+    monkeypatch.setattr(jobs, "_OLD_AMONG_NEW", old_among_new)
     store, steps = Store(tmp_path / "var"), {}
     receive(store, "1.1.0", "10.0.0.1")
     with store.engine.connect() as connection:
