@@ -39,8 +39,7 @@ from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store.database import open_database
 from cxr_node.store.overview import list_jobs, show_job
 
-_PAGE_TIMEOUT_S = 30.0
-_START_TIMEOUT_S, _STOP_TIMEOUT_S, _RESULT_TIMEOUT_S = 120.0, 90.0, 300.0
+_START_TIMEOUT_S, _STOP_TIMEOUT_S, _RESULT_TIMEOUT_S = 300.0, 90.0, 600.0
 _RESTING = {"done", "rejected", "held", "cancelled"}
 _MARKER = ".cxr-node-demo"
 
@@ -121,7 +120,7 @@ def _show_page(settings: Settings, node_says: queue.Queue[bytes], console: Conso
         console.print(f"It is not shown. {reason}", markup=False)
         return
     try:
-        line = node_says.get(timeout=_PAGE_TIMEOUT_S).decode().strip()
+        line = node_says.get(timeout=_START_TIMEOUT_S).decode().strip()
     except queue.Empty:
         line = ""
     if not line:

@@ -153,7 +153,7 @@ def test_a_connection_cut_in_the_middle_of_a_pdu_leaves_nothing(receiver):
 
 
 def test_a_peer_that_falls_silent_is_cut_off(tmp_path):
-    with Receiver(tmp_path, network_timeout_s=0.5) as receiver:
+    with Receiver(tmp_path, network_timeout_s=2.0) as receiver:
         with raw_peer(receiver) as idle, raw_peer(receiver) as stalled:
             stalled.connection.sendall(struct.pack(">BxL", 0x04, 1000))
             assert idle.read_pdu()[0] == 0x07
