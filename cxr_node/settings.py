@@ -15,7 +15,6 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -39,6 +38,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as UnreadableVariable
 
 from cxr_node.errors import SettingsError
+from cxr_node.peer_address import address_of, is_in, is_named_singly, network_of, plain_address, site_of
 from cxr_node.records import DEFAULT_KINDS, ResultKind
 
 _PREFIX = "CXR_NODE__"
@@ -234,18 +234,14 @@ class SenderSettings(_Section):
     def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         for host in hosts:
             try:
-                ip_network(host, strict=False)
+                network_of(host)
             except ValueError:
                 raise ValueError(f'{host!r} is neither an IP address nor a network such as "10.1.0.0/16"') from None
         return hosts
 
     def may_call_from(self, host: str) -> bool:
         """Whether an address, IPv4 or IPv6, is among `hosts`, or any will do."""
-        if not self.hosts:
-            return True
-        address = ip_address(host)
-        mapped = getattr(address, "ipv4_mapped", None)  # an IPv4 sender on a socket that listens on "::"
-        return any((mapped or address) in ip_network(network, strict=False) for network in self.hosts)
+        return not self.hosts or is_in(host, self.hosts)
 
 
 class DestinationSettings(_Section):
@@ -532,7 +528,7 @@ class WebSettings(_Section):
     def _check_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
         for network in networks:
             try:
-                ip_network(network, strict=False)
+                network_of(network)
             except ValueError:
                 raise ValueError(f'{network!r} is neither an IP address nor a network such as "10.1.0.0/16"') from None
         return networks
@@ -665,6 +661,14 @@ class Settings(BaseSettings):
                 return sender.priority
         return 0
 
+    def peer_of(self, host: str) -> str:
+        """Who an address counts as where limits are per peer: of IPv6 its /64 network, unless [[senders]] name it singly.
+
+        A modality whose address is in the settings shares nothing with its neighbours in the same network.
+        """
+        is_named = any(is_named_singly(host, sender.hosts) for sender in self.senders)
+        return plain_address(host) if is_named else site_of(host)
+
     def destinations_for(self, calling_ae_title: str, header: Header | None = None) -> tuple[DestinationSettings, ...]:
         """Where results of an image go: the first route that it matches; all destinations where none does.
 
@@ -686,15 +690,13 @@ class Settings(BaseSettings):
 @lru_cache(maxsize=8)
 def _is_loopback(host: str) -> bool:
     """Whether a host, a name or an address, is this machine's own address for itself; a name that nobody knows isn't."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        pass
+    if (address := address_of(host)) is not None:
+        return address.is_loopback
     try:
         found = [entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError):
         return False
-    return bool(found) and all(ip_address(str(address).partition("%")[0]).is_loopback for address in found)
+    return bool(found) and all((one := address_of(str(address))) is not None and one.is_loopback for address in found)
 
 
 def _values(header: Header, keyword: str) -> list[str]:

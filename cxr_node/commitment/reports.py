@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, true, update
+from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, update
 
 from cxr_node.commitment.datasets import CLASS_CONFLICT, NO_SUCH_INSTANCE, OUT_OF_RESOURCES, PROCESSING_FAILURE
 from cxr_node.dicom.references import Reference
+from cxr_node.peer_address import site_of
 from cxr_node.records import AuditEvent, DeliveryState
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
@@ -70,16 +71,23 @@ class UndecidedRequest:
 
 
 def take_request(
-    engine: Engine, transaction_uid: str, ae_title: str, host: str, references: Sequence[Reference]
+    engine: Engine,
+    transaction_uid: str,
+    ae_title: str,
+    host: str,
+    references: Sequence[Reference],
+    peer_of: Callable[[str], str] = site_of,
 ) -> UndecidedRequest:
     """Write a request down, which is all that its answer waits for.
+
+    `peer_of`: who an address counts as (`Settings.peer_of`).
 
     Raises:
         TooManyOpen: so many reports are owed already that it isn't.
     """
     now = time.time()
     with write(engine) as connection:
-        _check_open(connection, ae_title, host)
+        _check_open(connection, ae_title, host, peer_of)
         row_id = connection.execute(
             insert(commitment_reports)
             .values(
@@ -177,7 +185,7 @@ def _keep_for_us(engine: Engine, row_id: int, left_until: float) -> float | None
         return until if connection.execute(update(table).where(mine).values(not_before=until)).rowcount else None
 
 
-def _check_open(connection: Connection, ae_title: str, host: str) -> None:
+def _check_open(connection: Connection, ae_title: str, host: str, peer_of: Callable[[str], str]) -> None:
     """See whether another report may be owed.
 
     Raises:
@@ -185,13 +193,14 @@ def _check_open(connection: Connection, ae_title: str, host: str) -> None:
     """
     table = commitment_reports
     is_open = table.c.state.in_((DeliveryState.WAITING, ASKED))
-    count = select(func.count()).select_from(table)
-    for what, most, which in (
-        ("this sender", _MOST_OPEN_OF_ONE, table.c.ae_title == ae_title[:16]),
-        ("this address", _MOST_OPEN_OF_ONE, table.c.host == host),
-        ("all senders", _MOST_OPEN, true()),
+    counted = select(table.c.ae_title, table.c.host, func.count()).where(is_open).group_by(table.c.ae_title, table.c.host)
+    rows, peer = connection.execute(counted).all(), peer_of(host)
+    for what, most, count in (
+        ("this sender", _MOST_OPEN_OF_ONE, sum(count for title, _, count in rows if title == ae_title[:16])),
+        ("this address", _MOST_OPEN_OF_ONE, sum(count for _, other, count in rows if peer_of(other) == peer)),
+        ("all senders", _MOST_OPEN, sum(count for _, _, count in rows)),
     ):
-        if (connection.execute(count.where(is_open, which)).scalar() or 0) >= most:
+        if count >= most:
             raise TooManyOpen(f"{most} reports of storage commitment to {what} are open already")
 
 

@@ -17,6 +17,7 @@ import structlog
 from cxr_node.commitment import reports
 from cxr_node.commitment.reports import Report, UndecidedRequest
 from cxr_node.errors import CxrNodeError
+from cxr_node.peer_address import site_of
 from cxr_node.settings import Settings
 from cxr_node.store.storage import blobs_of
 
@@ -49,7 +50,7 @@ class RequestWorker:
         self._blobs = blobs_of(settings)
         self._has_free_space = has_free_space
         self._waiting: deque[tuple[UndecidedRequest, Callable[[Report], None]]] = deque()
-        self._last_host = ""
+        self._last_site = ""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
@@ -95,10 +96,10 @@ class RequestWorker:
 
     def _next(self) -> tuple[UndecidedRequest, Callable[[Report], None]]:
         """The oldest request of another address than the last one's, if there is one: many of one keep nobody waiting."""
-        place = next((place for place, (one, _) in enumerate(self._waiting) if one.host != self._last_host), 0)
+        place = next((place for place, (one, _) in enumerate(self._waiting) if site_of(one.host) != self._last_site), 0)
         chosen = self._waiting[place]
         del self._waiting[place]
-        self._last_host = chosen[0].host
+        self._last_site = site_of(chosen[0].host)
         return chosen
 
     def _run(self) -> None:

@@ -125,6 +125,7 @@ class CommitmentScp:
         """A modality asks. The answer says only that it will be told; what is safe here is found out after it."""
         sender = self._sender_of(event.assoc)
         if event.action_type != REQUEST_ACTION:
+            self._refuse(sender, f"there is no action of type {event.action_type}, only {REQUEST_ACTION}, the request")
             return _NO_SUCH_ACTION, None
         if self._settings.receive.commitment_requests == "known_senders" and not self._is_known(sender):
             self._refuse(sender, "its sender is not among the [[senders]]; see receive.commitment_requests")
@@ -132,6 +133,8 @@ class CommitmentScp:
         content, explicit = information_of(event)
         try:
             transaction_uid, references = read_request(content, explicit=explicit)
+            if not references:  # a report that all of nothing is kept would be taken for more than that
+                raise Rejected("a storage commitment request that refers to no instance")
         except Rejected as error:
             self._refuse(sender, str(error))
             return _INVALID_ARGUMENT, None
@@ -139,7 +142,8 @@ class CommitmentScp:
             self._refuse(sender, "too little free disk space to record a report")
             return OUT_OF_RESOURCES, None
         try:
-            asked = reports.take_request(self._engine, transaction_uid, sender.calling_ae_title, sender.host, references)
+            who = (sender.calling_ae_title, sender.host)
+            asked = reports.take_request(self._engine, transaction_uid, *who, references, self._settings.peer_of)
         except reports.TooManyOpen as error:
             self._refuse(sender, str(error))
             return OUT_OF_RESOURCES, None

@@ -16,6 +16,7 @@ import structlog
 from cxr_node.dicom.passcode import check_senders
 from cxr_node.dicom.tls import listening_context
 from cxr_node.errors import SettingsError
+from cxr_node.peer_address import plain_address
 from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.receive.transport.pending_connections import PendingConnections
 from cxr_node.receive.transport.processes import Processes
@@ -148,4 +149,4 @@ def _accept(listening: socket.socket) -> tuple[socket.socket | None, str]:
         time.sleep(_PAUSE_WITHOUT_HANDLES_S)
         return None, ""
     connection.setblocking(True)
-    return connection, str(address[0])
+    return connection, plain_address(str(address[0]))

@@ -18,6 +18,7 @@ import structlog
 from sqlalchemy import Connection, Engine, bindparam, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from cxr_node.peer_address import plain_address, site_of
 from cxr_node.records import AuditEvent, InstanceHeader, JobState, Sender, StoredInstance
 from cxr_node.store import audit, confirmations, faults
 from cxr_node.store.blobs import Blobs, discard, is_there
@@ -76,6 +77,7 @@ class Arrival:
     priority: of its job; higher ones are claimed first.
     on_duplicate: called within the transaction with the instance that it is a duplicate of.
     held_because: why its job is held from the beginning; empty: it isn't.
+    peer: who its sender's address counts as, where each has its share of the queue; empty: its site.
     may_correct: False leaves what its sender sends under another sender's UID to a person (see `confirmations`).
     """
 
@@ -89,6 +91,7 @@ class Arrival:
     on_duplicate: Callable[[Connection, int], None] | None = None
     may_correct: bool = True
     held_because: str = ""
+    peer: str = ""
 
 
 @dataclass
@@ -213,7 +216,7 @@ def _admit(connection: Connection, one: Arrival, after: _After) -> Admission:
                 connection,
                 {
                     "instance_id": instance_id,
-                    "host": sender.host,
+                    "host": one.peer or site_of(sender.host),
                     "state": str(JobState.HELD if one.held_because else JobState.NEW),
                     "priority": one.priority,
                     "attempts": 0,
@@ -292,7 +295,9 @@ def _is_sender_of(known: _Known, sender: Sender) -> bool:
     if known.certificate_sha256 and known.certificate_sha256 == sender.certificate_sha256:
         return True
     # an address may be unknown: that of an instance that has lost its row
-    return known.calling_ae_title == sender.calling_ae_title and (known.host == sender.host or not (known.host and sender.host))
+    if known.calling_ae_title != sender.calling_ae_title:
+        return False
+    return not (known.host and sender.host) or plain_address(known.host) == plain_address(sender.host)
 
 
 def _another(known: _Known, header: InstanceHeader) -> str:

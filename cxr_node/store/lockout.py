@@ -40,11 +40,11 @@ class AttemptKey:
     longest_s: float = _LONGEST_WAIT_S
 
 
-def keys_of_login(name: str, address: str) -> tuple[AttemptKey, ...]:
-    """By name and address together, and more patiently by each alone: nobody is locked out by a stranger's few guesses."""
+def keys_of_login(name: str, site: str) -> tuple[AttemptKey, ...]:
+    """By name and network together, and more patiently by each alone: nobody is locked out by a stranger's few guesses."""
     return (
-        AttemptKey(f"login {name} {address}", 3),
-        AttemptKey(f"login from {address}", 15, is_shared=True),
+        AttemptKey(f"login {name} {site}", 3),
+        AttemptKey(f"login from {site}", 15, is_shared=True),
         AttemptKey(f"login as {name}", 30),
     )
 

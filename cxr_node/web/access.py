@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from cxr_node.peer_address import address_of, plain_address
 from cxr_node.records import AuditEvent
 from cxr_node.settings import Settings
 from cxr_node.store import audit, tokens, users
@@ -119,18 +119,15 @@ async def record(
 
 def client_of(request: Request) -> str:
     """The address that a request comes from; with trusted proxies, the one that they name."""
-    return request.client.host if request.client else ""
+    return plain_address(request.client.host) if request.client else ""
 
 
 def is_local(request: Request) -> bool:
     """Whether a browser on this machine asks, and not through a proxy on it that nobody has named."""
-    try:
-        is_loopback = ipaddress.ip_address(client_of(request)).is_loopback
-    except ValueError:
-        return False
+    address = address_of(client_of(request))
     is_forwarded = any(name in request.headers for name in ("x-forwarded-for", "forwarded", "x-real-ip"))
     is_named = (request.url.hostname or "") in ("localhost", "127.0.0.1", "::1")  # no other name that leads here (DNS rebinding)
-    return is_loopback and is_named and not is_forwarded
+    return address is not None and address.is_loopback and is_named and not is_forwarded
 
 
 def cookie_name(request: Request) -> str:

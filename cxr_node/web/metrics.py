@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 
 from cxr_node.dicom import certificates
 from cxr_node.errors import SettingsError
+from cxr_node.peer_address import is_in
 from cxr_node.records import DeliveryState
 from cxr_node.settings import Settings
 from cxr_node.store import audit_status, presence, status_figures
@@ -71,12 +71,7 @@ def make(settings: Settings, engine: Engine) -> TimedCache[bytes]:
 
 def _may_read(request: Request) -> bool:
     settings: Settings = request.app.state.settings
-    try:
-        address = ipaddress.ip_address(client_of(request))
-    except ValueError:
-        return False
-    address = getattr(address, "ipv4_mapped", None) or address
-    return any(address in ipaddress.ip_network(network, strict=False) for network in settings.web.metrics_from)
+    return is_in(client_of(request), tuple(settings.web.metrics_from))
 
 
 def _text(settings: Settings, engine: Engine) -> bytes:

@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 
+from cxr_node.peer_address import site_of
 from cxr_node.settings import Settings
 from cxr_node.store import lockout, users
 from cxr_node.web import passwords
@@ -47,7 +48,7 @@ async def log_in(
     if not is_same(csrf_token, request.cookies.get(_FORM_COOKIE, "")):
         return await _form(request, next, "The form is out of date: try again.", 403)
     engine: Engine = request.app.state.engine
-    keys = lockout.keys_of_login(name, client_of(request))
+    keys = lockout.keys_of_login(name, site_of(client_of(request)))
     wait_s = await run_in_threadpool(lockout.begin, engine, keys)
     if wait_s > 0:
         await _refused(request, name, "locked out")

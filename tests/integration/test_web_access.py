@@ -194,6 +194,13 @@ def test_after_wrong_passwords_the_waits_grow(site):
     assert sign_in(site.browser(client="192.0.2.9"), "ann").status_code == 303  # nobody is locked out by a stranger
 
 
+def test_a_machine_with_many_addresses_guesses_no_more_often_than_one(site):
+    site.add_user("ann")
+    answers = [sign_in(site.browser(client=f"2001:db8::{n:x}"), "ann", "wrong password").status_code for n in range(1, 6)]
+    assert answers == [401, 401, 401, 429, 429]
+    assert sign_in(site.browser(client="2001:db8:0:1::1"), "ann").status_code == 303
+
+
 @pytest.mark.parametrize(
     "given",
     ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)", "", "\\/x", "/\n/x", "/ x", "x"],

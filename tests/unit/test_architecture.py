@@ -39,7 +39,7 @@ IMPORTED_BY = {
 """Library: the packages that may import it."""
 
 LAYERS = (
-    ("records", "errors"),
+    ("records", "errors", "peer_address"),
     ("settings",),
     ("security",),
     ("logs",),

@@ -58,7 +58,8 @@ class Intake:
         self._group_commit = GroupCommit(engine)
         self._gate = DrainGate(self._folders.root)
         self._disk_space = DiskSpace(settings.node.data_dir, settings.receive.min_free_mb)
-        self._rate = SenderRateLimit(settings.receive.max_instances_per_minute, self._folders.root / ".rate")
+        per_minute, counts = settings.receive.max_instances_per_minute, self._folders.root / ".rate"
+        self._rate = SenderRateLimit(per_minute, counts, peer_of=settings.peer_of)
         self._events = events or Events(engine)
 
     def begin(self, sender: Sender, request: StoreCommand, transfer_syntax_uid: str) -> IncomingDataSet:
@@ -144,6 +145,7 @@ class Intake:
             note=purpose.note,
             held_because=purpose.held_because,
             may_correct=may_correct(self._all_settings, incoming.sender),
+            peer=self._all_settings.peer_of(incoming.sender.host),
             analyse_changed=self._settings.changed_instance != "keep",
             priority=self._all_settings.priority_of(incoming.sender.calling_ae_title, incoming.sender.host),
             on_duplicate=functools.partial(self._add_missing, incoming.sender),

@@ -71,8 +71,8 @@ def find_elements(  # noqa: C901, PLR0912, PLR0915 - one pass over the bytes, it
         the values at the top, and those in each item of that sequence.
 
     Raises:
-        Broken: an element extends beyond its container, a delimiter is missing, a requested element occurs twice or
-            too long, or there is more than anyone needs.
+        Broken: an element extends beyond its container, a delimiter is missing, a requested element occurs twice with
+            different values or is too long, or there is more than anyone needs.
 
     Over 60 lines: one pass over the bytes, its state in locals.
     """
@@ -145,11 +145,11 @@ def find_elements(  # noqa: C901, PLR0912, PLR0915 - one pass over the bytes, it
             continue
         end = _end(at, length, frame, size, is_cut)
         if frame.wanted and tag in tags:
-            if tag in (found if not is_top else top):
-                raise Broken("an element occurs twice")
             if length > LONGEST_VALUE_BYTES:
                 raise Broken("an identifier is too long")
-            (top if is_top else found)[tag] = bytes(content[at:end])
+            values, value = top if is_top else found, bytes(content[at:end])
+            if values.setdefault(tag, value) != value:  # readers would disagree about which one holds
+                raise Broken("an element occurs twice")
         at = end
     else:
         raise Broken("there are too many elements")

@@ -11,11 +11,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+
+from cxr_node.peer_address import site_of
 
 _MOST_ADDRESSES = 4096
-_IPV6_SITE_BITS = 64
-"""One machine has as many addresses of IPv6 as it likes, with these first bits in common."""
 
 
 @dataclass
@@ -34,11 +33,19 @@ class Budget:
         at_once: how many events in a row are written down singly.
         per_minute: how many of them come back in a minute.
         clock: seconds that count on evenly.
+        peer_of: who an address counts as (`Settings.peer_of`).
     """
 
-    def __init__(self, at_once: int, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        at_once: int,
+        per_minute: float,
+        clock: Callable[[], float] = time.monotonic,
+        peer_of: Callable[[str], str] = site_of,
+    ) -> None:
         self._at_once, self._per_s = at_once, per_minute / 60.0
         self._clock = clock
+        self._peer_of = peer_of
         self._accounts: OrderedDict[tuple[str, str], _Account] = OrderedDict()
         self._forgotten: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
@@ -46,7 +53,7 @@ class Budget:
     def takes(self, host: str, kind: str) -> bool:
         """Whether one more event is written down singly; if not, it is counted for `due`."""
         now = self._clock()
-        key = site_of(host), kind
+        key = self._peer_of(host), kind
         with self._lock:
             account = self._accounts.pop(key, None) or _Account(self._at_once, now)
             self._accounts[key] = account
@@ -72,17 +79,3 @@ class Budget:
                     found.append((host, kind, account.counted))
                     account.counted = 0
             return found
-
-
-def site_of(host: str) -> str:
-    """Who an address counts as: itself, or of IPv6 its network."""
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if not isinstance(address, IPv6Address) or address.is_loopback:
-        return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    bits = 128 - _IPV6_SITE_BITS
-    return f"{IPv6Address(int(address) >> bits << bits)}/{_IPV6_SITE_BITS}"

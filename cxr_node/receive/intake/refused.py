@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import structlog
 
+from cxr_node.peer_address import site_of
 from cxr_node.receive.intake.event_budget import Budget
 from cxr_node.receive.transport.limiter import LogThrottle
 from cxr_node.records import AuditEvent, Sender
@@ -34,8 +36,10 @@ class Counts:
     However many associations or images a peer has refused, that costs the database one transaction a second.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, peer_of: Callable[[str], str] = site_of) -> None:
+        """Args: peer_of: who an address counts as (`Settings.peer_of`)."""
         self._engine = engine
+        self._peer_of = peer_of
         self._counted: Counter[refusals.CountedRefusal] = Counter()
         self._of_address: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -53,9 +57,10 @@ class Counts:
         refusal = refusals.CountedRefusal(what, sender.calling_ae_title, sender.host, reason)
         with self._lock:
             if refusal not in self._counted:
-                if self._of_address[sender.host] >= _MOST_OF_ONE or len(self._counted) >= _MOST_COUNTED:
-                    refusal = refusals.CountedRefusal(what, "", sender.host, refusals.OTHERS)
-                self._of_address[sender.host] += 1
+                peer = self._peer_of(sender.host)
+                if self._of_address[peer] >= _MOST_OF_ONE or len(self._counted) >= _MOST_COUNTED:
+                    refusal = refusals.CountedRefusal(what, "", peer, refusals.OTHERS)
+                self._of_address[peer] += 1
             self._counted[refusal] += 1
             if self._is_due:
                 return
@@ -88,11 +93,12 @@ class Events:
     a minute later; it costs nobody else a row.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, peer_of: Callable[[str], str] = site_of) -> None:
+        """Args: peer_of: who an address counts as (`Settings.peer_of`)."""
         self._engine = engine
         self._throttle = LogThrottle(_BETWEEN_RECORDS_S)
-        self._rows = Budget(_ROWS_AT_ONCE, _ROWS_A_MINUTE)
-        self._lines = Budget(_LINES_AT_ONCE, _LINES_A_MINUTE)
+        self._rows = Budget(_ROWS_AT_ONCE, _ROWS_A_MINUTE, peer_of=peer_of)
+        self._lines = Budget(_LINES_AT_ONCE, _LINES_A_MINUTE, peer_of=peer_of)
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._is_due = False
@@ -162,17 +168,30 @@ class Refused:
             reason: as text.
             kind: see `Events.record`.
         """
+        self._record(sender, "association refused", reason, kind, reason)
+
+    def _record(self, sender: Sender, line: str, reason: str, kind: str, detail: str) -> None:
         title = sender.calling_ae_title
         if self._events.may_log(sender.host, kind):
-            log.warning("association refused", calling_ae_title=title, host=sender.host, reason=reason)
-        self._counts.add("association", sender, reason)
-        event = AuditEvent("association-refused", outcome="failure", user=title, host=sender.host, detail=reason)
-        self._events.record(event, kind, throttle=(title, sender.host, reason))
+            log.warning(line, calling_ae_title=title, host=sender.host, reason=reason)
+        self._counts.add("association", sender, detail)
+        event = AuditEvent("association-refused", outcome="failure", user=title, host=sender.host, detail=detail)
+        self._events.record(event, kind, throttle=(title, sender.host, detail))
+
+    def record_breach(self, sender: Sender, what: str, reason: str) -> None:
+        """Write down that an association was aborted for what its peer sent, or another request than C-STORE refused.
+
+        Args:
+            sender: the peer.
+            what: one of these two, of a handful, as text.
+            reason: as text.
+        """
+        self._record(sender, what, reason, what, f"{what}: {reason}")
 
     def record_commitment(self, sender: Sender, reason: str) -> None:
         """Write down a refused request of storage commitment, or a report of one that may not report."""
         title = sender.calling_ae_title
         if self._events.may_log(sender.host, "commitment-refused"):
-            log.warning("storage commitment request refused", reason=reason, calling_ae_title=title)
+            log.warning("storage commitment request refused", reason=reason, calling_ae_title=title, host=sender.host)
         event = AuditEvent("commitment-refused", "failure", user=title, host=sender.host, detail=reason)
         self._events.record(event, "storage commitment requests", throttle=(title, sender.host, "commitment", reason))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import suppress
-from ipaddress import ip_address
 
+from cxr_node.peer_address import plain_address
 from cxr_node.receive.intake.sender_admission import entries_of
 from cxr_node.records import Sender
 from cxr_node.settings import DestinationSettings, Settings
@@ -39,7 +39,7 @@ class Reporters:
 
     def _is_at(self, host: str, destination: DestinationSettings) -> bool:
         names = (*destination.all_hosts, *filter(None, (destination.commitment_host,)))
-        return any(_plain(host) in self._addresses_of(name) for name in names)
+        return any(plain_address(host.partition("%")[0]) in self._addresses_of(name) for name in names)
 
     def _shows_certificate(self, sender: Sender, destination: DestinationSettings) -> bool:
         """Whether it shows the certificate that it is called by, where both ways are over TLS."""
@@ -57,15 +57,7 @@ class Reporters:
         if now < until:
             return found
         with suppress(OSError, UnicodeError):  # the name server is unavailable: the last known addresses stay valid
-            found = frozenset(_plain(str(entry[4][0])) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM))
+            entries = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+            found = frozenset(plain_address(str(entry[4][0]).partition("%")[0]) for entry in entries)
         self._addresses[name] = found, now + _REMEMBERED_S
         return found
-
-
-def _plain(host: str) -> str:
-    """An address in one spelling; of an IPv4 peer on a socket that listens on "::" its IPv4 address."""
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    return str(getattr(address, "ipv4_mapped", None) or address)

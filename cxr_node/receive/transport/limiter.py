@@ -6,8 +6,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import ip_address, ip_network
 
+from cxr_node.peer_address import is_in, plain_address, site_of
 from cxr_node.settings import ReceiveSettings, Settings
 
 SLOWEST_BYTES_PER_S = 4096
@@ -76,12 +76,23 @@ class AssociationSlots:
     senders may call from, so that strangers, however many, do not keep them out.
     """
 
-    def __init__(self, settings: ReceiveSettings, is_known: Callable[[str], bool] = lambda _: True) -> None:
-        """Args: is_known: whether an address is a known sender's; where none is, nothing is kept for one."""
+    def __init__(
+        self,
+        settings: ReceiveSettings,
+        is_known: Callable[[str], bool] = lambda _: True,
+        peer_of: Callable[[str], str] = site_of,
+    ) -> None:
+        """Begin with all places free.
+
+        Args:
+            settings: the limits.
+            is_known: whether an address is a known sender's; where none is, nothing is kept for one.
+            peer_of: who an address counts as (`Settings.peer_of`).
+        """
         self._limit = settings.max_associations
         self._limit_of_one = settings.max_associations_per_sender
         self._limit_of_strangers = self._limit - self._limit // _KEPT_SHARE
-        self._is_known = is_known
+        self._is_known, self._peer_of = is_known, peer_of
         self._taken: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -111,7 +122,10 @@ class AssociationSlots:
             return self._has_place(host)
 
     def _has_place(self, host: str) -> bool:
-        if self._taken.total() >= self._limit or self._taken[host] >= self._limit_of_one:
+        if self._taken.total() >= self._limit:
+            return False
+        peer = self._peer_of(host)
+        if sum(count for other, count in self._taken.items() if self._peer_of(other) == peer) >= self._limit_of_one:
             return False
         if self._is_known(host):
             return True
@@ -127,12 +141,13 @@ class KnownAddresses:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._networks = {ip_network(host, strict=False) for sender in settings.senders for host in sender.hosts}
+        self._networks = tuple({host for sender in settings.senders for host in sender.hosts})
         self._proven: dict[str, None] = {}
         self._lock = threading.Lock()
 
     def prove(self, host: str) -> None:
         """A sender has shown the certificate or passcode that its [[senders]] entry asks for."""
+        host = plain_address(host)
         with self._lock:
             self._proven.pop(host, None)
             if len(self._proven) >= _MOST_PROVEN:
@@ -140,11 +155,6 @@ class KnownAddresses:
             self._proven[host] = None
 
     def __contains__(self, host: str) -> bool:
-        if not (self._networks or self._proven) or host in self._proven:  # none is known: there is nothing to keep
+        if not (self._networks or self._proven):  # none is known: there is nothing to keep
             return True
-        try:
-            address = ip_address(host.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in network for network in self._networks)
+        return plain_address(host) in self._proven or is_in(host, self._networks)

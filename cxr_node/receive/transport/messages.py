@@ -15,15 +15,27 @@ import structlog
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, N_ACTION, N_EVENT_REPORT
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import VerificationServiceClass
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from cxr_node.commitment.datasets import PUSH_MODEL
 from cxr_node.dicom.tls import Identity
-from cxr_node.receive.intake.admission import SUCCESS
+from cxr_node.receive.intake.admission import SUCCESS, StoreResponse
 from cxr_node.receive.intake.c_store import TOO_LATE, Intake
-from cxr_node.receive.transport.command import StoreCommand, read_store_request, write_store_response
+from cxr_node.receive.transport.command import (
+    INVALID_ARGUMENT,
+    NO_SUCH_CLASS,
+    UNRECOGNISED,
+    Command,
+    StoreCommand,
+    read_command,
+    read_store_request,
+    write_refusal,
+    write_store_response,
+)
 from cxr_node.receive.transport.incoming import IncomingDataSet
 from cxr_node.receive.transport.response_watchdog import ResponseWatchdog
 from cxr_node.records import Sender
@@ -38,6 +50,8 @@ _REST_S = 0.5
 """Likewise for the association's own thread, which what concerns it wakes; it does nothing while data sets come in."""
 COMMAND, LAST = 0x01, 0x02
 """Bits of the message control header (PS3.8 section E.2)."""
+ABORTED, REFUSED = "association aborted", "request refused"
+"""What becomes of a breach of the protocol, and of a request that nobody here serves."""
 
 _LONGEST_COMMAND_BYTES = 8192
 """A command set of what is served here has some 300."""
@@ -62,6 +76,7 @@ class Messages(DIMSEServiceProvider):
         intake: Intake,
         watchdog: ResponseWatchdog,
         on_failure: Callable[[Sender, str], None] = lambda *_: None,
+        on_breach: Callable[[Sender, str, str], None] = lambda *_: None,
     ) -> None:
         """Serve an association.
 
@@ -70,12 +85,14 @@ class Messages(DIMSEServiceProvider):
             intake: where data sets go.
             watchdog: responds in place of a response that takes too long.
             on_failure: called with the sender of a refused C-STORE and the reason.
+            on_breach: called with the sender of any other refused request, REFUSED, and the reason.
         """
         super().__init__(assoc)
         self._intake = intake
         self._watchdog = watchdog
-        self._on_failure = on_failure
+        self._on_failure, self._on_breach = on_failure, on_breach
         self._command = bytearray()
+        self._other: Command | None = None
         self._request: StoreCommand | None = None
         self._incoming: IncomingDataSet | None = None
         self._sender: Sender | None = None
@@ -106,7 +123,8 @@ class Messages(DIMSEServiceProvider):
     def discard(self) -> None:
         """Forget the data set that was being received when the association ended."""
         if self._incoming is not None:
-            log.warning("transfer broken off", sop_instance_uid=self._incoming.sop_instance_uid)
+            who = {"calling_ae_title": self._incoming.sender.calling_ae_title, "host": self._incoming.sender.host}
+            log.warning("transfer broken off", sop_instance_uid=self._incoming.sop_instance_uid, **who)
             self._incoming.discard()
             self._incoming = None
 
@@ -159,8 +177,13 @@ class Messages(DIMSEServiceProvider):
 
     def _begin(self, context_id: int, command: bytes) -> None:
         self._pieces = 0
-        self._request = read_store_request(command)
+        try:
+            read = read_command(command)
+            self._request = read_store_request(read)
+        except ValueError as error:
+            raise Malformed(str(error)) from error
         if self._request is None:
+            self._other = read
             self._pass_on(context_id, COMMAND | LAST, command)
             return
         self._sender = self._sender or sender_of(self.assoc)
@@ -210,17 +233,49 @@ class Messages(DIMSEServiceProvider):
     def _pass_on(self, context_id: int, control: int, fragment: bytes) -> None:
         """Let pynetdicom put together what is no C-STORE request."""
         if self.message is None:
+            if not control & COMMAND:
+                raise Malformed("a data set without a command")
             self.message = DIMSEMessage()
-        message = self.message
-        if message.decode_msg(_p_data(context_id, bytes((control,)) + fragment), self.assoc):
-            self.message = None
-            request = message.message_to_primitive()
-            if isinstance(request, C_ECHO) and request.is_valid_request:
-                VerificationServiceClass(self.assoc).SCP(request, self._context(context_id))
-            elif not isinstance(request, C_CANCEL):  # nothing served here takes long enough to be cancelled
-                self._queue(context_id, request)
+        message, primitive = self.message, None
+        try:
+            if message.decode_msg(_p_data(context_id, bytes((control,)) + fragment), self.assoc):
+                self.message = None
+                primitive = message.message_to_primitive()
+        except Exception as error:  # it raises whatever broken values lead it to
+            raise Malformed(f"a message that can't be read ({type(error).__name__})") from error
+        if primitive is not None:
+            self._serve(context_id, primitive)
         elif cast("BytesIO", message.data_set).tell() > _LONGEST_MESSAGE_BYTES:
             raise Malformed(f"a message of more than {_LONGEST_MESSAGE_BYTES} bytes, such as a request of storage commitment")
+
+    def _serve(self, context_id: int, message: Any) -> None:
+        """Answer a message that is complete, or leave it to the association's thread."""
+        command = cast("Command", self._other)
+        if isinstance(message, C_CANCEL):  # nothing served here takes long enough to be cancelled
+            return
+        if not command.is_request:
+            self._queue(context_id, message)
+        elif isinstance(message, C_ECHO) and message.MessageID is not None:
+            message.AffectedSOPClassUID = message.AffectedSOPClassUID or Verification
+            VerificationServiceClass(self.assoc).SCP(message, self._context(context_id))
+        elif not isinstance(message, N_ACTION | N_EVENT_REPORT):
+            self._refuse(context_id, command, UNRECOGNISED, f"{command.service} is not supported here")
+        elif not message.is_valid_request:
+            self._refuse(context_id, command, INVALID_ARGUMENT, f"The {command.service} request is incomplete")
+        elif command.sop_class_uid != PUSH_MODEL:
+            self._refuse(context_id, command, NO_SUCH_CLASS, f"{command.service} is for Storage Commitment alone here")
+        else:
+            self._queue(context_id, message)
+
+    def _refuse(self, context_id: int, command: Command, status: int, reason: str) -> None:
+        """Answer a request that nobody here serves: its sender would wait for its timeout otherwise."""
+        try:
+            answer = write_refusal(command, StoreResponse(status, reason))
+        except ValueError as error:
+            raise Malformed(str(error)) from error
+        self._on_breach(self._sender or sender_of(self.assoc), REFUSED, f"{status:04X}: {reason}")
+        if self.assoc.is_established:
+            self._send(context_id, answer)
 
     def _queue(self, context_id: int, message: Any) -> None:
         """Leave a message to the association's thread: one request at a time, as no other number was negotiated.
@@ -229,8 +284,6 @@ class Messages(DIMSEServiceProvider):
             Malformed: the peer doesn't wait for the response.
         """
         if message.MessageIDBeingRespondedTo is None:
-            if not message.is_valid_request:  # pynetdicom would pass it over
-                return
             if self._is_answer_due:
                 raise Malformed("a request before the response to the previous one")
             self._is_answer_due = True

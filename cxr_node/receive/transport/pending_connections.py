@@ -63,6 +63,8 @@ class ConnectionHandler(Protocol):
 class _Pending:
     number: int
     host: str
+    peer: str
+    """Who the address counts as."""
     connection: socket.socket
     over_tls: bool
     ends_at: float
@@ -98,7 +100,7 @@ class PendingConnections:
         self._selector = selector
         self._rejections = rejections
         self._known = KnownAddresses(settings)
-        self._slots = AssociationSlots(settings.receive, self._known.__contains__)
+        self._slots = AssociationSlots(settings.receive, self._known.__contains__, settings.peer_of)
         self._most = _CONNECTIONS_AN_ASSOCIATION * settings.receive.max_associations
         self._most_of_one = min(self._most, _CONNECTIONS_AN_ASSOCIATION * settings.receive.max_associations_per_sender)
         self._patience_s = min(ASSOCIATION_REQUEST_TIMEOUT_S, settings.receive.network_timeout_s)
@@ -113,7 +115,8 @@ class PendingConnections:
         connection.setblocking(False)
         self._make_room(host)
         self._numbers += 1
-        pending = _Pending(self._numbers, host, connection, over_tls, time.monotonic() + self._patience_s)
+        ends_at = time.monotonic() + self._patience_s
+        pending = _Pending(self._numbers, host, self._settings.peer_of(host), connection, over_tls, ends_at)
         with self._lock:
             self._pending[pending.number] = pending
         self._selector.register(connection, selectors.EVENT_READ, pending.number)
@@ -185,18 +188,18 @@ class PendingConnections:
     def _make_room(self, host: str) -> None:
         with self._lock:
             pending = list(self._pending.values())
-        crowds = Counter(one.host for one in pending)
+        crowds, peer = Counter(one.peer for one in pending), self._settings.peer_of(host)
         crowded = ""
-        if crowds[host] >= self._most_of_one:
-            crowded = host
+        if crowds[peer] >= self._most_of_one:
+            crowded = peer
         elif len(pending) >= self._most:
             crowded = crowds.most_common(1)[0][0]
         elif host not in self._known:
-            strangers = Counter({other: count for other, count in crowds.items() if other not in self._known})
-            if strangers.total() >= self._most - self._most // _KEPT_SHARE:
-                crowded = strangers.most_common(1)[0][0]
+            pending = [one for one in pending if one.host not in self._known]
+            if len(pending) >= self._most - self._most // _KEPT_SHARE:
+                crowded = Counter(one.peer for one in pending).most_common(1)[0][0]
         if crowded:
-            oldest = min((one for one in pending if one.host == crowded), key=lambda one: (one.rank, one.number))
+            oldest = min((one for one in pending if one.peer == crowded), key=lambda one: (one.rank, one.number))
             if not oldest.is_leaving and self._throttle.is_due(crowded):
                 log.warning("oldest connection without an association closed: there are too many", host=crowded)
             self._drop(oldest)

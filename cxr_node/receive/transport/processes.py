@@ -22,6 +22,7 @@ from typing import Protocol
 import structlog
 
 from cxr_node.errors import StoreError
+from cxr_node.peer_address import site_of
 from cxr_node.receive.transport.fork_server import ForkServer
 from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.records import DataFolder
@@ -117,7 +118,7 @@ class Processes:
         """
 
         def rank(one: _Receiver) -> tuple[bool, int, int]:
-            from_there = sum(other == host for other in one.connections.values()) if is_crowded else 0
+            from_there = sum(site_of(other) == site_of(host) for other in one.connections.values()) if is_crowded else 0
             return not one.is_ready, -from_there, len(one.connections)
 
         with self._lock:

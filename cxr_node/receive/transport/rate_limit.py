@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+from cxr_node.peer_address import site_of
 from cxr_node.records import Sender
 from cxr_node.security.nofollow import open_file
 
@@ -36,11 +37,18 @@ class SenderRateLimit:
         per_minute: 0 for no limit.
         path: the file that the processes share; it is made.
         clock: seconds that count on evenly, the same for all processes, and whose zero doesn't matter.
+        peer_of: who an address counts as (`Settings.peer_of`).
     """
 
-    def __init__(self, per_minute: int, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        per_minute: int,
+        path: Path,
+        clock: Callable[[], float] = time.monotonic,
+        peer_of: Callable[[str], str] = site_of,
+    ) -> None:
         self._per_minute = per_minute
-        self._clock = clock
+        self._clock, self._peer_of = clock, peer_of
         self._turn = threading.Lock()
         if per_minute:
             self._file = open_file(path, os.O_RDWR | os.O_CREAT)
@@ -54,7 +62,7 @@ class SenderRateLimit:
         """
         if not self._per_minute:
             return True
-        name = f"{sender.calling_ae_title}\0{sender.host}".encode("utf-8", "surrogateescape")
+        name = f"{sender.calling_ae_title}\0{self._peer_of(sender.host)}".encode("utf-8", "surrogateescape")
         key = hashlib.blake2b(name, digest_size=16).digest()
         with self._turn:
             fcntl.flock(self._file, fcntl.LOCK_EX)

@@ -18,7 +18,7 @@ from cxr_node.commitment.scp import CommitmentScp, support
 from cxr_node.dicom.tls import Listener
 from cxr_node.receive.intake.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, may_be_storage_class
 from cxr_node.receive.intake.c_store import Intake
-from cxr_node.receive.intake.event_budget import site_of
+from cxr_node.receive.intake.not_accepted import nothing_accepted
 from cxr_node.receive.intake.refused import Counts, Events, Refused
 from cxr_node.receive.intake.reporters import Reporters
 from cxr_node.receive.intake.sender_admission import entries_of, has_proven, refusal_of
@@ -70,12 +70,13 @@ class Reception:
         self._ae = _application_entity(settings)
         tls = Listener(settings.tls) if settings.tls.listen else None
         self._engine = open_database(settings, longest_wait_s=_LONGEST_DATABASE_S)
-        self._counts = Counts(self._engine)
-        self._events = Events(self._engine)
+        self._counts = Counts(self._engine, settings.peer_of)
+        self._events = Events(self._engine, settings.peer_of)
         refused = Refused(self._counts, self._events)
         self._commitment = _commitment(settings, self._engine, refused)
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_REQUESTED, _on_requested, [settings, refused, self._engine]),
+            (evt.EVT_ACCEPTED, _on_accepted, [refused]),
             *self._commitment.handlers(),
         ]
         self._server = Server(
@@ -85,8 +86,10 @@ class Reception:
             intake=Intake(settings, self._engine, self._events),
             limiter=limiter,
             on_refused=refused.record,
+            on_breach=refused.record_breach,
             on_failure=lambda sender, reason: self._counts.add("image", sender, reason),
             tls=tls,
+            peer_of=settings.peer_of,
         )
         self._gauge = AssociationGauge(self._ae, settings.node.data_dir)
 
@@ -179,8 +182,9 @@ def _on_requested(event: evt.Event, settings: Settings, refused: Refused, engine
     try:
         refusal = refusal_of(settings, sender)
         entries = entries_of(settings, sender)
+        keys = lockout.keys_of_sender(sender.calling_ae_title, settings.peer_of(sender.host))
         asks_for_user = bool(entries) and all(entry.user for entry in entries)
-        wrong_user = _refusal_of_user(entries, identity, sender, engine) if asks_for_user and refusal is None else ""
+        wrong_user = _refusal_of_user(entries, identity, keys, engine) if asks_for_user and refusal is None else ""
     except Exception as error:  # such as a host in the settings that is none: who can't be checked doesn't come in
         _refuse(assoc, refused, sender, f"the [[senders]] can't be checked: {error}", (_PERMANENT, _BY_USER, _NO_REASON))
         return
@@ -198,14 +202,30 @@ def _on_requested(event: evt.Event, settings: Settings, refused: Refused, engine
             _keep_others(assoc)
 
 
+def _on_accepted(event: evt.Event, refused: Refused) -> None:
+    """Say so when nothing that a sender wants to store can come over its association, or none of its radiographs."""
+    assoc = event.assoc
+    taken = {str(context.abstract_syntax) for context in assoc.accepted_contexts}
+    others = {str(one.abstract_syntax): str(one.transfer_syntax[0]) for one in assoc.rejected_contexts if one.transfer_syntax}
+    lost = {sop_class: syntax for sop_class, syntax in others.items() if sop_class not in taken}
+    if taken - {str(Verification)}:
+        lost = {sop_class: syntax for sop_class, syntax in lost.items() if sop_class in RADIOGRAPHS}
+    if lost:
+        refused.record(sender_of(assoc), nothing_accepted(lost), "nothing accepted")
+    elif not taken:
+        refused.record(sender_of(assoc), "it proposes no presentation context", "nothing accepted")
+
+
 def _refusal_of_user(
-    entries: list[SenderSettings], identity: UserIdentityNegotiation | None, sender: Sender, engine: Engine
+    entries: list[SenderSettings],
+    identity: UserIdentityNegotiation | None,
+    keys: tuple[lockout.AttemptKey, ...],
+    engine: Engine,
 ) -> str:
     """Why the user is refused; empty if it is admitted. After several wrong passcodes each attempt has to wait."""
-    keys = lockout.keys_of_sender(sender.calling_ae_title, site_of(sender.host))
     wait_s = lockout.wait_s(engine, keys)  # None: nothing has failed
     if wait_s:
-        return f"{sender.calling_ae_title!r} gave wrong user names or passcodes and has to wait before it tries again"
+        return f"{entries[0].ae_title!r} gave wrong user names or passcodes and has to wait before it tries again"
     reason = refusal_of_user(entries, identity)
     if identity is not None and identity.user_identity_type == NAME_AND_PASSCODE:  # no other kind lets anyone guess
         if reason:

@@ -81,7 +81,8 @@ class RejectionWriter:
             self._engine.dispose()
 
     def _record_all(self, engine: Engine) -> None:
-        counts, events = Counts(engine), Events(engine)
+        peer_of = self._settings.peer_of
+        counts, events = Counts(engine, peer_of), Events(engine, peer_of)
         refused = Refused(counts, events)
         while (one := self._waiting.get()) is not None:
             try:

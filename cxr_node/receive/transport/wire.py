@@ -32,6 +32,7 @@ from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.pdu import P_DATA_TF as P_DATA_TF_PDU
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
@@ -41,10 +42,11 @@ from cxr_node.dicom import association_items
 from cxr_node.dicom.association_items import BrokenRequest
 from cxr_node.dicom.tls import Identity, Listener, tls_error_text, tls_identity_of
 from cxr_node.logs import exception_text as explain_error
+from cxr_node.peer_address import plain_address, site_of
 from cxr_node.receive.intake.admission import TRANSFER_SYNTAXES
 from cxr_node.receive.intake.c_store import Intake
 from cxr_node.receive.transport.limiter import TransferDeadline
-from cxr_node.receive.transport.messages import IDLE_S, LAST, Malformed, Messages
+from cxr_node.receive.transport.messages import ABORTED, IDLE_S, LAST, Malformed, Messages, sender_of
 from cxr_node.receive.transport.processes import AssociationLimiter
 from cxr_node.receive.transport.reader import LONGEST_PORTION, P_DATA_TF, ExactReader, Reader
 from cxr_node.receive.transport.response_watchdog import ResponseWatchdog
@@ -59,7 +61,7 @@ _MOST_DISCARDED_BYTES = 16 * 1024 * 1024
 _PREFERENCE = {syntax.encode(): place for place, syntax in enumerate(TRANSFER_SYNTAXES)}
 """Of what a presentation context offers the first in this order is taken."""
 _PDU_TYPES = range(0x01, 0x08)
-_A_ASSOCIATE_RQ = 0x01
+_A_ASSOCIATE_RQ, _A_ABORT = 0x01, 0x07
 _LONGEST_SILENCE_S = 60.0
 _LEAST_IDLE_S = 2.0
 """The least idle time of an association that is ended for another; within it a storage commitment report follows the
@@ -67,7 +69,10 @@ request that came over the association."""
 A_ABORT = struct.pack(">BBLBBBB", 0x07, 0, 4, 0, 0, 2, 0)
 """Of the service provider, no reason given (PS3.8 section 9.3.8)."""
 _BEFORE_REQUEST = ("Sta1", "Sta2")
-_DATA_TRANSFER = "Sta6"
+_PDU_NAMES = {1: "A-ASSOCIATE-RQ", 2: "A-ASSOCIATE-AC", 3: "A-ASSOCIATE-RJ", 4: "P-DATA-TF", 5: "A-RELEASE-RQ", 6: "A-RELEASE-RP"}
+_BY_PROVIDER = 0x02
+"""Source of an A-ABORT with which the state machine answers a PDU that it didn't expect (PS3.8 table 9-26)."""
+_DATA_TRANSFER, _ENDED = "Sta6", "Sta13"
 _CONNECTION_CLOSED, _INVALID_PDU = "Evt17", "Evt19"
 
 
@@ -82,7 +87,9 @@ class Server(ThreadedAssociationServer):
         limiter: admits each association, and is notified when a connection that was taken ends.
         on_refused: called with the peer of a refused association and the reason.
         on_failure: called with the sender of a refused C-STORE and the reason.
+        on_breach: called with a peer, what becomes of what it sends (its association is aborted, its request refused), and why.
         tls: for connections over TLS.
+        peer_of: who an address counts as (`Settings.peer_of`).
     """
 
     daemon_threads = True
@@ -97,12 +104,15 @@ class Server(ThreadedAssociationServer):
         limiter: AssociationLimiter,
         on_refused: Callable[[Sender, str], None],
         on_failure: Callable[[Sender, str], None] = lambda *_: None,
+        on_breach: Callable[[Sender, str, str], None] = lambda *_: None,
         tls: Listener | None = None,
+        peer_of: Callable[[str], str] = site_of,
     ) -> None:
         self.intake = intake
+        self.peer_of = peer_of
         self.watchdog = ResponseWatchdog()
         self.on_refused = on_refused
-        self.on_failure = on_failure
+        self.on_failure, self.on_breach = on_failure, on_breach
         self.loops: dict[object, _UpperLayer] = {}
         self.limiter = limiter
         self.numbers: dict[object, int] = {}
@@ -128,6 +138,7 @@ class Server(ThreadedAssociationServer):
             self.shutdown_request(connection)
             self.limiter.ended(number)
             return
+        address = (plain_address(str(address[0])), *address[1:])  # the association, and all that is said of it, has this one
         self._there[address], self.numbers[address] = host, number
         if over_tls:
             self.to_shake_hands.add(address)
@@ -136,7 +147,8 @@ class Server(ThreadedAssociationServer):
     def end_longest_idle(self, host: str) -> bool:
         """Of the associations of an address, end the one that has been idle for longest; False if none is idle."""
         with self._choosing:
-            loops = [loop for address, loop in list(self.loops.items()) if self._there.get(address) == host]
+            peer = self.peer_of(host)
+            loops = [loop for address, loop in list(self.loops.items()) if self.peer_of(self._there.get(address, "")) == peer]
             longest = max(loops, key=_UpperLayer.idle_s, default=None)
             if longest is None or longest.idle_s() < _LEAST_IDLE_S:
                 return False
@@ -205,7 +217,7 @@ class _Handler(RequestHandler):
         loop.event_queue = assoc.dul.event_queue  # the transport connection's indication waits in it
         assoc.dul = loop
         server.loops[self.client_address] = loop
-        assoc.dimse = Messages(assoc, server.intake, server.watchdog, server.on_failure)
+        assoc.dimse = Messages(assoc, server.intake, server.watchdog, server.on_failure, server.on_breach)
         assoc.acse_timeout = self.ae.acse_timeout  # these two set the timers of the new loop
         assoc.network_timeout = self.ae.network_timeout
         assoc.run = partial(_run, assoc, ended)  # type: ignore[method-assign]
@@ -251,6 +263,11 @@ def _stranger(assoc: Association) -> Sender:
     return Sender("", "", str(assoc.requestor.address))
 
 
+def _peer_of(assoc: Association) -> Sender:
+    """The peer, with its AE title if its request has been looked at."""
+    return _stranger(assoc) if assoc.requestor.primitive is None else sender_of(assoc)
+
+
 class _ToUser(queue.Queue):  # type: ignore[type-arg]
     """Primitives for the association's thread; it waits on its message queue, and is woken there."""
 
@@ -276,6 +293,7 @@ class _UpperLayer(DULServiceProvider):
         self._pace = TransferDeadline(assoc.network_timeout or _LONGEST_SILENCE_S)
         self._reader: Reader | None = None
         self._is_out_of_step = False
+        self._last_pdu = 0
         self._discarded_bytes = 0
         self._is_ending = False
         self._odd_ids: dict[int, int] = {}
@@ -375,8 +393,9 @@ class _UpperLayer(DULServiceProvider):
             else:
                 raise Malformed(f"PDU of type {pdu_type} with {length} bytes")
         except (OSError, EOFError) as error:
-            # who only connects, as a health check does, leaves no line
-            if self.state_machine.current_state not in _BEFORE_REQUEST or reader.has_received():
+            # who only connects, as a health check does, leaves no line; nor who closes after the association has ended
+            state = self.state_machine.current_state
+            if state != _ENDED and (state not in _BEFORE_REQUEST or reader.has_received()):
                 log.info("connection lost", reason=str(error), host=self._host)
             self.event_queue.put(_CONNECTION_CLOSED)
         except Exception as error:
@@ -384,7 +403,7 @@ class _UpperLayer(DULServiceProvider):
             if self.state_machine.current_state in _BEFORE_REQUEST:
                 _server_of(self.assoc).on_refused(_stranger(self.assoc), f"it sends no association request: {reason}")
             else:
-                log.warning("invalid PDU or message", reason=reason, host=self._host)
+                _server_of(self.assoc).on_breach(_peer_of(self.assoc), ABORTED, reason)
             self._is_out_of_step = True
             self.event_queue.put(_INVALID_PDU)
 
@@ -412,6 +431,12 @@ class _UpperLayer(DULServiceProvider):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, pdu: Any) -> None:
+        is_abort = isinstance(pdu, A_ABORT_RQ) and pdu.source == _BY_PROVIDER
+        if is_abort and not self._is_out_of_step:
+            self._is_out_of_step = True  # the reason is said once
+            _server_of(self.assoc).on_breach(
+                _peer_of(self.assoc), ABORTED, f"{_PDU_NAMES.get(self._last_pdu, 'PDU')} out of turn"
+            )
         if not self._even_ids or self.socket is None:
             super()._send(pdu)
         else:
@@ -419,6 +444,9 @@ class _UpperLayer(DULServiceProvider):
 
     def _take_pdu(self, content: bytes) -> None:
         """Have pynetdicom decode a PDU that isn't P-DATA-TF."""
+        self._last_pdu = content[0]
+        if content[0] == _A_ABORT and self.assoc.requestor.primitive is not None:
+            log.info("association aborted by the peer", calling_ae_title=self._title(), host=self._host)
         if content[0] == _A_ASSOCIATE_RQ:
             content, self._odd_ids = association_items.with_odd_ids(content)
             self._even_ids = {odd: even for even, odd in self._odd_ids.items()}
