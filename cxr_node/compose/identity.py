@@ -29,7 +29,7 @@ from pydicom.valuerep import PersonName, validate_value
 
 from cxr_node.compose.requests import add_requests
 from cxr_node.dicom.uids import derived_uid
-from cxr_node.prepare.header import first_of, number, value_of
+from cxr_node.prepare.header import UNREADABLE, first_of, number, value_of
 from cxr_node.records import KINDS_OF_RESULT, MODEL_NAME, ComposedObject, Findings, Model, ResultKind
 
 _TYPE_2 = (
@@ -114,6 +114,13 @@ def findings_digest(findings: Findings) -> str:
     return hasher.hexdigest()
 
 
+def _written(source: Dataset, keyword: str) -> str:
+    try:
+        return str(value_of(source, keyword))
+    except UNREADABLE:  # an item of a sequence holds what can't be read
+        return ""
+
+
 def place(source: Dataset, model: Model, kind: ResultKind, key: str, variant: str = "") -> ResultIdentity:
     """The place of a result of one kind.
 
@@ -128,7 +135,7 @@ def place(source: Dataset, model: Model, kind: ResultKind, key: str, variant: st
         variant: of the kind.
     """
     made_by = (str(kind), *([variant] if variant else ()))
-    of_patient = content_key(model, *(str(value_of(source, keyword)) for keyword in _COPIED))
+    of_patient = content_key(model, *(_written(source, keyword) for keyword in _COPIED))
     instance_number, source_series = number(source, "InstanceNumber", 1), number(source, "SeriesNumber", 0)
     series_number = int(source_series) if 0 <= source_series < 1_000_000 else 0
     return ResultIdentity(
@@ -256,10 +263,9 @@ def _copy(source: Dataset, ds: Dataset, keyword: str) -> None:
     assert tag is not None
     vr = dictionary_VR(tag)
     try:
-        value = source[tag].value if tag in source else None
-    except (ValueError, TypeError, OverflowError, NotImplementedError):
+        value = _capped(vr, source[tag].value) if tag in source else None
+    except UNREADABLE:
         value = None
-    value = _capped(vr, value)
     if value is not None and vr not in _VERBATIM:
         value = _valid(vr, keyword, value)
     if value is None and keyword not in _TYPE_2:
@@ -319,7 +325,7 @@ def _equipment(source: Dataset, model: Model, made_at: datetime) -> list[Dataset
     """Contributing Equipment Sequence (PS3.3 C.12.1.1.5): what took the image, then what analysed it."""
     items: list[Dataset] = []
     # Skipped where the source says too little, or says it in a form that can't be written.
-    with suppress(ValueError, TypeError, AttributeError, KeyError, NotImplementedError, OverflowError):
+    with suppress(*UNREADABLE):
         acquisition = ContributingEquipment.for_image_acquisition(source)
         items += [acquisition] if _capped("SQ", [acquisition]) is not None else []
     items.append(

@@ -107,9 +107,11 @@ def read_dataset(path: Path) -> Dataset:
         check_size(path, MAX_INFLATED_BYTES)
         ds = dcmread(source_of(path), force=True)
         drop_long_texts(ds)
-    except (OSError, MemoryError, Rejected):
+    except Rejected:
         raise
     except Exception as error:  # pydicom raises many types of exception
+        if is_system_failure(error):
+            raise
         raise Rejected("The file is not a readable DICOM object.") from error
     if "SOPClassUID" not in ds and "PixelData" not in ds:
         raise Rejected("The file is not a DICOM object.")
@@ -120,6 +122,14 @@ def read_dataset(path: Path) -> Dataset:
         explicit = ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
         ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit_vr else explicit
     return ds
+
+
+def is_system_failure(error: Exception) -> bool:
+    """Whether reading failed because of the disk or memory, not of the file.
+
+    pydicom also raises OSError for broken files, but without an error number.
+    """
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 def decode_pixels(ds: Dataset) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,12 +12,18 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.charset import python_encoding
 
+UNREADABLE = (
+    *(ValueError, TypeError, OverflowError, NotImplementedError, AttributeError, KeyError, IndexError),
+    *(OSError, struct.error),  # of a sequence whose items are cut off
+)
+"""What pydicom raises when it reads a broken value, which it does on access."""
+
 
 def value_of(ds: Dataset, keyword: str) -> Any:
     """The value of an attribute; None where it is absent or can't be read at all."""
     try:
         return ds.get(keyword)
-    except (ValueError, TypeError, OverflowError, NotImplementedError, AttributeError, KeyError, IndexError):
+    except UNREADABLE:
         return None
 
 

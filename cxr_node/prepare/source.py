@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from cxr_node.dicom.measure import check_size, drop_long_texts
 from cxr_node.dicom.part10 import source_of
 from cxr_node.errors import Rejected
 from cxr_node.prepare.content import content_digest
-from cxr_node.prepare.decode import MAX_INFLATED_BYTES, decode_pixels, is_dicom, read_dataset
+from cxr_node.prepare.decode import MAX_INFLATED_BYTES, decode_pixels, is_dicom, is_system_failure, read_dataset
 from cxr_node.prepare.image_file import read_image_file
 from cxr_node.prepare.quality import check_header
 from cxr_node.prepare.radiograph import prepare_dataset, prepare_pixels
@@ -53,11 +52,11 @@ def read_dicom(path: Path) -> Source:
         stored = decode_pixels(ds)
         radiograph = prepare_dataset(ds, stored)
         digest = content_digest(ds, stored)
-    except (Rejected, OSError, MemoryError):
+    except Rejected:
         raise
     except Exception as error:
         # pydicom reads a value on access, and a broken value may raise anything
-        if _comes_from_pydicom(error):
+        if not is_system_failure(error) and _comes_from_pydicom(error):
             raise Rejected("The header is damaged: a value in it is missing or can't be read.") from error
         raise
     if "PixelData" in ds:
@@ -69,9 +68,9 @@ def read_content_digest(path: Path) -> str:
     """The digest of a DICOM file's content (`prepare.content`); empty if it can't be read."""
     try:
         return content_digest(read_dataset(path))
-    except (OSError, MemoryError):
-        raise
-    except Exception:  # whatever broken bytes lead the readers to
+    except Exception as error:  # whatever broken bytes lead the readers to
+        if is_system_failure(error):
+            raise
         return ""
 
 
@@ -86,7 +85,7 @@ def read_identity(path: Path) -> Dataset | None:
     try:
         check_size(path, MAX_INFLATED_BYTES)
         ds = dcmread(source_of(path), specific_tags=list(wanted), stop_before_pixels=True)
-    except (OSError, InvalidDicomError, Rejected):
+    except Exception:  # whatever broken bytes lead pydicom to
         return None
     return ds if all(ds.get(keyword) for keyword in wanted) else None
 

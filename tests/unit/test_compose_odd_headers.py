@@ -120,3 +120,25 @@ def test_numbers_and_names_of_any_multiplicity_are_survived(keyword, text):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert all_results(with_odd(keyword, text))["report"].PatientID == "T-1"
+
+
+BROKEN_ITEMS = {
+    "an item's tag and half a length": "feff00e00000",
+    "no item": "0800160055490400312e3200",
+    "an item longer than the sequence": "feff00e0ff00000008005000534802004142",
+    "an element longer than its item": "feff00e008000000080050005348f000",
+    "an element of a VR that doesn't exist": "feff00e00a00000008005000555102004142",
+}
+
+
+@pytest.mark.parametrize("vr", ["SQ", "UN"])
+@pytest.mark.parametrize("items", BROKEN_ITEMS.values(), ids=BROKEN_ITEMS)
+@pytest.mark.parametrize("keyword", [word for word in keywords_read() if dictionary_VR(tag_for_keyword(word)) == "SQ"])
+def test_a_sequence_with_broken_items_costs_nothing_but_itself(keyword, items, vr):
+    ds, tag, content = source(), Tag(tag_for_keyword(keyword)), bytes.fromhex(items)
+    ds._dict[tag] = RawDataElement(tag, vr, len(content), content, 0, False, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = all_results(ds)
+    assert {one.PatientID for one in made.values()} == {"T-1"}
+    assert len(made) == len(ANALYSIS_KINDS) + 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import tracemalloc
+from unittest.mock import Mock
 
 import pytest
 
@@ -30,6 +32,20 @@ def broken(path, old, new):
 def test_a_broken_header_is_the_inputs_fault(tmp_path, old, new):
     with pytest.raises(Rejected):
         read_dicom(broken(tmp_path / "image.dcm", old, new))
+
+
+def test_an_error_of_the_disk_is_not_the_inputs_fault(tmp_path, monkeypatch):
+    path = save(grey_image(ramp(160, 200)), tmp_path / "image.dcm")
+    monkeypatch.setattr("cxr_node.prepare.decode.dcmread", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input"):
+        read_dicom(path)
+
+
+def test_an_error_of_pydicom_without_a_number_is_the_inputs_fault(tmp_path, monkeypatch):
+    path = save(grey_image(ramp(160, 200)), tmp_path / "image.dcm")
+    monkeypatch.setattr("cxr_node.prepare.decode.dcmread", Mock(side_effect=OSError("No tag to read at file position 40")))
+    with pytest.raises(Rejected):
+        read_dicom(path)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(65535, 65535), (65535, 1600), (0, 200)])
