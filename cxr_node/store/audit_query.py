@@ -35,6 +35,8 @@ _FEW = 2000
 _NEWEST = 3000
 """Rows whose words are compared one by one."""
 _MOST_BRANCHES = 24
+_OUT_OF_ORDER_S = 31 * 86400.0
+"""Row numbers follow the times, except for clock steps of less than this."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,14 @@ def _of_accession(connection: Connection, value: str) -> Any:
     return or_(with_number, audit.c.study_instance_uid.in_(studies))
 
 
+def _row_number(connection: Connection, edge: Any, times: Sequence[Any], near: Any) -> int:
+    """The first or last row number of a time: looked up among the rows near its edge, or, without any, among all."""
+    number = connection.execute(select(edge).where(*times, near)).scalar()
+    if number is None:
+        number = connection.execute(select(edge).where(*times)).scalar()
+    return int(number or 0)
+
+
 def _with_words(connection: Connection, query: Select[Any], wanted: AuditSearch, times: Sequence[Any]) -> Select[Any]:
     found = re.findall(r"([^\W_]+)(\*?)", wanted.words)
     if connection.dialect.name == "sqlite":
@@ -249,9 +259,11 @@ def _with_words(connection: Connection, query: Select[Any], wanted: AuditSearch,
             row == audit.c.id, text("audit_text MATCH :words").bindparams(words=asked)
         )
         if wanted.since is not None:
-            query = query.where(row >= (connection.execute(select(func.min(audit.c.id)).where(*times)).scalar() or 0))
+            near = audit.c.at < wanted.since + _OUT_OF_ORDER_S
+            query = query.where(row >= _row_number(connection, func.min(audit.c.id), times, near))
         if wanted.until is not None:
-            query = query.where(row <= (connection.execute(select(func.max(audit.c.id)).where(*times)).scalar() or 0))
+            near = audit.c.at >= wanted.until - _OUT_OF_ORDER_S
+            query = query.where(row <= _row_number(connection, func.max(audit.c.id), times, near))
         return query
     asked = " & ".join(f"{word}:*" if star else word for word, star in found)
     indexed = func.to_tsvector(

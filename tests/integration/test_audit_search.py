@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import literal, select, union_all
+from sqlalchemy import insert, literal, select, union_all
 
 from benchmarks.audit import PAGE, fill, filters, first_pages
 from cxr_node.store import audit
+from cxr_node.store.database import write
 from cxr_node.store.schema import FOUND_BY_BEGINNING
 from cxr_node.store.schema import audit as audit_table
 from cxr_node.store.wildcards import begins_with
@@ -91,3 +92,22 @@ def test_both_databases_find_the_same(which, request):
     for name, asked in filters(ROWS).items():
         ours, theirs = (list(audit.search(one.engine, **asked, limit=PAGE)) for one in (store, expected))
         assert ours == theirs, name
+
+
+def test_words_within_a_time_are_found_though_the_clock_stepped_back(tmp_path):
+    store = Store(tmp_path / "var")
+    fill(store.engine, 1000)
+    with write(store.engine) as connection:
+        row = {"event": "job-done", "outcome": "success", "user": "", "host": "", "patient_id": "", "study_instance_uid": ""}
+        late = {
+            **row,
+            "id": 1001,
+            "at": 1_700_000_000.0 + 100,
+            "sop_instance_uid": "",
+            "detail": "zebra",
+        }
+        connection.execute(insert(audit_table).values(late))
+        connection.exec_driver_sql("INSERT INTO audit_text (rowid, detail) SELECT id, detail FROM audit WHERE id = 1001")
+    for times in ({"until": late["at"] + 1}, {"since": late["at"] - 1}, {"since": late["at"] - 1, "until": late["at"] + 1}):
+        assert [found["id"] for found in audit.search(store.engine, words="zebra", **times, limit=PAGE)] == [1001]
+    store.engine.dispose()
