@@ -1,7 +1,8 @@
-"""Reads the film's own letter R or L, which says where the patient's right is.
+"""Reads the film's own letter R or L, which tells where the patient's right is.
 
-A letter counts if the network is sure of it in three framings, and of its mirror image as the mirrored letter; if it stands
-clearly to one side, outside the lungs; and if no other letter says otherwise. Better unread than wrong.
+A letter counts only if the network recognises it in three framings and recognises the mirror image as the mirrored letter, if it
+stands clearly on one side and outside the lungs, and if no other letter contradicts it.
+An unread letter is better than a wrong one.
 `python -m training letters` makes the weights.
 """
 
@@ -18,23 +19,23 @@ from cxr_node.nets.letters import LetterNet, shipped_letter_net
 from cxr_node.records import LetterCandidates, Marker
 
 MIRRORED = (0, 3, 4, 1, 2)
-"""What each of LETTER_CLASSES is in the mirror."""
+"""The index of the mirror image of each of LETTER_CLASSES."""
 
 _FRAMINGS_PX = (40, 34, 48)
-"""Side of the patch's middle that is looked at; the first for all candidates, all for those that may be a letter."""
+"""Sides of the central squares that are classified: the first of all candidates, the others only of likely letters."""
 
 _MIDDLE = (0.4, 0.6)
-"""A letter that stands between these shares of the width is on no side."""
+"""A letter between these fractions of the width is on neither side."""
 
 _MOST_IN_LUNGS = 0.5
-"""Share of a letter's box."""
+"""Largest fraction of a letter's box that may lie in the lungs."""
 
 
 def read_marker(letters: LetterCandidates | None, lungs: NDArray[np.bool_]) -> Marker | None:
-    """The film's marker; None if none is read, or if two contradict each other.
+    """Read the film's marker; None if no letter is read or two contradict each other.
 
     Args:
-        letters: of an image, see `prepare.letters`.
+        letters: the candidates of an image, see `prepare.letters`.
         lungs: bool (H, W), of the same image.
     """
     if letters is None or not len(letters.patches):
@@ -45,7 +46,7 @@ def read_marker(letters: LetterCandidates | None, lungs: NDArray[np.bool_]) -> M
 
 
 def letter_probabilities(patches: NDArray[np.uint8], network: LetterNet) -> NDArray[np.float32]:
-    """Of LETTER_CLASSES in all framings and in the mirror, the least of each: float32 (N, C), not summing to 1.
+    """The lowest probability of each of LETTER_CLASSES over all framings and mirror images: float32 (N, C), not summing to 1.
 
     Args:
         patches: uint8 (N, 2, 48, 48), see `LetterCandidates`.
@@ -66,13 +67,13 @@ def letter_probabilities(patches: NDArray[np.uint8], network: LetterNet) -> NDAr
 def choose(
     boxes: NDArray[np.float32], probabilities: NDArray[np.float32], lungs: NDArray[np.bool_], thresholds: dict[str, float]
 ) -> Marker | None:
-    """The marker that the letters amount to.
+    """Combine the letters of an image into one marker.
 
     Args:
         boxes: float32 (N, 4), see `LetterCandidates`.
         probabilities: float32 (N, C), from `letter_probabilities`.
         lungs: bool (H, W).
-        thresholds: of each class but "none", the least probability that counts; above 1: it never does.
+        thresholds: the lowest probability that counts for each class except "none"; a class above 1 never counts.
     """
     read: list[tuple[float, Marker]] = []
     for box, chances in zip(boxes, probabilities, strict=True):
@@ -89,7 +90,7 @@ def choose(
 
 
 def _framed(patches: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
-    """The middle of patches, uint8 (N, 2, 48, 48), in the network's size, (N, 2, 32, 32)."""
+    """The central squares of patches, uint8 (N, 2, 48, 48), scaled to the network's input, (N, 2, 32, 32)."""
     margin = (patches.shape[3] - side_px) // 2
     middle = patches[:, :, margin : margin + side_px, margin : margin + side_px]
     flat: Sequence[NDArray[np.uint8]] = list(middle.reshape(-1, side_px, side_px))
@@ -99,7 +100,7 @@ def _framed(patches: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
 
 
 def _in_lungs(box: NDArray[np.float32], lungs: NDArray[np.bool_]) -> float:
-    """Share of a box that lies in the lungs."""
+    """Fraction of a box that lies in the lungs."""
     height, width = lungs.shape
     left, right = int(box[0] * width), max(int(box[0] * width) + 1, round(float(box[2]) * width))
     top, bottom = int(box[1] * height), max(int(box[1] * height) + 1, round(float(box[3]) * height))

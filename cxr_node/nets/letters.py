@@ -1,4 +1,4 @@
-"""A small network that reads R and L on films, computed in NumPy: some dozens of patches take milliseconds, on any engine.
+"""A small network that reads R and L on films. NumPy computes it: a few dozen patches take milliseconds, whatever the engine.
 
 Architecture and weights only; `analyse.letters` interprets the output, `training.letters` trains it.
 """
@@ -21,11 +21,11 @@ _KERNEL, _STRIDE, _PADDING = 3, 2, 1
 
 @dataclass(frozen=True)
 class LetterNet:
-    """Strided convolutions and a linear layer; the batch normalisation of training is folded into them.
+    """Strided convolutions and a linear layer, with the batch normalisation of training folded in.
 
     convolutions: weights float32 (9 x channels in, channels out) and biases float32 (channels out) of each.
     linear: weights float32 (features, classes) and biases float32 (classes).
-    description: its threshold, what it was trained on, and how right it is.
+    description: thresholds, training data and measured accuracy.
     """
 
     convolutions: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
@@ -33,10 +33,10 @@ class LetterNet:
     description: dict[str, Any]
 
     def probabilities(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Of LETTER_CLASSES, float32 (N, C).
+        """Probabilities of LETTER_CLASSES, float32 (N, C).
 
         Args:
-            patches: uint8 (N, 2, 32, 32), a piece in its surroundings, bright on dark, and its own shape.
+            patches: uint8 (N, 2, 32, 32): the grey patch, bright on dark, and the mask of the shape.
         """
         assert patches.shape[1:] == (2, LETTER_SIZE_PX, LETTER_SIZE_PX)
         seen = np.moveaxis(patches, 1, 3).astype(np.float32) / np.float32(255)  # (N, 32, 32, 2)
@@ -49,22 +49,22 @@ class LetterNet:
 
 
 def _windows(seen: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What each step of a convolution sees: float32 (N, H, W, C) to (N, H / 2, W / 2, 9 C)."""
+    """Sliding windows of a strided 3x3 convolution: float32 (N, H, W, C) to (N, H / 2, W / 2, 9 C)."""
     padded = np.pad(seen, ((0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (_KERNEL, _KERNEL), axis=(1, 2))[:, ::_STRIDE, ::_STRIDE]
     count, height, width = windows.shape[:3]
-    return windows.reshape(count, height, width, -1)  # channel, row, column of the window, as in torch
+    return windows.reshape(count, height, width, -1)  # ordered as in torch: channel, row, column of the window
 
 
 @cache
 def shipped_letter_net() -> LetterNet:
-    """The network that comes with the program."""
+    """The network shipped with the program."""
     folder = files("cxr_node.nets") / "sides"
     return letter_net((folder / "letters.safetensors").read_bytes(), json.loads((folder / "letters.json").read_text("utf-8")))
 
 
 def letter_net(weights: bytes, description: dict[str, Any]) -> LetterNet:
-    """A network from the content of its safetensors file and its JSON."""
+    """Build a network from the content of its safetensors file and its JSON."""
     from safetensors.numpy import load
 
     tensors = {name: np.asarray(tensor, np.float32) for name, tensor in load(weights).items()}
@@ -77,5 +77,5 @@ def letter_net(weights: bytes, description: dict[str, Any]) -> LetterNet:
 
 
 def _flat(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights of a convolution, (channels out, channels in, 3, 3), as `_windows` has what it multiplies."""
+    """Weights of a convolution, (channels out, channels in, 3, 3), reshaped to multiply the output of `_windows`."""
     return np.ascontiguousarray(weight.reshape(len(weight), -1).T)

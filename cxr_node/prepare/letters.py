@@ -1,7 +1,7 @@
-"""Finds what may be the film's own letter R or L: small pieces that stand out of their surroundings and stand alone.
+"""Finds candidates for the film's own letter R or L: small, isolated shapes that contrast with their surroundings.
 
-`analyse.letters` reads them. Found at a reduced size, in which a marker's letter is still some 20 pixels high. Pieces that touch
-something as bright as themselves, are part of a word, or have a stroke as wide as a finger are missed.
+`analyse.letters` reads them. The search uses a reduced image in which a marker's letter is still about 20 pixels high. It misses
+shapes that touch something equally bright, that are part of a word, or whose strokes are as wide as a finger.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from numpy.typing import NDArray
 from cxr_node.records import LetterCandidates
 
 LOOKED_AT_PX = 1024
-"""Longest side of the picture that is searched."""
+"""Longest side of the reduced image."""
 PATCH_PX = 48
 PATCH_MARGIN = 1.9
-"""Side of a patch by the longer side of its piece: the surroundings show whether it stands alone."""
+"""Side of a patch as a multiple of the longer side of its shape: the margin shows whether the shape is isolated."""
 
 _STROKE_PX = 25
-"""Wider strokes are no letter's."""
+"""Widest stroke of a letter."""
 _STEPS = ((False, 22), (False, 60), (True, 40))
-"""Whether pieces are darker than their surroundings, and how far they stand out, of 255."""
+"""Whether shapes are darker than their surroundings, and their least contrast (of 255)."""
 _MOST_RUNS = 65_000
-"""With more rows of set pixels a mask is noise, and their numbers would not fit 16 bits."""
+"""A mask with more horizontal runs of set pixels is noise, and its component numbers would not fit into 16 bits."""
 _HEIGHT_PX = (13, 88)
 _WIDTH_BY_HEIGHT = (0.34, 1.6)
 _FILLED = (0.14, 0.84)
-"""Share of its rectangle that a letter fills."""
+"""Share of its bounding box that a letter fills."""
 _MOST = 40
-"""Of each picture, those that stand out most."""
+"""Candidates of an image: those with the highest contrast."""
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Connected pieces of one mask that have the form of a letter.
+    """Connected components of one mask that could be a letter by their size and form.
 
-    labels: uint16 (H, W), the number of the piece that a pixel belongs to.
-    numbers: int (N,), those that have the form.
+    labels: uint16 (H, W), the component number of each pixel.
+    numbers: int (N,), the components that could be a letter.
     boxes: int (N, 4), left, top, width and height.
-    contrast: float (N,), how far each stands out, of 255.
-    dark: the pieces are darker than their surroundings.
+    contrast: float (N,), mean contrast of each, 0..255.
+    dark: the components are darker than their surroundings.
     """
 
     labels: NDArray[np.uint16]
@@ -53,10 +53,10 @@ class Pieces:
 
 
 def find_letters(upright: NDArray[np.float32]) -> LetterCandidates:
-    """What may be a letter on a radiograph.
+    """Find the candidates for letters on a radiograph.
 
     Args:
-        upright: float32 (H, W) in 0..1, MONOCHROME2, upright as far as its header says how it lies; NaN where padded.
+        upright: float32 (H, W) in 0..1, MONOCHROME2, turned upright where the header gives the orientation; NaN where padded.
     """
     grey = _reduced(upright)
     found = pieces_of(grey)
@@ -64,7 +64,7 @@ def find_letters(upright: NDArray[np.float32]) -> LetterCandidates:
 
 
 def pieces_of(grey: NDArray[np.uint8]) -> list[Pieces]:
-    """Pieces, bright and dark, at each of the steps. grey: uint8 (H, W)."""
+    """Find bright and dark components at each contrast step. grey: uint8 (H, W)."""
     kernel = np.ones((_STROKE_PX, _STROKE_PX), np.uint8)
     smooth = cv2.blur(grey, (3, 3))
     standing_out = {
@@ -75,12 +75,12 @@ def pieces_of(grey: NDArray[np.uint8]) -> list[Pieces]:
 
 
 def cut_out(grey: NDArray[np.uint8], found: list[Pieces], most: int = _MOST) -> LetterCandidates:
-    """Patches of the pieces that stand out most.
+    """Cut out patches around the components with the highest contrast.
 
     Args:
-        grey: uint8 (H, W), the picture that they were found in.
+        grey: uint8 (H, W), the image that was searched.
         found: see `pieces_of`.
-        most: how many of them.
+        most: the number of patches.
     """
     rows = [(pieces, index) for pieces in found for index in range(len(pieces.numbers))]
     rows.sort(key=lambda row: -row[0].contrast[row[1]])
@@ -103,9 +103,9 @@ def cut_out(grey: NDArray[np.uint8], found: list[Pieces], most: int = _MOST) -> 
 
 
 def _reduced(upright: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The picture in the size that is searched, uint8 with its longest side LOOKED_AT_PX."""
+    """The image reduced for the search: uint8, longest side LOOKED_AT_PX."""
     whole = min(max(upright.shape) // LOOKED_AT_PX, min(upright.shape) // _STROKE_PX)
-    if whole >= 2:  # by a whole number first, which is several times as fast
+    if whole >= 2:  # first by a whole factor, which is several times faster
         rows, columns = (side // whole for side in upright.shape)
         part = upright[: rows * whole, : columns * whole]
         upright = np.asarray(cv2.resize(part, (columns, rows), None, 0, 0, cv2.INTER_AREA), np.float32)
@@ -137,7 +137,7 @@ def _pieces_at(standing_out: NDArray[np.uint8], step: int, dark: bool) -> Pieces
 
 
 def _stands_alone(boxes: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of the boxes, int (N, 4), have no neighbour of about their height on their line, as letters of a word have."""
+    """Which of the boxes, int (N, 4), have no neighbour of similar height on the same line, as the letters of a word have."""
     left, top, width, height = (boxes[:, None, column] for column in range(4))
     other_left, other_top, other_width, other_height = (others[None, :, column] for column in range(4))
     overlap = np.minimum(top + height, other_top + other_height) - np.maximum(top, other_top)
@@ -157,7 +157,7 @@ def _contrast(standing_out: NDArray[np.uint8], labels: NDArray[np.uint16], numbe
 def _warped(
     grey: NDArray[np.uint8], matrix: NDArray[np.float64], box: tuple[int, int, int, int], side: float
 ) -> NDArray[np.uint8]:
-    """The square around a box in PATCH_PX, the picture's edge repeated beyond it."""
+    """The square around a box, scaled to PATCH_PX; pixels at the image border are repeated."""
     left, top, wide, high = box
     if side <= PATCH_PX:
         return np.asarray(
@@ -176,7 +176,7 @@ def _warped(
 
 
 def _placed_mask(mask: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
-    """A piece's own shape in the middle of a patch."""
+    """The shape of a component, centred in a patch."""
     height, width = (max(1, min(PATCH_PX, round(side * scale))) for side in mask.shape)
     small = cv2.resize(mask, (width, height), None, 0, 0, cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     placed = np.zeros((PATCH_PX, PATCH_PX), np.uint8)
@@ -186,7 +186,7 @@ def _placed_mask(mask: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
 
 
 def _stretched(patch: NDArray[np.uint8], dark: bool) -> NDArray[np.uint8]:
-    """The patch with its greys spread over the whole range, the piece bright."""
+    """The patch stretched to the full grey range, inverted where the component is dark."""
     values = (255 - patch if dark else patch).astype(np.float32)
     ordered = np.sort(values, axis=None)
     low, high = float(ordered[ordered.size // 50]), float(ordered[-ordered.size // 50])

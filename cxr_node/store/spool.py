@@ -1,8 +1,8 @@
 """The spool: received instances on this host's disk, until the role `upload` has put them into the bucket.
 
-For networks that are slower than the modalities (`storage.spool`). An instance's row names the spool that alone has its blob,
-and no spool once the bucket has it; that change of the row is guarded, so it happens once. The file goes after that. So a blob
-is always where its row says; it may be in the other place, too, for a moment or after a crash.
+It exists for networks that are slower than the modalities (`storage.spool`). While only the spool has a blob, the instance's row
+names the spool. Once the bucket has the blob, a guarded update clears that name, and then the file is deleted. A blob is
+therefore always where its row says; for a moment, or after a crash, there can be a second copy in the other place.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 class SpooledBlobs:
-    """Blobs in a bucket, before which received files stay on this host's disk: the third implementation of `blobs.Blobs`.
+    """Blobs in a bucket with a spool on this host's disk for received files: the third implementation of `blobs.Blobs`.
 
     Args:
-        bucket: where they go in the end.
-        local: the data folder, under whose `instances` they wait.
+        bucket: where the blobs end up.
+        local: the data folder; blobs wait under its `instances`.
         spool: the name of the spool.
-        near: a folder for files that are being read, in the same filesystem.
-        takes: whether received files go there; False: it is only emptied.
+        near: a folder in the same filesystem for links to files that are being read.
+        takes: whether received files go to the spool; False: the spool is only emptied.
     """
 
     def __init__(self, bucket: BucketBlobs, local: LocalBlobs, spool: str, near: Path, *, takes: bool) -> None:
@@ -45,19 +45,19 @@ class SpooledBlobs:
         self._near, self._takes = near, takes
 
     def spool_of(self, key: str) -> str:
-        """The spool, if a blob lies there."""
+        """The name of the spool if it holds the blob, else an empty text."""
         return self.spool if self.local.size(key) is not None else ""
 
     def put(self, key: str, source: Path) -> Blob:
-        """Keep a received file in the spool, flushed as in a data folder."""
+        """Move a received file into the spool, and flush it to disk as in a data folder."""
         return self.local.put(key, source) if self._takes else self.bucket.put(key, source)
 
     def put_bytes(self, key: str, content: bytes) -> Blob:
-        """Put what was made here into the bucket: nobody waits for that who could not wait."""
+        """Put content that this host produced straight into the bucket: no modality waits for it."""
         return self.bucket.put_bytes(key, content)
 
     def open(self, key: str) -> BinaryIO:
-        """The file in the spool, or a copy of the object."""
+        """Open the file in the spool, or a copy of the object in the bucket."""
         try:
             return self.local.open(key)
         except FileNotFoundError:
@@ -65,8 +65,8 @@ class SpooledBlobs:
 
     @contextmanager
     def fetch(self, key: str) -> Iterator[Path]:
-        """The file in the spool under another name, which lasts though the file is uploaded and goes; or a copy of the object."""
-        with self._borrowed(key) as path:
+        """A path to the content: a hard link, which survives the upload and deletion of the file, or a copy of the object."""
+        with self._linked(key) as path:
             if path is not None:
                 yield path
                 return
@@ -74,7 +74,7 @@ class SpooledBlobs:
             yield path
 
     @contextmanager
-    def _borrowed(self, key: str) -> Iterator[Path | None]:
+    def _linked(self, key: str) -> Iterator[Path | None]:
         self._near.mkdir(mode=0o700, exist_ok=True)
         path = self._near / f"{uuid.uuid4().hex}.dcm"
         try:
@@ -85,7 +85,7 @@ class SpooledBlobs:
         try:
             descriptor = open_file(path, os.O_RDONLY)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # what removes leftovers leaves it alone
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # the removal of leftovers skips locked files
                 yield path
             finally:
                 os.close(descriptor)
@@ -93,19 +93,19 @@ class SpooledBlobs:
             path.unlink(missing_ok=True)
 
     def size(self, key: str) -> int | None:
-        """Of the file, or of the object."""
+        """The size in bytes of the file, or of the object; None if neither exists."""
         found = self.local.size(key)
         return self.bucket.size(key) if found is None else found
 
     def delete(self, key: str) -> None:
-        """Remove the file if it is here, else the object. One that is in both places is left to the sweep of the bucket."""
+        """Delete the file, or the object if there is no file. The sweep of the bucket deletes a second copy there."""
         if self.local.size(key) is None:
             self.bucket.delete(key)
         else:
             self.local.delete(key)
 
     def list(self, prefix: str) -> Iterator[Blob]:
-        """What either place has, each key once; times on the bucket's clock."""
+        """List the blobs of both places, each key once, with times of the bucket's clock."""
         ahead_s = self.bucket.now() - time.time()
         here = {blob.key: blob for blob in self.local.list(prefix)}
         for blob in here.values():
@@ -115,13 +115,13 @@ class SpooledBlobs:
                 yield blob
 
     def now(self) -> float:
-        """The bucket's clock."""
+        """The time by the bucket's clock, in seconds since the epoch."""
         return self.bucket.now()
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """An instance that is in the spool alone."""
+    """An instance that only the spool has."""
 
     key: str
     size_bytes: int
@@ -129,7 +129,7 @@ class Waiting:
 
 
 def waiting(engine: Engine, spool: str, limit: int) -> list[Waiting]:
-    """What has to be uploaded from a spool, the oldest first."""
+    """The instances that a spool still has to upload, oldest first."""
     query = (
         select(instances.c.path, instances.c.size_bytes, instances.c.sop_instance_uid)
         .where(instances.c.spool == spool, instances.c.removed_at.is_(None))
@@ -141,14 +141,14 @@ def waiting(engine: Engine, spool: str, limit: int) -> list[Waiting]:
 
 
 def note_uploaded(engine: Engine, key: str, spool: str) -> bool:
-    """Record that the bucket has a blob; False: its row no longer says that only the spool has it."""
+    """Record that the bucket has a blob; False: the row no longer names this spool."""
     mine = (instances.c.path == key, instances.c.spool == spool, instances.c.removed_at.is_(None))
     with write(engine) as connection:
         return bool(connection.execute(update(instances).where(*mine).values(spool="")).rowcount)
 
 
 def is_owned(engine: Engine, key: str) -> bool | None:
-    """Whether a row says that the bucket has a blob; None: no row has it any more, or it is given up."""
+    """Whether the row says that the bucket has the blob; None: there is no such row, or retention removed the instance."""
     query = select(instances.c.spool).where(instances.c.path == key, instances.c.removed_at.is_(None))
     with engine.connect() as connection:
         found = connection.execute(query).scalar()
@@ -156,21 +156,21 @@ def is_owned(engine: Engine, key: str) -> bool | None:
 
 
 def given_up(engine: Engine, spool: str) -> list[str]:
-    """The keys of a spool's blobs that retention, on whatever host, has given up."""
+    """Keys of the blobs in a spool that retention, on any host, has removed."""
     query = select(instances.c.path).where(instances.c.spool == spool, instances.c.removed_at.is_not(None))
     with engine.connect() as connection:
         return list(connection.execute(query).scalars())
 
 
 def forget(engine: Engine, key: str, spool: str) -> None:
-    """Record that a spool no longer has a blob that retention gave up."""
+    """Record that a blob that retention removed is no longer in the spool."""
     mine = (instances.c.path == key, instances.c.spool == spool, instances.c.removed_at.is_not(None))
     with write(engine) as connection:
         connection.execute(update(instances).where(*mine).values(spool=""))
 
 
 def note_seen(engine: Engine, spool: str) -> None:
-    """Record the host of a spool, and that its uploads run."""
+    """Record the host of a spool and that its upload role is running."""
     values = {"host": socket.gethostname()[:255], "seen_at": time.time()}
     with write(engine) as connection:
         if not connection.execute(update(spools).where(spools.c.name == spool).values(**values)).rowcount:
