@@ -62,7 +62,7 @@ class OpenVINOEngine:
         Args:
             weights_folder: where they lie.
             precision: as above.
-            kept: a folder that keeps what was converted; None: converted in this process, each time.
+            kept: a folder that keeps the converted networks; None: they are converted each time.
 
         Raises:
             SettingsError: OpenVINO is not installed.
@@ -70,9 +70,8 @@ class OpenVINOEngine:
         """
         library()
         if kept is None:
-            from cxr_node.analyse.openvino_convert import models_of
-
-            return cls(models_of(weights_folder, precision).values(), precision)
+            with tempfile.TemporaryDirectory() as folder:
+                return cls.load(weights_folder, precision, Path(folder))
         return cls(_read(_converted(weights_folder, precision, kept)), precision)
 
     def segment(self, images: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

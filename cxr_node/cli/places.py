@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.prepare.decode import is_dicom
-from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.security.nofollow import write_anew
 from cxr_node.settings import StorageSettings
+from cxr_node.store.leftovers import remove_leftovers
 
 if TYPE_CHECKING:
     from cxr_node.store.bucket import BucketBlobs

@@ -30,7 +30,6 @@ import structlog
 from cxr_node import logs
 from cxr_node.dicom import routes
 from cxr_node.errors import SettingsError, StoreError
-from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.receive.transport.processes import LONGEST_END_S
 from cxr_node.records import AuditEvent, DataFolder
 from cxr_node.security import limits, openness
@@ -39,6 +38,7 @@ from cxr_node.store import audit, lock, presence
 from cxr_node.store.backup import check_integrity
 from cxr_node.store.database import DatabaseTrouble, open_database, why_commits_may_be_lost
 from cxr_node.store.instances import make_folders
+from cxr_node.store.leftovers import remove_leftovers
 from cxr_node.store.spool_id import has_spool
 from cxr_node.store.storage import near_folder
 

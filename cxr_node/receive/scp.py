@@ -17,7 +17,6 @@ from cxr_node.dicom.passcode import check_senders
 from cxr_node.dicom.tls import listening_context
 from cxr_node.errors import SettingsError
 from cxr_node.peer_address import plain_address
-from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.receive.transport.pending_connections import PendingConnections
 from cxr_node.receive.transport.processes import Processes
 from cxr_node.receive.transport.rejections import RejectionWriter
@@ -25,6 +24,7 @@ from cxr_node.records import DataFolder
 from cxr_node.security import openness
 from cxr_node.settings import Settings
 from cxr_node.store.database import open_database
+from cxr_node.store.leftovers import remove_leftovers
 
 if TYPE_CHECKING:
     from cxr_node.receive.transport.reception import Reception

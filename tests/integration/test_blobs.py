@@ -10,7 +10,6 @@ import time
 import pytest
 
 from cxr_node.errors import BucketUnavailable, SettingsError, StoreError
-from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.records import DataFolder
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings, load_settings
 from cxr_node.store import bucket
@@ -18,6 +17,7 @@ from cxr_node.store import storage as storage_module
 from cxr_node.store.blobs import new_key
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import make_folders
+from cxr_node.store.leftovers import remove_leftovers
 from cxr_node.store.storage import blobs_of, try_bucket
 from tests.bucket import FAULTS, FaultyProxy, limit_s
 

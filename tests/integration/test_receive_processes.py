@@ -22,10 +22,10 @@ import pytest
 from cxr_node.errors import StoreError
 from cxr_node.receive.transport import processes
 from cxr_node.receive.transport.fork_server import ForkServer
-from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.receive.transport.limiter import AssociationSlots
 from cxr_node.receive.transport.processes import Processes, _Receiver
 from cxr_node.store import lock
+from cxr_node.store.leftovers import remove_leftovers
 from tests.raw_peer import COMMAND, LAST, raw_peer, store_command
 from tests.receiver import Receiver, associated, encoded, radiograph, send
 from tests.waiting import PATIENCE_S, wait_until

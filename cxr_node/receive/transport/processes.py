@@ -24,9 +24,9 @@ import structlog
 from cxr_node.errors import StoreError
 from cxr_node.peer_address import site_of
 from cxr_node.receive.transport.fork_server import ForkServer
-from cxr_node.receive.transport.leftovers import remove_leftovers
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
+from cxr_node.store.leftovers import remove_leftovers
 
 log = structlog.get_logger()
 
