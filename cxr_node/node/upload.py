@@ -19,8 +19,9 @@ from cxr_node.settings import Settings
 from cxr_node.store import consistency, faults, lock, spool
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import DatabaseTrouble, open_database
-from cxr_node.store.spool import SpooledBlobs, Waiting
+from cxr_node.store.spool import Waiting
 from cxr_node.store.spool_id import has_spool, spool_name
+from cxr_node.store.spooled_blobs import SpooledBlobs
 from cxr_node.store.storage import blobs_of
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def blobs_of(settings: Settings) -> Blobs:
         return local
     if not has_spool(settings):
         return bucket_of(settings)
-    from cxr_node.store.spool import SpooledBlobs  # imported here: a node without a spool needs none of it
+    from cxr_node.store.spooled_blobs import SpooledBlobs  # imported here: a node without a spool needs none of it
 
     name = spool_name(settings.node.data_dir)
     return SpooledBlobs(bucket_of(settings), local, name, near_folder(settings), takes=settings.storage.spool)
