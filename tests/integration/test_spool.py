@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from io import BytesIO
 
 import pytest
 from sqlalchemy import select, text
 
+from cxr_node.commitment import reports
 from cxr_node.errors import SettingsError, StoreError
 from cxr_node.node import supervisor, upload
 from cxr_node.node.upload import Uploader
@@ -400,3 +402,41 @@ def test_the_claim_finds_its_jobs_by_their_index_with_spools_too(host):
 def _jobs(host):
     with host.engine.connect() as connection:
         return connection.execute(select(jobs_table).order_by(jobs_table.c.id)).all()
+
+
+CLASS_UID = "1.2.840.10008.5.1.4.1.1.1.1"
+
+
+def received_whole(host, uid):
+    """An instance whose row has the digest of its content, as reception writes it."""
+    file = BytesIO()
+    radiograph().save_as(file, enforce_file_format=True)
+    host.receive(uid=uid, content=file.getvalue())
+    (row,) = host.rows()
+    with host.blobs.fetch(row.path) as path, write(host.engine) as connection:
+        connection.execute(instances.update().values(digest=file_digest(path)))
+
+
+def promised(host, uid, between=lambda: None):
+    return reports.promise_to_keep(host.engine, host.blobs, [(CLASS_UID, uid)], 3600, lambda: True, between)
+
+
+def test_commitment_waits_until_the_other_host_has_uploaded_the_image(host, another, monkeypatch):
+    monkeypatch.setattr(reports, "_LOOKS_AGAIN_S", 0.01)
+    received_whole(host, "1.2.1")
+    looks = []
+
+    def upload_after_the_second_look():
+        looks.append(host.in_bucket())
+        if len(looks) == 3:
+            host.upload()
+
+    assert promised(another, "1.2.1", upload_after_the_second_look) == ([(CLASS_UID, "1.2.1")], {})
+    assert looks == [[], [], []]
+
+
+def test_commitment_is_refused_when_the_other_host_uploads_nothing(host, another, monkeypatch):
+    monkeypatch.setattr(reports, "_LONGEST_UPLOAD_S", 0)
+    received_whole(host, "1.2.1")
+    assert promised(another, "1.2.1") == ([], {(CLASS_UID, "1.2.1"): reports.PROCESSING_FAILURE})
+    assert promised(host, "1.2.1") == ([(CLASS_UID, "1.2.1")], {}), "this host has it"
