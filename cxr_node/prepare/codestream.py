@@ -37,6 +37,7 @@ _HTJ2K = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
 _BASELINE, _LOSSLESS, _JPEG_LS = 0xC0, 0xC3, 0xF7
 """Markers of a start of frame: SOF0, SOF3 and SOF55."""
 _JPEG_START = b"\xff\xd8"
+_STARTS = (_J2K_START, _JP2_SIGNATURE, _JPEG_START)
 _END = b"\xff\xd9"
 """EOI of JPEG and JPEG-LS, EOC of JPEG 2000."""
 
@@ -74,7 +75,8 @@ def only_frame(ds: Dataset) -> bytes:
     try:
         content = ds.PixelData
         fragments = list(generate_fragments(content))
-        frame = b"".join(fragments[1:])  # the first is the Basic Offset Table
+        start = 0 if fragments and fragments[0].startswith(_STARTS) else 1  # the first is the Basic Offset Table, or should be
+        frame = b"".join(fragments[start:])
     except Exception as error:  # a broken encapsulation raises in many ways
         raise Rejected(DAMAGED) from error
     if not frame:

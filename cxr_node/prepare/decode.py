@@ -15,6 +15,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -38,10 +39,7 @@ from cxr_node.dicom.measure import check_size, drop_long_texts
 from cxr_node.dicom.part10 import source_of
 from cxr_node.errors import Rejected
 from cxr_node.prepare.codestream import DAMAGED, check_codestream, only_frame, syntax_of
-from cxr_node.prepare.header import first_of, text
-
-MAX_PIXELS = 100_000_000
-"""Rows × columns; the largest radiographs have about 20 million. More is a decompression bomb or a mistake."""
+from cxr_node.prepare.pixel_header import MAX_PIXELS, PALETTE, check_pixel_header
 
 MAX_INFLATED_BYTES = 4 * MAX_PIXELS + 64 * 1024 * 1024
 
@@ -58,10 +56,6 @@ _PIXEL_HEADER = (
 """Header attributes that decoding a frame needs."""
 
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
-
-_NEEDED = (
-    *("Rows", "Columns", "PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation"),
-)
 
 _PLUGINS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_NATIVE, ("",)),
@@ -117,6 +111,9 @@ def read_dataset(path: Path) -> Dataset:
         raise Rejected("The file is not a DICOM object.")
     if not isinstance(getattr(ds, "file_meta", None), FileMetaDataset):
         ds.file_meta = FileMetaDataset()
+    for keyword in ("SOPClassUID", "SOPInstanceUID"):
+        if not ds.get(keyword) and (named := ds.file_meta.get(f"MediaStorage{keyword}")):
+            setattr(ds, keyword, named)
     if not ds.file_meta.get("TransferSyntaxUID"):
         implicit_vr, little_endian = ds.original_encoding
         explicit = ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
@@ -146,11 +143,12 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
         Rejected: no pixels, several frames, colour, too large, or damaged.
     """
     check_pixel_header(ds)
+    image = ds
     ds, syntax = _with_one_fragment(ds)
     plugins = _PLUGINS.get(syntax)
     if plugins is None:
         raise Rejected(f"The picture is compressed in a way that can't be decoded ({syntax.name}).")
-    coloured = ds.SamplesPerPixel == 3
+    coloured, indexed = ds.SamplesPerPixel == 3, ds.PhotometricInterpretation == PALETTE
     shift = _unused_low_bits(ds) if syntax in _NATIVE else 0
     options: dict[str, Any] = {"raw": not coloured, "index": 0, "allow_excess_frames": False}
     if shift:
@@ -161,12 +159,17 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
 
     pixels = _first_that_works(decode, plugins)
     if shift:
-        bits = ds.BitsStored
-        pixels = (pixels >> shift) & ((1 << bits) - 1)
-        if ds.PixelRepresentation == 1:
-            pixels = pixels - ((pixels >> (bits - 1)) << bits)
+        pixels = _shifted(pixels, shift, ds.BitsStored, is_signed=ds.PixelRepresentation == 1)
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    return single_channel(pixels, ds.BitsStored) if coloured else pixels
+    return single_channel(pixels, ds.BitsStored) if coloured else grey_of_palette(image, pixels) if indexed else pixels
+
+
+def _shifted(pixels: NDArray[Any], shift: int, bits: int, *, is_signed: bool) -> NDArray[Any]:
+    """Stored values that lie above so many unused bits of their words."""
+    if not is_signed and pixels.max() < 1 << bits and (pixels & ((1 << shift) - 1)).any():
+        return pixels  # they lie at the lower end after all: HighBit is wrong
+    pixels = (pixels >> shift) & ((1 << bits) - 1)
+    return pixels - ((pixels >> (bits - 1)) << bits) if is_signed else pixels
 
 
 def _with_one_fragment(ds: Dataset) -> tuple[Dataset, UID]:
@@ -204,56 +207,6 @@ def _with_one_fragment(ds: Dataset) -> tuple[Dataset, UID]:
     return alone, syntax
 
 
-def check_pixel_header(ds: Dataset) -> None:
-    """Check the Image Pixel module before decoding.
-
-    Raises:
-        Rejected: with every reason that is found.
-    """
-    if "PixelData" not in ds:
-        raise Rejected("The object has no pixel data.")
-    _settle_pixel_header(ds)
-    missing = [keyword for keyword in _NEEDED if first_of(ds, keyword) in (None, "")]
-    if missing:
-        size = [keyword for keyword in missing if keyword in ("Rows", "Columns")]
-        told = [f"The header does not say how large the picture is: it lacks {' and '.join(size)}."] if size else []
-        others = [keyword for keyword in missing if keyword not in size]
-        told += [f"The header lacks {', '.join(others)}, which are needed to read the picture."] if others else []
-        raise Rejected(*told)
-    rows, columns = ds.Rows, ds.Columns
-    reasons = []
-    if rows < 1 or columns < 1:
-        reasons.append("The header does not say how large the picture is: Rows or Columns is 0.")
-    elif rows * columns > MAX_PIXELS:
-        reasons.append(f"The picture has {rows} x {columns} pixels, more than can be analysed.")
-    if _frames(ds) != 1:
-        reasons.append("The object has several frames; only single radiographs are analysed.")
-    photometric, samples = ds.PhotometricInterpretation, ds.SamplesPerPixel
-    if samples not in (1, 3) or photometric == "PALETTE COLOR" or (samples == 1) != photometric.startswith("MONOCHROME"):
-        reasons.append("The picture is in colour; radiographs are grey.")
-    if ds.BitsAllocated not in (8, 16, 32) or not 1 <= ds.BitsStored <= ds.BitsAllocated or ds.PixelRepresentation not in (0, 1):
-        reasons.append("The number of bits per pixel is not that of a radiograph.")
-    if reasons:
-        raise Rejected(*reasons)
-
-
-def _settle_pixel_header(ds: Dataset) -> None:
-    """Reduce attributes of the Image Pixel module to single values, in place: the first counts."""
-    for keyword in (*_NEEDED, "HighBit", "PlanarConfiguration"):
-        value = first_of(ds, keyword)
-        if keyword != "PhotometricInterpretation" and value is not None:
-            try:
-                value = int(value)
-            except (TypeError, ValueError, OverflowError):
-                value = None
-        elif keyword == "PhotometricInterpretation":
-            value = text(ds, keyword).upper() or None
-        if value is None and keyword in ds:
-            del ds[keyword]
-        elif value is not None and ds.get(keyword) != value:
-            setattr(ds, keyword, value)
-
-
 def single_channel(pixels: NDArray[Any], bits_stored: int) -> NDArray[Any]:
     """The middle channel of (rows, columns, 3), if all three are practically equal."""
     red, green, blue = (pixels[..., channel] for channel in range(3))
@@ -262,6 +215,21 @@ def single_channel(pixels: NDArray[Any], bits_stored: int) -> NDArray[Any]:
     if np.count_nonzero(spread > limit) > _MAX_COLOURED_SHARE * spread.size:
         raise Rejected("The picture is in colour; radiographs are grey.")
     return np.ascontiguousarray(green)
+
+
+def grey_of_palette(ds: Dataset, pixels: NDArray[Any]) -> NDArray[Any]:
+    """What the palette (PS3.3 C.7.6.3.1.5) of `ds` makes of its stored values, if that is grey.
+
+    Raises:
+        Rejected: it is colour, or there is no palette.
+    """
+    try:
+        shown = apply_color_lut(pixels, ds)
+    except MemoryError:
+        raise
+    except Exception as error:  # pydicom raises various errors for a broken table
+        raise Rejected("The header lacks the palette that the picture's values are looked up in, or it is damaged.") from error
+    return single_channel(shown, 8 * shown.dtype.itemsize)
 
 
 def _first_that_works(decode: Callable[[str], NDArray[Any]], plugins: tuple[str, ...]) -> NDArray[Any]:
@@ -279,13 +247,6 @@ def _first_that_works(decode: Callable[[str], NDArray[Any]], plugins: tuple[str,
         except BaseException as error:  # decoders raise various errors, and a Rust panic is not an Exception
             first = first or error
     raise Rejected(DAMAGED) from first
-
-
-def _frames(ds: Dataset) -> int:
-    try:
-        return int(first_of(ds, "NumberOfFrames") or 1)
-    except (TypeError, ValueError):
-        return 0
 
 
 def _unused_low_bits(ds: Dataset) -> int:

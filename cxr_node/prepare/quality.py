@@ -15,10 +15,10 @@ from pydicom import Dataset
 
 from cxr_node.errors import Rejected
 from cxr_node.prepare import words
-from cxr_node.prepare.decode import check_pixel_header
 from cxr_node.prepare.geometry import orientation
 from cxr_node.prepare.header import as_list, folded
 from cxr_node.prepare.known_terms import shown_modality, shown_part, shown_view
+from cxr_node.prepare.pixel_header import check_pixel_header
 
 MIN_SIDE_PX = 128
 

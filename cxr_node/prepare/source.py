@@ -17,6 +17,7 @@ from cxr_node.dicom.part10 import source_of
 from cxr_node.errors import Rejected
 from cxr_node.prepare.content import content_digest
 from cxr_node.prepare.decode import MAX_INFLATED_BYTES, decode_pixels, is_dicom, is_system_failure, read_dataset
+from cxr_node.prepare.header import first_of
 from cxr_node.prepare.image_file import read_image_file
 from cxr_node.prepare.quality import check_header
 from cxr_node.prepare.radiograph import prepare_dataset, prepare_pixels
@@ -48,6 +49,7 @@ def read_dicom(path: Path) -> Source:
     started = time.perf_counter()
     try:
         ds = read_dataset(path)
+        _check_identity(ds)
         check_header(ds)
         stored = decode_pixels(ds)
         radiograph = prepare_dataset(ds, stored)
@@ -62,6 +64,12 @@ def read_dicom(path: Path) -> Source:
     if "PixelData" in ds:
         del ds.PixelData  # rendered: what follows needs the header alone
     return Source(ds, radiograph, time.perf_counter() - started, digest)
+
+
+def _check_identity(ds: Dataset) -> None:
+    missing = [keyword for keyword in ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID") if not first_of(ds, keyword)]
+    if missing:
+        raise Rejected(f"The header lacks {' and '.join(missing)}: results can't be filed beside the image.")
 
 
 def read_content_digest(path: Path) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate, get_frame
+from pydicom.tag import Tag
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLossless, JPEGLSLossless, RLELossless
 
 from cxr_node.errors import Rejected
@@ -44,6 +47,13 @@ def test_a_frame_in_many_fragments_is_read_with_any_offset_table(syntax, table):
 def test_an_extended_offset_table_makes_no_difference():
     ds = grey_image(STORED, 12, JPEGLSLossless)
     ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = struct.pack("<Q", 99), struct.pack("<Q", 10)
+    assert np.array_equal(decode_pixels(ds), STORED)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.keyword)
+def test_a_frame_without_an_offset_table_before_it_is_read(syntax):
+    ds = grey_image(STORED, 12, syntax)
+    ds.PixelData = item(frame_of(syntax))
     assert np.array_equal(decode_pixels(ds), STORED)
 
 
@@ -98,6 +108,54 @@ def test_what_is_missing_is_named(keyword):
     del ds[keyword]
     with pytest.raises(Rejected, match=keyword):
         decode_pixels(ds)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of the values
+@pytest.mark.parametrize("written", ["1", "1 ", "0", "", "1\\1", "abc"])
+def test_a_number_of_frames_that_is_not_several_is_one(written):
+    ds = grey_image(STORED, 12)
+    tag = Tag("NumberOfFrames")
+    ds._dict[tag] = RawDataElement(tag, "IS", len(written), written.encode(), 0, False, True)
+    assert np.array_equal(decode_pixels(ds), STORED)
+
+
+@pytest.mark.parametrize("written", ["monochrome2", "MONOCHROME 2", "MONOCHROME_2"])
+def test_the_photometric_interpretation_is_read_however_it_is_written(written):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of lower case
+        ds = grey_image(STORED, 12, PhotometricInterpretation=written)
+    assert np.array_equal(decode_pixels(ds), STORED)
+    assert ds.PhotometricInterpretation == "MONOCHROME2"
+
+
+@pytest.mark.parametrize("high_bit", [11, 15])
+def test_values_are_read_where_they_lie_in_their_words(high_bit):
+    shift = high_bit - 11
+    assert np.array_equal(decode_pixels(grey_image(STORED << shift, 12, HighBit=high_bit)), STORED)
+
+
+def test_a_high_bit_that_the_values_contradict_is_not_believed():
+    assert np.array_equal(decode_pixels(grey_image(STORED, 12, HighBit=15)), STORED)
+
+
+def with_palette(red, green, blue):
+    """An image of 8 bits whose values are looked up in these, uint16 (256,) each."""
+    ds = grey_image((STORED // 16).astype(np.uint8), 8, PhotometricInterpretation="PALETTE COLOR")
+    for colour, entries in (("Red", red), ("Green", green), ("Blue", blue)):
+        setattr(ds, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(ds, f"{colour}PaletteColorLookupTableData", entries.astype("<u2").tobytes())
+    return ds
+
+
+def test_a_palette_of_greys_is_read_as_grey():
+    ramp = np.arange(256, dtype=np.uint16)[::-1] * 257
+    assert np.array_equal(decode_pixels(with_palette(ramp, ramp, ramp)) // 257, 255 - STORED // 16)
+
+
+def test_a_palette_of_colours_is_turned_away():
+    ramp = np.arange(256, dtype=np.uint16) * 257
+    with pytest.raises(Rejected, match="in colour"):
+        decode_pixels(with_palette(ramp, ramp, ramp[::-1]))
 
 
 @pytest.mark.parametrize("keyword", ["Rows", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel"])

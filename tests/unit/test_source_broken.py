@@ -48,6 +48,25 @@ def test_an_error_of_pydicom_without_a_number_is_the_inputs_fault(tmp_path, monk
         read_dicom(path)
 
 
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "StudyInstanceUID"])
+def test_an_image_that_results_can_t_be_filed_beside_says_so(tmp_path, keyword):
+    ds = grey_image(ramp(160, 200))
+    del ds[keyword]
+    ds.file_meta.pop(f"MediaStorage{keyword}", None)
+    ds.save_as(tmp_path / "image.dcm", enforce_file_format=False)
+    with pytest.raises(Rejected, match=f"lacks {keyword}"):
+        read_dicom(tmp_path / "image.dcm")
+
+
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SOPClassUID"])
+def test_a_uid_that_only_the_file_meta_information_has_is_taken_from_there(tmp_path, keyword):
+    ds = grey_image(ramp(160, 200))
+    uid = str(ds[keyword].value)
+    del ds[keyword]
+    ds.save_as(tmp_path / "image.dcm", enforce_file_format=False)
+    assert read_dicom(tmp_path / "image.dcm").ds[keyword].value == uid
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(65535, 65535), (65535, 1600), (0, 200)])
 def test_rows_and_columns_alone_make_no_memory(tmp_path, rows, columns):
     path = save(grey_image(ramp(160, 200), Rows=rows, Columns=columns), tmp_path / "bomb.dcm")
