@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cxr_node.errors import Rejected
-from cxr_node.prepare.decode import MAX_PIXELS, single_channel
+from cxr_node.prepare.decode import single_channel
+from cxr_node.prepare.pixel_header import MAX_PIXELS
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "TIFF")
 
