@@ -49,7 +49,8 @@ test: .venv/.installed-dev peers check  ## run all checks and tests, `validate` 
 .PHONY: validate
 validate: .venv/.installed-dev peers  ## check every kind of result with validators, an archive and viewers; pictures in test-output
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup -rs $(PYTEST_OPTIONS) \
-		tests/acceptance/test_compose_validators.py tests/acceptance/test_viewers.py tests/unit/test_conformance.py
+		tests/acceptance/test_compose_validators.py tests/acceptance/test_result_matrix.py tests/acceptance/test_viewers.py \
+		tests/unit/test_conformance.py tests/unit/test_compose_codes.py
 
 .PHONY: docs
 docs: .venv/.installed-dev  ## generate docs/settings.md and the tables of docs/conformance.md

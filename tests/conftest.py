@@ -27,7 +27,18 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
     # The virtual environment holds programs of pynetdicom's with the same names: dcmtk's are asked for by their full path.
     **{
         name: ((f"/usr/bin/{name}",), "Debian package dcmtk")
-        for name in ("dcm2pnm", "dcmcjpeg", "dcmconv", "dcmdump", "dcmodify", "dsrdump", "echoscu", "storescp", "storescu")
+        for name in (
+            "dcm2pnm",
+            "dcmcjpeg",
+            "dcmconv",
+            "dcmdump",
+            "dcmodify",
+            "dcmp2pgm",
+            "dsrdump",
+            "echoscu",
+            "storescp",
+            "storescu",
+        )
     },
     "Orthanc": (("Orthanc", "/usr/sbin/Orthanc"), "Debian package orthanc"),
     "libOrthancDicomWeb.so": (("/usr/share/orthanc/plugins/libOrthancDicomWeb.so",), "Debian package orthanc-dicomweb"),

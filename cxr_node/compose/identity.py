@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from highdicom import ContributingEquipment
 from pydicom import DataElement, Dataset
-from pydicom.charset import convert_encodings, python_encoding
+from pydicom.charset import convert_encodings, decode_bytes, encode_string, python_encoding
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
@@ -239,15 +240,26 @@ def to_composed(ds: Dataset, kind: ResultKind) -> ComposedObject:
 
 
 def _can_hold(ds: Dataset, names: list[str]) -> bool:
-    """Whether character sets (values of Specific Character Set) are known and have every character of an object's texts."""
+    """Whether character sets (values of Specific Character Set) are known and every text of an object survives in them.
+
+    pydicom reads ISO 2022 IR 58 but writes something else, so that each text is written and read back here.
+    """
     if not all(name in python_encoding for name in names):
         return False
-    characters: set[str] = set()
+    texts: set[str] = set()
     for element in ds.iterall():
         if element.VR in _TEXT:
-            characters.update(str(element.value))
+            texts.update(part for part in re.split(r"[\\^=]", str(element.value)) if not part.isascii())
     encodings = convert_encodings(names)
-    return all(any(_has(encoding, character) for encoding in encodings) for character in characters if not character.isascii())
+    return all(_survives(text, encodings) for text in texts)
+
+
+def _survives(text: str, encodings: list[str]) -> bool:
+    if not all(any(_has(encoding, letter) for encoding in encodings) for letter in set(text) if not letter.isascii()):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what pydicom can't encode after all, it replaces with a warning
+        return decode_bytes(encode_string(text, encodings), encodings, set()) == text
 
 
 def _has(encoding: str, character: str) -> bool:

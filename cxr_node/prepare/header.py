@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import unicodedata
 from collections.abc import Iterable
@@ -74,8 +75,11 @@ def _decoded(ds: Dataset, text: str) -> str:
 
 
 def name_in(ds: Dataset) -> str:
-    """Patient's Name as it is written, carets and all; empty where there is none."""
-    return str(value_of(ds, "PatientName") or "").strip()
+    """Patient's Name as it is written, carets and all; empty where there is none.
+
+    pydicom leaves the escape sequences of ISO 2022 IR 58 in the text.
+    """
+    return re.sub(r"\x1b[\x20-\x2f]+[\x30-\x7e]", "", str(value_of(ds, "PatientName") or "")).strip()
 
 
 def numbers(ds: Dataset, keyword: str) -> list[float | None]:

@@ -31,7 +31,10 @@ ELSEWHERE = {
     ("SCT", "44029006"): "Left lung",
     ("RFC5646", "en-US"): "English (United States)",
 }
-"""In no context group of PS3.16: SNOMED CT International, release of 2024, and CID 5000, which names RFC 5646 as a whole."""
+"""In no context group of PS3.16: SNOMED CT International, release of 2024, and CID 5000, which names RFC 5646 as a whole.
+
+The lungs' codes are also those of a value set of IHE PCC (mobile Paramedicine Summary of Care), expanded with that release.
+"""
 
 NAMED_OTHERWISE = {"123037004", "309825002", "39607008"}
 """PS3.16 prints their fully specified names, such as "Lung structure (body structure)"; here is the term that readers see."""

@@ -284,6 +284,16 @@ def test_names_survive_in_their_character_set(language, kind):
     assert ds.PatientName == name
 
 
+@pytest.mark.parametrize("name", ["张^小东", "Zhang^XiaoDong=张^小东"])
+def test_a_name_that_can_t_be_written_in_its_character_set_becomes_utf_8(name):
+    given = source(SpecificCharacterSet="ISO_IR 192", PatientName=name)
+    received = as_received(given)
+    received.SpecificCharacterSet = ["", "ISO 2022 IR 58"]
+    ds = read(received)
+    assert ds.SpecificCharacterSet == "ISO_IR 192"
+    assert ds.PatientName == name
+
+
 @EVERY_KIND
 def test_a_text_beyond_its_character_set_becomes_utf_8(kind):
     ds = read(source(SpecificCharacterSet="ISO_IR 100", PatientName="山田^太郎"), kind)

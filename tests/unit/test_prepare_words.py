@@ -11,6 +11,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from cxr_node.errors import Rejected
+from cxr_node.prepare.header import name_in
 from cxr_node.prepare.quality import check_header
 from tests.images import grey_image
 from tests.unit.test_prepare_readable import STORED
@@ -86,6 +87,13 @@ def test_a_category_is_no_animal(name):
 @pytest.mark.parametrize("name", ["CAT THORAX", "CAT", "CANINE CHEST", "Dog thorax"])
 def test_an_animal_is_turned_away(name):
     assert "animal" in reasons(SeriesDescription=name)
+
+
+def test_a_patient_s_name_has_no_escape_sequences():
+    ds = grey_image(STORED, 12, SpecificCharacterSet=["", "ISO 2022 IR 58"])
+    value = b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab"
+    ds._dict[Tag("PatientName")] = RawDataElement(Tag("PatientName"), "PN", len(value), value, 0, False, True)
+    assert name_in(ds) == "Zhang^XiaoDong=张^小东"
 
 
 @pytest.mark.parametrize("name", ["CHEST PA/LAT", "thorax face et profil", "Torax frente y perfil", "Laterality corrected"])
