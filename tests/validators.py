@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,20 @@ def pixelmed(path: Path) -> list[str]:
     return [line for line in lines if line.startswith(("Error", "Warning"))]
 
 
-def verdicts(item: ComposedObject, folder: Path) -> dict[str, list[str]]:
-    """The complaints of every validator that knows this kind of object, by validator; empty if nobody complains."""
+def verdicts(item: ComposedObject, folder: Path, leave_out: Collection[str] = ()) -> dict[str, list[str]]:
+    """The complaints of every validator that knows this kind of object, by validator; empty if nobody complains.
+
+    Args:
+        item: the object.
+        folder: it is written there.
+        leave_out: names of validators that aren't asked.
+    """
     validators = [dciodvfy, dcmdump]
     if item.sop_class_uid in (*REPORT_CLASSES.values(), KeyObjectSelectionDocumentStorage):
         validators += [dsrdump, pixelmed]
     path = folder / f"{item.sop_instance_uid}.dcm"
     path.write_bytes(item.content)
-    found = {validator.__name__: validator(path) for validator in validators}
+    found = {validator.__name__: validator(path) for validator in validators if validator.__name__ not in leave_out}
     return {name: complaints for name, complaints in found.items() if complaints}
 
 

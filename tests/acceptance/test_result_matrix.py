@@ -70,6 +70,9 @@ CHARACTER_SETS: dict[str, dict[str, Any]] = {
     "UTF-8": {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Buc^Jérôme=山田^太郎"},
 }
 
+UNABLE = {"Chinese, ISO 2022": ("pixelmed",)}
+"""Validators that end with an error of their own over a character set; dcmtk and dicom3tools read it."""
+
 _NAME = Tag("PatientName")
 
 MATRIX = [
@@ -109,7 +112,7 @@ def test_no_validator_finds_anything_wrong(place, tmp_path):
     assert {item.kind for item in results} == set(ANALYSIS_KINDS)
     ours = {}
     for item in results:
-        for validator, complaints in validators.verdicts(item, tmp_path).items():
+        for validator, complaints in validators.verdicts(item, tmp_path, UNABLE.get(place[3], ())).items():
             if remaining := [line for line in complaints if not is_explained(line, ds)]:
                 ours[f"{validator} of the {item.kind}"] = remaining
     assert ours == {}
