@@ -91,6 +91,7 @@ def raw_scp(
     status: Callable[[int], int | None] = lambda _: 0x0000,
     host: str = "127.0.0.1",
     port: int = 0,
+    change: Callable[[dict[int, bytes]], dict[int, bytes] | bytes] = lambda elements: elements,
 ) -> Iterator[RawScp]:
     """Listens; answers an association request with what `answer` makes of it, and each DIMSE request with a status.
 
@@ -99,6 +100,7 @@ def raw_scp(
         status: of the response to a C-STORE, the first, the second …; None closes the connection without one.
         host: the address to listen on.
         port: 0 for any.
+        change: makes the elements of the response to a C-STORE, by number, into others, or into bytes that are sent instead.
     """
     scp = RawScp()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -107,7 +109,7 @@ def raw_scp(
 
     def serve(connection: socket.socket) -> None:
         with connection, suppress(OSError, EOFError, struct.error):
-            _talk(connection, scp, answer, status)
+            _talk(connection, scp, answer, status, change)
 
     def run() -> None:
         while True:
@@ -133,7 +135,13 @@ def read_pdu(connection: socket.socket) -> tuple[int, bytes]:
     return kind, head + _read(connection, length)
 
 
-def _talk(connection: socket.socket, scp: RawScp, answer: Callable[[bytes], bytes], status: Callable[[int], int | None]) -> None:
+def _talk(
+    connection: socket.socket,
+    scp: RawScp,
+    answer: Callable[[bytes], bytes],
+    status: Callable[[int], int | None],
+    change: Callable[[dict[int, bytes]], dict[int, bytes] | bytes],
+) -> None:
     connection.settimeout(PATIENCE_S)
     _, asked = read_pdu(connection)
     scp.requests.append(asked)
@@ -155,26 +163,34 @@ def _talk(connection: socket.socket, scp: RawScp, answer: Callable[[bytes], byte
                 command = _elements(piece)  # ours is never in fragments: the SCP's maximum length is larger
             if not control & 2 or (control & 1 and command[0x0800] != b"\x01\x01"):
                 continue
-            code = 0x0000
+            code, changed = 0x0000, lambda elements: elements
             if command[0x0100] == b"\x01\x00":
                 scp.stored.append(command[0x1000].decode().rstrip("\x00"))
                 chosen = status(len(scp.stored))
                 if chosen is None:
                     return
-                code = chosen
-            connection.sendall(_response(command, code, context))
+                code, changed = chosen, change
+            connection.sendall(_response(command, code, context, changed))
 
 
-def _response(command: dict[int, bytes], status: int, context: int) -> bytes:
+def _response(
+    command: dict[int, bytes],
+    status: int,
+    context: int,
+    change: Callable[[dict[int, bytes]], dict[int, bytes] | bytes],
+) -> bytes:
     def element(number: int, value: bytes) -> bytes:
         return struct.pack("<HHL", 0, number, len(value)) + value
 
     kind = struct.unpack("<H", command[0x0100])[0] | 0x8000
-    body = element(0x0002, command[0x0002]) + element(0x0100, struct.pack("<H", kind)) + element(0x0120, command[0x0110])
-    body += element(0x0800, b"\x01\x01") + element(0x0900, struct.pack("<H", status))
+    elements = {0x0002: command[0x0002], 0x0100: struct.pack("<H", kind), 0x0120: command[0x0110]}
+    elements |= {0x0800: b"\x01\x01", 0x0900: struct.pack("<H", status)}
     if 0x1000 in command:
-        body += element(0x1000, command[0x1000])
-    body = element(0x0000, struct.pack("<L", len(body))) + body
+        elements[0x1000] = command[0x1000]
+    changed = change(elements)
+    body = changed if isinstance(changed, bytes) else b"".join(element(number, changed[number]) for number in sorted(changed))
+    if not isinstance(changed, bytes):
+        body = element(0x0000, struct.pack("<L", len(body))) + body
     return struct.pack(">BBLLBB", 0x04, 0, len(body) + 6, len(body) + 2, context, 3) + body
 
 

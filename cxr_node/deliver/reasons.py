@@ -150,6 +150,14 @@ def lost(peer: Peer) -> str:
     return f"{peer} ended the association in the middle of a request: its log says why."
 
 
+def wrong_response(peer: Peer, what: str) -> str:
+    """A message came back that is no response to the request (PS3.7 section 9.3.1.2)."""
+    return (
+        f"{peer} responds to the request with {what}, so nobody knows whether it was done: it is repeated. If this goes on, "
+        "report it to the vendor of that system."
+    )
+
+
 def out_of_resources(status: int) -> bool:
     """Whether the whole peer, not this one object, is in trouble (PS3.4 table B.2-1)."""
     return OUT_OF_RESOURCES[0] <= status <= OUT_OF_RESOURCES[1]

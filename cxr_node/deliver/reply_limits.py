@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pynetdicom.association import Association
     from pynetdicom.dul import DULServiceProvider
+    from pynetdicom.pdu_primitives import P_DATA
 
 LONGEST_PDU_BYTES = 262144
 """Twice what the node tells its peers is the longest that it takes (PS3.8 annex D.1)."""
@@ -36,6 +37,30 @@ _CONNECTION_CLOSED, _INVALID_PDU = "Evt17", "Evt19"
 
 class Excess(Exception):  # noqa: N818 - becomes the state machine's "invalid PDU"
     """The peer sends more than an answer needs."""
+
+
+def guard_messages(assoc: Association, on_excess: Callable[[str], None]) -> None:
+    """Have an association aborted at once by a message that pynetdicom can't decode.
+
+    Otherwise its thread dies of it or passes it over, and who waits for the response does so until its timeout.
+
+    Args:
+        assoc: an association that is being requested.
+        on_excess: called with a description of what the peer did.
+    """
+    dul, dimse = assoc.dul, assoc.dimse
+    receive = dimse.receive_primitive
+
+    def guarded(primitive: P_DATA) -> None:
+        try:
+            receive(primitive)
+        except Exception:  # whatever broken bytes lead it to
+            dul.event_queue.put(_INVALID_PDU)
+        if _INVALID_PDU in dul.event_queue.queue:
+            on_excess("a message that can't be read")
+            dimse.msg_queue.put((None, None))
+
+    dimse.receive_primitive = guarded  # type: ignore[method-assign]
 
 
 class BoundedReader:

@@ -154,7 +154,8 @@ class StoreOutcome:
 
     status: of the C-STORE response; None if there was none.
     error: why it isn't stored; empty if it is.
-    for_log: the same without the peer's own words, which may name a patient; empty if it has said nothing.
+    for_log: `error` or `warning` without the peer's own words, which may name a patient: for log and audit log. Empty: it is the
+        same.
     warning: the peer's warning about what it stored.
     unanswered: the request was on its way, and no response came: the peer may have stored it.
     unusable: the file is at fault, or the peer has another object with its UID: sending it again is useless.

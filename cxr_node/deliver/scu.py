@@ -26,16 +26,20 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from cxr_node.deliver import reasons
 from cxr_node.deliver.addresses import Address, addresses_of, has_answered
 from cxr_node.deliver.contexts import LITTLE_ENDIAN, LOSSLESS, convertible, extended_negotiation, presentation_contexts
-from cxr_node.deliver.reply_limits import BoundedReader
+from cxr_node.deliver.reply_limits import BoundedReader, guard_messages
 from cxr_node.deliver.request import Offer, Peer, StoreOutcome, StoreRequest, unusable
 from cxr_node.dicom import association_items
 from cxr_node.errors import AssociationLost, DeliveryError, SettingsError
 
 _config.STORE_SEND_CHUNKED_DATASET = True  # a path given to send_c_store is sent as it lies on disk
+_config.LOG_HANDLER_LEVEL = "none"  # its log lines fail over odd values, and are thrown away anyhow
 
 _MAXIMUM_PDU = 131072
 _LONGEST_CONNECT_S = 10.0
 _LONGEST_RELEASE_S = 5.0
+_STORE, _ECHO, _ACTION, _EVENT_REPORT = 0x0001, 0x0030, 0x0130, 0x0100
+_RESPONSE = 0x8000
+"""Command Field of requests, and the bit that a response has besides (PS3.7 annex E)."""
 _SLOWEST_LINK = 64 * 1024  # bytes/s: the time to send an object, in addition to the peer's response time
 
 
@@ -72,6 +76,7 @@ class Association:
         self._abort: A_ABORT | A_P_ABORT | None = None
         self._excess = ""
         self._messages = 0
+        self._response: Dataset | None = None
         self._owes_nothing = threading.Event()  # no report of the peer's waits for its response
         self._owes_nothing.set()
         self._response_is_next = False
@@ -80,9 +85,10 @@ class Association:
             (evt.EVT_ACSE_RECV, self._on_acse_received),
             (evt.EVT_CONN_OPEN, self._on_connected),
             (evt.EVT_DATA_SENT, self._on_data_sent),
+            (evt.EVT_DIMSE_RECV, self._on_message),
         ]
+        self._takes_reports = on_event_report is not None
         if on_event_report is not None:
-            self._handlers.append((evt.EVT_DIMSE_RECV, self._on_message))
             self._handlers.append((evt.EVT_N_EVENT_REPORT, partial(self._on_event_report, on_event_report)))  # type: ignore[arg-type]
         addresses, unknown = addresses_of(peer)
         failed = [reasons.not_connected(peer.at(host), error, 0) for host, error in unknown.items()]
@@ -154,7 +160,7 @@ class Association:
         """
         if Verification not in [context.abstract_syntax for context in self._assoc.accepted_contexts]:
             raise DeliveryError(f"{self.peer} doesn't accept Verification (C-ECHO).")
-        status = self._answer(lambda: self._assoc.send_c_echo(self._next_message_id()), self.peer.timeout_s)
+        status = self._answer(_ECHO, lambda: self._assoc.send_c_echo(self._next_message_id()), self.peer.timeout_s)
         if status.Status != 0:
             raise DeliveryError(f"{self.peer} responds to C-ECHO with status 0x{status.Status:04X}.")
 
@@ -176,13 +182,14 @@ class Association:
             if request.transfer_syntax_uid in LOSSLESS:
                 instance.decompress(generate_instance_uid=False)  # the same pixels, so the same instance
         timeout_s = self.peer.timeout_s + request.path.stat().st_size / _SLOWEST_LINK
-        response = self._answer(lambda: self._assoc.send_c_store(instance, self._next_message_id()), timeout_s)
+        response = self._answer(_STORE, lambda: self._assoc.send_c_store(instance, self._next_message_id()), timeout_s)
         status = int(response.Status)
+        comment = str(response.get("ErrorComment", ""))
         if StoreOutcome(status).warned:
-            return StoreOutcome(status, warning=reasons.warned(self.peer, status, str(response.get("ErrorComment", ""))))
+            warning, for_log = (reasons.warned(self.peer, status, said) for said in (comment, ""))
+            return StoreOutcome(status, warning=warning, for_log=for_log)
         if status == 0:
             return StoreOutcome(status)
-        comment = str(response.get("ErrorComment", ""))
         error, for_log = (reasons.not_stored(self.peer, status, said) for said in (comment, ""))
         return StoreOutcome(status, error, for_log=for_log)
 
@@ -197,7 +204,7 @@ class Association:
             message_id = self._next_message_id()
             return self._assoc.send_n_action(ds, action_type, sop_class_uid, sop_instance_uid, message_id)[0]
 
-        return int(self._answer(send, self.peer.timeout_s).Status)
+        return int(self._answer(_ACTION, send, self.peer.timeout_s).Status)
 
     def event_report(self, sop_class_uid: str, sop_instance_uid: str, event_type: int, ds: Dataset) -> int:
         """N-EVENT-REPORT; the status of the response.
@@ -210,7 +217,7 @@ class Association:
             message_id = self._next_message_id()
             return self._assoc.send_n_event_report(ds, event_type, sop_class_uid, sop_instance_uid, message_id)[0]
 
-        return int(self._answer(send, self.peer.timeout_s).Status)
+        return int(self._answer(_EVENT_REPORT, send, self.peer.timeout_s).Status)
 
     def release(self) -> None:
         """Release it after answering the peer's reports; abort it if the peer doesn't answer soon."""
@@ -231,8 +238,9 @@ class Association:
             with suppress(OSError):  # it is closed already
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _answer(self, send: Callable[[], Dataset], timeout_s: float) -> Dataset:
+    def _answer(self, request: int, send: Callable[[], Dataset], timeout_s: float) -> Dataset:
         self._assoc.dimse_timeout = timeout_s
+        self._response = None
         started = time.monotonic()
         try:
             response = send()
@@ -241,15 +249,30 @@ class Association:
         except Exception:  # possibly in the middle of a message, so nothing else can be sent over it
             self.abort()
             raise
-        if "Status" in response:
+        wrong = self._what_is_wrong(request, response)
+        if "Status" in response and not wrong:
             return response
         self.abort()
         if self._excess:
             raise AssociationLost(reasons.not_dicom(self.peer, self._excess), unanswered=True)
+        if wrong:
+            raise DeliveryError(reasons.wrong_response(self.peer, wrong), unanswered=True)
         waited_s = time.monotonic() - started
         if waited_s >= timeout_s:
             raise DeliveryError(reasons.unanswered(self.peer, waited_s), unanswered=True)
         raise AssociationLost(reasons.lost(self.peer), unanswered=True)
+
+    def _what_is_wrong(self, request: int, response: Dataset) -> str:
+        """Why what came last is no response to the last request; empty if it is one, or nothing came."""
+        command = self._response
+        if command is None:
+            return ""
+        if command.get("CommandField") != request | _RESPONSE:
+            return f"a message of type 0x{command.get('CommandField') or 0:04X}"
+        answered = command.get("MessageIDBeingRespondedTo")
+        if answered != self._messages:
+            return "no message ID" if answered is None else f"the message ID {answered} instead of {self._messages}"
+        return "" if "Status" in response else "no status"
 
     def _way_for(self, offer: Offer) -> str | None:
         """The transfer syntax in which such an object can be sent, its own if possible."""
@@ -297,6 +320,7 @@ class Association:
             decode = dul._decode_pdu
             reader = BoundedReader(event.assoc, self.peer.timeout_s, self._on_excess)
             dul._read_pdu_data = reader.read_pdu  # type: ignore[method-assign]
+            guard_messages(event.assoc, self._on_excess)
             dul._decode_pdu = lambda bytestream: decode(bytearray(association_items.normalise(bytes(bytestream))))  # type: ignore[method-assign]
             connection: socket.socket = event.assoc.dul.socket.socket  # type: ignore[union-attr,assignment]
             # without it the last piece of an object waits some 40 ms for the acknowledgement of the piece before
@@ -318,7 +342,9 @@ class Association:
             self._socket.settimeout(self.peer.timeout_s)
 
     def _on_message(self, event: evt.Event) -> None:
-        if isinstance(event.message, N_EVENT_REPORT_RQ):
+        if not isinstance(event.message, N_EVENT_REPORT_RQ):
+            self._response = event.message.command_set
+        elif self._takes_reports:
             self._owes_nothing.clear()
 
     def _on_event_report(self, answer: Callable[[evt.Event], int], event: evt.Event) -> tuple[int, None]:

@@ -196,9 +196,9 @@ class DeliveryWorker:
         if outcome.status != DUPLICATE_INSTANCE:
             return outcome
         if may_be_there:
-            return replace(outcome, error="", warning=reasons.arrived_before(self._peer), is_there=True)
+            return replace(outcome, error="", for_log="", warning=reasons.arrived_before(self._peer), is_there=True)
         reason = reasons.still_there(self._peer) if delivery.was_sent else reasons.held_already(self._peer)
-        return replace(outcome, error=reason, unusable=True)
+        return replace(outcome, error=reason, for_log="", unusable=True)
 
     def _store(self, kind: ResultKind, request: StoreRequest) -> StoreOutcome:
         """C-STORE an object; a report in the first class that the settings allow and the destination accepts."""
@@ -248,18 +248,20 @@ class DeliveryWorker:
         if outcome.stored and outcome.status is not None:
             faults.point("object-stored", delivery.sop_instance_uid)
             mark_sent = partial(deliveries.mark_sent, to_commit=self.destination.storage_commitment)
-            mark_sent(self._engine, delivery, outcome.status, warning=outcome.warning, sent_as=outcome.sent_as)
+            warning = outcome.for_log or outcome.warning
+            mark_sent(self._engine, delivery, outcome.status, warning=warning, sent_as=outcome.sent_as)
             if self._troubles or self._to_drain:
                 deliveries.make_due(self._engine, self.destination.name)
             self._troubles, self._to_drain = 0, False
             if outcome.sent_as is not None:
                 known["sent_as"] = REPORT_CLASS_NAMES[outcome.sent_as[0]]
             self._log.info("sent", status=f"0x{outcome.status:04X}", **known)
-            if outcome.warning:
-                self._log.warning("stored with a warning", reason=outcome.warning, **known)
+            if warning:
+                self._log.warning("stored with a warning", reason=warning, **known)
             return
         attempt = (delivery, outcome.error, self.destination.max_attempts, outcome.status)
-        deliveries.mark_failed(self._engine, *attempt, hold=outcome.unusable, unanswered=outcome.unanswered)
+        mark_failed = partial(deliveries.mark_failed, hold=outcome.unusable, unanswered=outcome.unanswered)
+        mark_failed(self._engine, *attempt, for_audit=outcome.for_log)
         self._log.warning("not sent", reason=outcome.for_log or outcome.error, **known)
 
     def _log_disk_space(self, is_available: bool) -> None:

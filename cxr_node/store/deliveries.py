@@ -210,10 +210,12 @@ def mark_failed(
     *,
     hold: bool = False,
     unanswered: bool = False,
+    for_audit: str = "",
 ) -> None:
     """Note a failed attempt: due again after a growing wait, held after `max_attempts`, or at once with `hold`.
 
     `unanswered`: the object was sent, and no response came: the destination may have it. That is remembered until it is sent.
+    `for_audit`: the reason without the destination's own words, which may name a patient; empty: it has none.
 
     The audit log has the first failure and the last of a delivery, not each of a night's.
     """
@@ -235,7 +237,7 @@ def mark_failed(
         ).rowcount
         if changed and (held or delivery.attempts == 1):
             event = "result-held" if held else "result-delayed"
-            audit.add(connection, _event(event, delivery, "failure", f"{delivery.kind}: {reason}"))
+            audit.add(connection, _event(event, delivery, "failure", f"{delivery.kind}: {for_audit or reason}"))
 
 
 def make_due(engine: Engine, destination: str) -> int:
