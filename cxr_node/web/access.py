@@ -20,8 +20,11 @@ from cxr_node.web.problems import NotSignedIn
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from cxr_node.audit.refusal_events import RefusalEvents
+
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_REFUSED = ("login-refused", "access-refused")
 
 __all__ = ["ROLES", "User", "client_of", "need", "record", "record_view", "signed_in"]
 
@@ -103,7 +106,10 @@ async def record_view(
 async def record(
     request: Request, event: str, user: User | None, *, outcome: str = "success", detail: str = "", **whose: str
 ) -> None:
-    """Tell the audit log; `whose` as in `AuditEvent`."""
+    """Tell the audit log; `whose` as in `AuditEvent`.
+
+    What is refused counts against the budget of its address: whoever asks a thousand times a minute does not fill the log.
+    """
     name = user.name if user is not None else ""
     told = AuditEvent(
         event,
@@ -113,6 +119,10 @@ async def record(
         detail=detail,
         **{key: text[:64] for key, text in whose.items()},
     )
+    if event in _REFUSED:
+        refusals: RefusalEvents = request.app.state.refusals
+        await run_in_threadpool(refusals.record, told, detail.partition(":")[0] if event == "login-refused" else "requests")
+        return
     engine: Engine = request.app.state.engine
     await run_in_threadpool(audit.record, engine, told)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
+from cxr_node.audit.refusal_events import RefusalEvents
 from cxr_node.settings import Settings
 from cxr_node.store.node_status import node_status
 from cxr_node.web import access, api, health, metrics, pages, problems, sign_in
@@ -36,6 +37,7 @@ def create_app(settings: Settings, engine: Engine, config: Path | None = None) -
     app.state.settings, app.state.engine, app.state.config = settings, engine, config
     app.state.status = TimedCache(lambda: node_status(settings), _STATUS_S)
     app.state.metrics = metrics.make(settings, engine)
+    app.state.refusals = RefusalEvents(engine)
     app.state.scratch, app.state.pictures = Scratch(), PictureServer(settings)
     problems.install(app)
     access.install(app)
@@ -59,6 +61,7 @@ def close_app(app: FastAPI) -> None:
     app.state.pictures.close()
     app.state.status.close()
     app.state.metrics.close()
+    app.state.refusals.write()
 
 
 def _version() -> str:

@@ -49,7 +49,10 @@ async def log_in(
         return await _form(request, next, "The form is out of date: try again.", 403)
     engine: Engine = request.app.state.engine
     keys = lockout.keys_of_login(name, site_of(client_of(request)))
-    wait_s = await run_in_threadpool(lockout.begin, engine, keys)
+    # who has to wait anyway costs the database, which reception writes to, no more than a look
+    wait_s = await run_in_threadpool(lockout.wait_s, engine, keys) or 0.0
+    if wait_s <= 0:
+        wait_s = await run_in_threadpool(lockout.begin, engine, keys)
     if wait_s > 0:
         await _refused(request, name, "locked out")
         message = f"Too many wrong passwords. Try again in {_wait_text(wait_s)}."

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from typer.testing import CliRunner
 
 from cxr_node.cli import app as command_line
-from cxr_node.store import users
+from cxr_node.store import audit, users
 from cxr_node.store.database import write
 from cxr_node.store.schema import api_tokens, web_sessions
 from cxr_node.store.schema import users as users_table
@@ -192,6 +192,20 @@ def test_after_wrong_passwords_the_waits_grow(site):
     assert locked.status_code == 429
     assert 1 <= int(locked.headers["retry-after"]) <= 6
     assert sign_in(site.browser(client="192.0.2.9"), "ann").status_code == 303  # nobody is locked out by a stranger
+
+
+def test_a_flood_of_refusals_leaves_a_few_rows_and_their_number_and_hides_nobody_elses(site):
+    site.add_user("ann")
+    flooding = site.browser(client="192.0.2.7")
+    assert {flooding.get("/enter?key=guess").status_code for _ in range(60)} == {403}
+    assert sign_in(flooding, "ann", "wrong password").status_code == 401
+    assert sign_in(site.browser(client="192.0.2.9"), "ann", "wrong password").status_code == 401
+    site.app.state.refusals.write()
+    rows = [row["detail"] for row in audit.search(site.store.engine) if row["event"] == "login-refused"]
+    assert rows.count("wrong name or password") == 2, "of another kind, or from elsewhere"
+    (counted,) = [int(row.split()[0]) for row in rows if "more from this address" in row]
+    assert rows.count("one-time link") + counted == 60
+    assert rows.count("one-time link") <= 40
 
 
 def test_a_machine_with_many_addresses_guesses_no_more_often_than_one(site):

@@ -9,12 +9,12 @@ import pytest
 
 from cxr_node.commitment import reports
 from cxr_node.peer_address import address_of, is_in, is_named_singly, network_of, plain_address, site_of
-from cxr_node.receive.intake.event_budget import Budget
 from cxr_node.receive.intake.refused import Counts
 from cxr_node.receive.transport.limiter import AssociationSlots, KnownAddresses
 from cxr_node.receive.transport.pending_connections import PendingConnections
 from cxr_node.receive.transport.rate_limit import SenderRateLimit
 from cxr_node.records import Sender
+from cxr_node.security.event_budget import Budget
 from cxr_node.settings import NodeSettings, ReceiveSettings, SenderSettings, Settings
 from cxr_node.store import refusals
 from cxr_node.store.database import open_database

@@ -9,9 +9,10 @@ from cxr_node.receive.transport.limiter import (
     SLOWEST_BYTES_PER_S,
     AssociationSlots,
     KnownAddresses,
-    LogThrottle,
     TransferDeadline,
 )
+from cxr_node.security import event_budget
+from cxr_node.security.event_budget import LogThrottle
 from cxr_node.settings import ReceiveSettings, Settings
 from tests.clock import Clock
 
@@ -29,7 +30,7 @@ def test_the_same_is_written_down_once_in_a_while(clock):
 
 
 def test_made_up_names_fill_no_memory(clock, monkeypatch):
-    monkeypatch.setattr(limiter, "_MOST_KEYS", 100)
+    monkeypatch.setattr(event_budget, "_MOST_KEYS", 100)
     throttle = LogThrottle(60, clock)
     assert all(throttle.is_due(number) for number in range(1000)), "nobody is silenced by another's names"
     assert len(throttle._due_at) == 100

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from cxr_node.audit.refusal_events import RefusalEvents
 from cxr_node.errors import Rejected
 from cxr_node.receive.intake.admission import (
     CANNOT_UNDERSTAND,
@@ -21,7 +22,6 @@ from cxr_node.receive.intake.admission import (
 from cxr_node.receive.intake.group_commit import GroupCommit
 from cxr_node.receive.intake.header import read_header
 from cxr_node.receive.intake.purpose import Purpose, purpose_of
-from cxr_node.receive.intake.refused import Events
 from cxr_node.receive.intake.sender_admission import may_correct
 from cxr_node.receive.transport.command import StoreCommand
 from cxr_node.receive.transport.incoming import IncomingDataSet
@@ -50,7 +50,7 @@ TOO_LATE = StoreResponse(OUT_OF_RESOURCES, "The disk or the database is too slow
 class Intake:
     """Takes data sets in for as long as the receiver runs; called from the threads of all associations."""
 
-    def __init__(self, settings: Settings, engine: Engine, events: Events | None = None) -> None:
+    def __init__(self, settings: Settings, engine: Engine, events: RefusalEvents | None = None) -> None:
         self._settings, self._all_settings = settings.receive, settings
         self._engine = engine
         self._folders = DataFolder(settings.node.data_dir)
@@ -60,7 +60,7 @@ class Intake:
         self._disk_space = DiskSpace(settings.node.data_dir, settings.receive.min_free_mb)
         per_minute, counts = settings.receive.max_instances_per_minute, self._folders.root / ".rate"
         self._rate = SenderRateLimit(per_minute, counts, peer_of=settings.peer_of)
-        self._events = events or Events(engine)
+        self._events = events or RefusalEvents(engine)
 
     def begin(self, sender: Sender, request: StoreCommand, transfer_syntax_uid: str) -> IncomingDataSet:
         """A data set whose C-STORE command has arrived; refused at once if the command alone is reason enough."""

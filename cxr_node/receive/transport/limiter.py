@@ -13,8 +13,6 @@ from cxr_node.settings import ReceiveSettings, Settings
 SLOWEST_BYTES_PER_S = 4096
 """A peer that sends no faster than this on the average of a message, after `network_timeout_s`, is cut off."""
 
-_MOST_KEYS = 10_000
-"""Of what is remembered of peers, so that made-up names fill no memory."""
 _MOST_PROVEN = 1024
 _KEPT_SHARE = 4
 """One slot in this many is reserved for known senders' addresses."""
@@ -45,28 +43,6 @@ class TransferDeadline:
         if left_s <= 0:
             raise TimeoutError("the peer is too slow")
         return min(left_s, self._patience_s)
-
-
-class LogThrottle:
-    """Says of each key once in a while that it is time: for what would otherwise be written down without end."""
-
-    def __init__(self, every_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._every_s = every_s
-        self._clock = clock
-        self._due_at: dict[object, float] = {}
-        self._lock = threading.Lock()
-
-    def is_due(self, key: object) -> bool:
-        """Whether it is time again for this key."""
-        now = self._clock()
-        with self._lock:
-            is_due = now >= self._due_at.get(key, now)
-            if is_due:
-                self._due_at.pop(key, None)
-                if len(self._due_at) >= _MOST_KEYS:  # the oldest goes: nobody is silenced by another's names
-                    del self._due_at[next(iter(self._due_at))]
-                self._due_at[key] = now + self._every_s
-            return is_due
 
 
 class AssociationSlots:

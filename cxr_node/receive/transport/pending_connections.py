@@ -27,9 +27,10 @@ import structlog
 
 from cxr_node.dicom import association_items
 from cxr_node.receive.intake.sender_admission import refusal_of
-from cxr_node.receive.transport.limiter import AssociationSlots, KnownAddresses, LogThrottle
+from cxr_node.receive.transport.limiter import AssociationSlots, KnownAddresses
 from cxr_node.receive.transport.rejections import RejectionWriter
 from cxr_node.records import Sender
+from cxr_node.security.event_budget import LogThrottle
 from cxr_node.settings import Settings
 
 log = structlog.get_logger()

@@ -14,12 +14,13 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import UserIdentityNegotiation
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from cxr_node.audit.refusal_events import RefusalEvents
 from cxr_node.commitment.scp import CommitmentScp, support
 from cxr_node.dicom.tls import Listener
 from cxr_node.receive.intake.admission import RADIOGRAPHS, RESULTS, TRANSFER_SYNTAXES, may_be_storage_class
 from cxr_node.receive.intake.c_store import Intake
 from cxr_node.receive.intake.not_accepted import nothing_accepted
-from cxr_node.receive.intake.refused import Counts, Events, Refused
+from cxr_node.receive.intake.refused import Counts, Refused
 from cxr_node.receive.intake.reporters import Reporters
 from cxr_node.receive.intake.sender_admission import entries_of, has_proven, refusal_of
 from cxr_node.receive.intake.user_identity import NAME_AND_PASSCODE, confirm, refusal_of_user, user_identity_of
@@ -71,7 +72,7 @@ class Reception:
         tls = Listener(settings.tls) if settings.tls.listen else None
         self._engine = open_database(settings, longest_wait_s=_LONGEST_DATABASE_S)
         self._counts = Counts(self._engine, settings.peer_of)
-        self._events = Events(self._engine, settings.peer_of)
+        self._events = RefusalEvents(self._engine, settings.peer_of)
         refused = Refused(self._counts, self._events)
         self._commitment = _commitment(settings, self._engine, refused)
         handlers: list[evt.EventHandlerType] = [

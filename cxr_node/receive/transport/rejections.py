@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cxr_node.receive.intake.refused import Counts, Events, Refused
+from cxr_node.audit.refusal_events import RefusalEvents
+from cxr_node.receive.intake.refused import Counts, Refused
 from cxr_node.records import Sender
 from cxr_node.settings import Settings
 from cxr_node.store.database import open_database
@@ -50,7 +51,7 @@ class RejectionWriter:
         Args:
             sender: without AE titles if it came no further than its connection.
             reason: as text.
-            kind: see `Events.record`.
+            kind: see `RefusalEvents.record`.
             answer: tells the peer; called from another thread, after the refusal is in the audit log.
         """
         if self._thread is None:
@@ -82,7 +83,7 @@ class RejectionWriter:
 
     def _record_all(self, engine: Engine) -> None:
         peer_of = self._settings.peer_of
-        counts, events = Counts(engine, peer_of), Events(engine, peer_of)
+        counts, events = Counts(engine, peer_of), RefusalEvents(engine, peer_of)
         refused = Refused(counts, events)
         while (one := self._waiting.get()) is not None:
             try:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from cxr_node.peer_address import site_of
 
 _MOST_ADDRESSES = 4096
+_MOST_KEYS = 10_000
+"""Of what is remembered of peers, so that made-up names fill no memory."""
 
 
 @dataclass
@@ -79,3 +81,25 @@ class Budget:
                     found.append((host, kind, account.counted))
                     account.counted = 0
             return found
+
+
+class LogThrottle:
+    """Says of each key once in a while that it is time: for what would otherwise be written down without end."""
+
+    def __init__(self, every_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._due_at: dict[object, float] = {}
+        self._lock = threading.Lock()
+
+    def is_due(self, key: object) -> bool:
+        """Whether it is time again for this key."""
+        now = self._clock()
+        with self._lock:
+            is_due = now >= self._due_at.get(key, now)
+            if is_due:
+                self._due_at.pop(key, None)
+                if len(self._due_at) >= _MOST_KEYS:  # the oldest goes: nobody is silenced by another's names
+                    del self._due_at[next(iter(self._due_at))]
+                self._due_at[key] = now + self._every_s
+            return is_due
