@@ -63,11 +63,11 @@ def _wait_until_empty(engine: Engine, folders: DataFolder, timeout_s: float | No
     while True:
         left = open_work.count_open_work(engine, folders, spool)
         steady = steady + 1 if left.is_empty else 0
-        if steady >= _STEADY_LOOKS or (deadline is not None and time.monotonic() >= deadline):
-            return left
         if not left.is_empty and (line := _under_way(left)) != shown:
             shown = line
             print(line, flush=True)
+        if steady >= _STEADY_LOOKS or (deadline is not None and time.monotonic() >= deadline):
+            return left
         time.sleep(_CHECK_INTERVAL_S)
 
 
