@@ -104,8 +104,9 @@ def compose(ds: Dataset, rad: Radiograph, **changes: Any) -> Specimen:
     return Specimen(ds, compose_results(ds, rad, findings(**changes), kinds=tuple(ResultKind), now=NOW))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def specimen(request: pytest.FixtureRequest) -> Specimen:
+    """A source with its results, which the tests read and don't change: each source is composed once for all of them."""
     kind, _, name = request.param.partition(": ")
     own = {f"{level}InstanceUID": generate_uid(entropy_srcs=[name, level]) for level in ("Study", "Series", "SOP")}
     if kind in ("odd", "deidentified"):

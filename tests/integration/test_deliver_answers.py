@@ -75,7 +75,7 @@ def overlay(tmp_path):
 
 
 def peer_at(port, host="127.0.0.1", **options):
-    return Peer(host, port, "PACS", "CXRNODE", 5.0, **options)
+    return Peer(host, port, "PACS", "CXRNODE", PATIENCE_S, **options)
 
 
 @pytest.mark.parametrize("odd", ODD_ANSWERS.values(), ids=ODD_ANSWERS.keys())

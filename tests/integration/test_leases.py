@@ -264,9 +264,9 @@ class TestTheClockOfTheServer:
         on_postgres.receive()
         on_postgres.claim(ELSEWHERE, lease_s=LEASE_S)
         self.pass_(LEASE_S - 1)
-        assert on_postgres.claim("w") == []
+        assert on_postgres.claim("w", lease_s=LEASE_S) == []
         self.pass_(2)
-        assert len(on_postgres.claim("w")) == 1
+        assert len(on_postgres.claim("w", lease_s=LEASE_S)) == 1
 
     def test_a_step_ahead_leaves_the_living_time_to_renew(self, on_postgres, clocks):
         on_postgres.receive(uid="1.2.1", content=b"1")
@@ -286,9 +286,9 @@ class TestTheClockOfTheServer:
         on_postgres.claim(ELSEWHERE, lease_s=LEASE_S)
         self.server.now -= HOUR_S
         assert leases.release_dead(on_postgres.engine, on_postgres.settings) == 0
-        assert on_postgres.claim("w") == []
+        assert on_postgres.claim("w", lease_s=LEASE_S) == []
         self.pass_(on_postgres.settings.inference.lease_s + 1)
-        assert len(on_postgres.claim("w")) == 1
+        assert len(on_postgres.claim("w", lease_s=LEASE_S)) == 1
 
     def test_a_machine_that_slept_trusts_it_only_after_the_length_of_a_lease(self, on_postgres, clocks):
         on_postgres.receive()
