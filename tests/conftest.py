@@ -82,7 +82,7 @@ def _log_as_by_default() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _known_to_no_data_folder() -> Iterator[None]:
-    """A data folder of a test may have the path of one before it, which is gone with the file that shows that this process lives."""
+    """A data folder may have the path of an earlier test's, which is gone with the file that shows that this process lives."""
     yield
     if leases := sys.modules.get("cxr_node.store.leases"):
         leases._names.clear()

@@ -15,7 +15,7 @@ from cxr_node.errors import DeliveryError
 from cxr_node.settings import DestinationSettings, Settings
 from tests.orthanc import Orthanc, free_port
 from tests.scps import write_instance
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.peer
 
@@ -34,13 +34,13 @@ def requests(tmp_path) -> list[StoreRequest]:
 
 def destination(port: int, ae_title: str) -> Settings:
     return Settings(
-        destinations=(DestinationSettings(name="pacs", ae_title=ae_title, host="127.0.0.1", port=port, timeout_s=10),)
+        destinations=(DestinationSettings(name="pacs", ae_title=ae_title, host="127.0.0.1", port=port, timeout_s=PATIENCE_S),)
     )
 
 
 def test_orthanc_stores_what_is_sent(peer, tmp_path, requests):
     with Orthanc(peer("Orthanc"), tmp_path / "orthanc") as orthanc:
-        outcomes = store_files(requests, Peer("127.0.0.1", orthanc.dicom_port, "ORTHANC", "CXRNODE"))
+        outcomes = store_files(requests, Peer("127.0.0.1", orthanc.dicom_port, "ORTHANC", "CXRNODE", PATIENCE_S))
         assert [outcome.status for outcome in outcomes] == [0x0000] * len(requests)
         held = {instance["tags"]["SOPInstanceUID"] for instance in orthanc.instances()}
     assert held == {request.sop_instance_uid for request in requests}
@@ -68,7 +68,7 @@ def test_dcmtk_keeps_the_bytes_of_the_data_set(peer, tmp_path, requests):
 
             def stored():
                 try:
-                    return store_files(requests, Peer("127.0.0.1", port, "DCMTK", "CXRNODE"))
+                    return store_files(requests, Peer("127.0.0.1", port, "DCMTK", "CXRNODE", PATIENCE_S))
                 except DeliveryError:
                     assert storescp.poll() is None
                     return None

@@ -36,7 +36,7 @@ from tests.faults.fault_injection import FaultPoints
 from tests.node import Node
 from tests.orthanc import Orthanc, free_port
 from tests.scps import STORAGE
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 TROUBLES = ("A700", "C000", "abort", "silence", "refuse", "down", "warning")
 """What the misbehaving PACS does in turn."""
@@ -159,7 +159,7 @@ class Sender:
 
     def _send(self, path: Path, ae_title: str) -> bool:
         try:
-            return send_files([path], "127.0.0.1", self.port, "CXRNODE", ae_title, timeout_s=30)[0].stored
+            return send_files([path], "127.0.0.1", self.port, "CXRNODE", ae_title, timeout_s=PATIENCE_S)[0].stored
         except CxrNodeError:
             return False
 
@@ -167,7 +167,7 @@ class Sender:
         """Once: a request or a report that is lost with its process is the modality's to repeat."""
         reference = (str(ds.SOPClassUID), str(ds.SOPInstanceUID))
         try:
-            peer = Peer("127.0.0.1", self.port, "CXRNODE", self.ae_title, 30.0)
+            peer = Peer("127.0.0.1", self.port, "CXRNODE", self.ae_title, PATIENCE_S)
             if not ask_to_commit([reference], peer, 30.0):
                 self.promised.add((reference[1], str(ds.PatientID)))
         except CxrNodeError:

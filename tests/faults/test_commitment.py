@@ -227,7 +227,9 @@ class TestAskingADestination:
             return 0x0000
 
         with pacs.listening() as port:
-            association = Association(Peer("127.0.0.1", port, "PACS", "NODE"), [COMMITMENT], on_event_report=on_report)
+            association = Association(
+                Peer("127.0.0.1", port, "PACS", "NODE", PATIENCE_S), [COMMITMENT], on_event_report=on_report
+            )
             request = build_request("2.25.1", [(ComputedRadiographyImageStorage, "1.2.3")])
             assert association.action(PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_ACTION, request) == 0x0000
             assert reported.wait(PATIENCE_S)

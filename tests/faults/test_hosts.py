@@ -18,7 +18,7 @@ def test_nothing_is_lost_and_nothing_doubled_while_links_break_and_hosts_die(tmp
         pytest.skip("needs network namespaces: set CXR_HOSTS to run it")
     if reason := hosts.why_not_here():
         absent(reason)
-    counted = hosts.run(tmp_path / "out", 16, 2, cut_s=5, down_s=2, faults=2, timeout_s=300)
+    counted = hosts.run(tmp_path / "out", 16, 2, cut_s=5, down_s=2, faults=2, timeout_s=600)
     print(json.dumps(counted, indent=2))
     assert counted["images"] == 16
     assert counted["results at the PACS"] == 32

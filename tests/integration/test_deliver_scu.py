@@ -379,7 +379,7 @@ class TestNoAssociation:
 
     def test_a_peer_that_answers_echo(self):
         with storage_scp() as scp:
-            echo("127.0.0.1", scp.port, "PACS", "CXRNODE", 5)
+            echo("127.0.0.1", scp.port, "PACS", "CXRNODE", PATIENCE_S)
             assert len(scp.associations) == 1
 
 
