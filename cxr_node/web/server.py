@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cxr_node.errors import SettingsError
+from cxr_node.peer_address import is_in, site_of
 from cxr_node.settings import Settings
 from cxr_node.store import users
 from cxr_node.store.database import open_database
@@ -26,16 +27,33 @@ log = structlog.get_logger()
 
 _POLL_S = 0.2
 _HEADERS_TIMEOUT_S = 20.0
-_MOST_CONNECTIONS = 200
+_MOST_CONNECTIONS, _MOST_OF_ONE = 200, 64
+"""In all, and of one address; a browser opens six. Proxies that the settings trust have no limit of their own."""
 
 
 class _Patient(H11Protocol):
-    """Disconnects clients that send no request: uvicorn would wait forever for the first one."""
+    """Disconnects clients that send no request: uvicorn would wait forever for the first one.
+
+    One address has a share of the connections. Beyond it the one that has been idle for longest ends, or the new one.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
+        self._since = self.loop.time()
         self.loop.call_later(_HEADERS_TIMEOUT_S, self._look)
+        proxies = self.config.forwarded_allow_ips or ()
+        peer = self._peer
+        patient = (one for one in self.connections if isinstance(one, _Patient) and not one.transport.is_closing())
+        same = [one for one in patient if one._peer == peer]
+        if len(same) > _MOST_OF_ONE and not (self.client and is_in(self.client[0], tuple(proxies))):
+            idle = [one for one in same if one is not self and (one.cycle is None or one.cycle.response_complete)]
+            min(idle, key=lambda one: one._since, default=self).transport.close()
+
+    @property
+    def _peer(self) -> str:
+        """Who the address counts as."""
+        return site_of(self.client[0]) if self.client else ""
 
     def _look(self) -> None:
         if self.cycle is None and not self.transport.is_closing():

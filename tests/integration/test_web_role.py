@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import socket
 import ssl
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import httpx2
 import pytest
@@ -100,3 +102,20 @@ def test_the_image_s_health_check_asks_the_page(tmp_path, monkeypatch, is_there)
         )
     site.close()
     assert done.returncode == (0 if is_there else 1), done.stderr
+
+
+def test_silent_connections_of_one_address_keep_nobody_else_out(tmp_path):
+    site = Site(tmp_path / "var", port=0)
+    site.close()
+    with serving(site.settings) as address, ExitStack() as stack:
+        for _ in range(220):
+            flooding = socket.create_connection(("127.0.0.1", address.port), 20, source_address=("127.0.0.9", 0))
+            stack.enter_context(flooding)
+        wait_until(lambda: httpx2.get(address.join("/healthz")).status_code == 200, "an answer for another address")
+        with socket.create_connection(("127.0.0.1", address.port), 20, source_address=("127.0.0.9", 0)) as another:
+            another.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = another.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 200"), "of its own connections the one that was idle for longest ended"
+        flooding.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            flooding.recv(1)
