@@ -13,7 +13,7 @@ from pynetdicom.dimse_primitives import N_ACTION
 
 from cxr_node.commitment.datasets import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from cxr_node.settings import ReceiveSettings
-from tests.receiver import Receiver, associated, radiograph, send
+from tests.receiver import Receiver, associated, radiograph, response_to, send
 from tests.waiting import PATIENCE_S
 
 DEFAULTS = {name: field.default for name, field in ReceiveSettings.model_fields.items()}
@@ -80,12 +80,7 @@ def ask_to_commit(assoc, content):
     request.ActionTypeID = 1
     request.ActionInformation = BytesIO(content)
     context = next(cx for cx in assoc.accepted_contexts if cx.abstract_syntax == PUSH_MODEL)
-    assoc._reactor_checkpoint.clear()
-    try:
-        assoc.dimse.send_msg(request, context.context_id)
-        _, response = assoc.dimse.get_msg(block=True)
-    finally:
-        assoc._reactor_checkpoint.set()
+    response = response_to(assoc, request, context.context_id)
     return None if response is None else response.Status
 
 

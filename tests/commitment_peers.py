@@ -13,6 +13,7 @@ from pynetdicom import AE, build_role, evt
 from cxr_node.commitment import reports
 from cxr_node.commitment.datasets import PUSH_MODEL, PUSH_MODEL_INSTANCE, build_report, read_report, read_request
 from cxr_node.commitment.scp import information_of
+from cxr_node.deliver.reply_limits import leave_responses
 from tests.scps import STORAGE
 from tests.waiting import PATIENCE_S
 
@@ -85,6 +86,7 @@ def report_to(port, transaction_uid, references, called="CXRNODE"):
     ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
     assoc = ae.associate("127.0.0.1", port, ae_title=called, ext_neg=[build_role(PUSH_MODEL, scp_role=True)])
     assert assoc.is_established
+    leave_responses(assoc)
     ds = build_report(transaction_uid, references, {})
     status, _ = assoc.send_n_event_report(ds, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
     assoc.release()
@@ -125,6 +127,7 @@ class Modality:
         ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
         assoc = ae.associate("127.0.0.1", port, ae_title="NODE", evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.on_report)])
         assert assoc.is_established
+        leave_responses(assoc)
         ds = Dataset()
         ds.TransactionUID = transaction_uid = generate_uid()
         ds.ReferencedSOPSequence = []

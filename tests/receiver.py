@@ -20,11 +20,12 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from sqlalchemy import select
 
+from cxr_node.deliver.reply_limits import leave_responses
 from cxr_node.receive import scp
 from cxr_node.settings import DatabaseSettings, NodeSettings, ReceiveSettings, Settings, StorageSettings, TlsSettings
 from cxr_node.store import schema
 from cxr_node.store.database import open_database
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_until
 
 
 class Receiver:
@@ -151,6 +152,7 @@ def associated(
         tls_args=(tls, "127.0.0.1") if tls else None,
         evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: connections.append(event.assoc.dul.socket.socket))],
     )
+    leave_responses(assoc)
     try:
         yield assoc
     finally:
@@ -172,17 +174,23 @@ def store(assoc: Association, content: bytes, sop_instance_uid: str, sop_class_u
     request.Priority = 0
     request.DataSet = BytesIO(content)
     assert context.context_id is not None
-    assoc._reactor_checkpoint.clear()
-    try:
-        assoc.dimse.send_msg(request, context.context_id)
-        _, response = assoc.dimse.get_msg(block=True)
-    finally:
-        assoc._reactor_checkpoint.set()
+    response = response_to(assoc, request, context.context_id)
     status = Dataset()
     if response is not None:
         status.Status = response.Status
         status.ErrorComment = response.ErrorComment or ""
     return status
+
+
+def response_to(assoc: Association, request: Any, context_id: int) -> Any:
+    """Send a request as pynetdicom's own methods do; the response, or None."""
+    assoc._reactor_checkpoint.clear()
+    wait_until(lambda: assoc._is_paused or not assoc.is_alive(), "the association's thread pauses")
+    try:
+        assoc.dimse.send_msg(request, context_id)
+        return assoc.dimse.get_msg(block=True)[1]
+    finally:
+        assoc._reactor_checkpoint.set()
 
 
 def send(assoc: Association, ds: Dataset) -> int:

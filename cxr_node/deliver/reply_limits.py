@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cxr_node.dicom.association_items import BrokenRequest
 
@@ -61,6 +61,26 @@ def guard_messages(assoc: Association, on_excess: Callable[[str], None]) -> None
             dimse.msg_queue.put((None, None))
 
     dimse.receive_primitive = guarded  # type: ignore[method-assign]
+
+
+def leave_responses(assoc: Association) -> None:
+    """Keep the association's own thread from taking the response that a request waits for.
+
+    pynetdicom pauses that thread for the length of a request. But one that the machine lets rest between two steps says that it
+    is paused, and then looks for messages once more: on a busy machine a response is lost in this way now and then, and the
+    request ends with its timeout.
+
+    Args:
+        assoc: an association that is being requested.
+    """
+    checkpoint, take = assoc._reactor_checkpoint, assoc.dimse.get_msg
+
+    def get_msg(block: bool = False) -> tuple[Any, Any]:
+        if not block and not checkpoint.is_set():  # a request has begun
+            return None, None
+        return take(block)
+
+    assoc.dimse.get_msg = get_msg  # type: ignore[method-assign]
 
 
 class BoundedReader:

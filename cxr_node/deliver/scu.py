@@ -26,7 +26,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from cxr_node.deliver import reasons
 from cxr_node.deliver.addresses import Address, addresses_of, has_answered
 from cxr_node.deliver.contexts import LITTLE_ENDIAN, LOSSLESS, convertible, extended_negotiation, presentation_contexts
-from cxr_node.deliver.reply_limits import BoundedReader, guard_messages
+from cxr_node.deliver.reply_limits import BoundedReader, guard_messages, leave_responses
 from cxr_node.deliver.request import Offer, Peer, StoreOutcome, StoreRequest, unusable
 from cxr_node.dicom import association_items
 from cxr_node.errors import AssociationLost, DeliveryError, SettingsError
@@ -321,6 +321,7 @@ class Association:
             reader = BoundedReader(event.assoc, self.peer.timeout_s, self._on_excess)
             dul._read_pdu_data = reader.read_pdu  # type: ignore[method-assign]
             guard_messages(event.assoc, self._on_excess)
+            leave_responses(event.assoc)
             dul._decode_pdu = lambda bytestream: decode(bytearray(association_items.normalise(bytes(bytestream))))  # type: ignore[method-assign]
             connection: socket.socket = event.assoc.dul.socket.socket  # type: ignore[union-attr,assignment]
             # without it the last piece of an object waits some 40 ms for the acknowledgement of the piece before

@@ -37,7 +37,7 @@ from cxr_node.demo.modality import store_files
 from cxr_node.errors import AssociationLost, DeliveryError
 from tests.images import grey_image, ramp, save
 from tests.scps import STORAGE, UNCOMPRESSED, closed_port, listener, storage_scp, write_instance
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def peer_at(port: int, timeout_s: float = PATIENCE_S, host: str = "127.0.0.1") -> Peer:
@@ -204,6 +204,20 @@ def become_impatient(association):
     association.peer = replace(association.peer, timeout_s=0.5)
     association._socket.settimeout(0.5)
     return association
+
+
+def test_a_response_is_left_to_the_request_that_waits_for_it(report):
+    """pynetdicom's own thread may look for messages once more after it has said that it is paused: on a busy machine it does."""
+    with storage_scp() as scp:
+        association = Association(peer_at(scp.port), [report.offer])
+        assoc = association._assoc
+        assoc._reactor_checkpoint.clear()
+        wait_until(lambda: assoc._is_paused, "its thread pauses")
+        assoc.dimse.msg_queue.put((1, "response"))
+        assert assoc.dimse.get_msg() == (None, None)
+        assert assoc.dimse.get_msg(block=True) == (1, "response")
+        assoc._reactor_checkpoint.set()
+        association.release()
 
 
 class TestAssociationsThatEnd:

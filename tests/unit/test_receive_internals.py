@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import re
+import threading
+from types import SimpleNamespace
 
 import pynetdicom
 import pytest
@@ -60,3 +63,15 @@ def test_the_release_is_pinned():
     assert pinned
     assert pinned[1].startswith(internals.VERSIONS)
     assert pinned[1] == pynetdicom.__version__
+
+
+def test_a_response_is_left_to_the_request_that_waits_for_it():
+    """The association's thread may look for messages once more after it has said that it is paused."""
+    checkpoint, waiting = threading.Event(), queue.Queue()
+    waiting.put((1, "response"))
+    messages = SimpleNamespace(assoc=SimpleNamespace(_reactor_checkpoint=checkpoint), msg_queue=waiting, dimse_timeout=60)
+    assert Messages.get_msg(messages) == (None, None)
+    assert Messages.get_msg(messages, block=True) == (1, "response")
+    checkpoint.set()
+    waiting.put((1, "request"))
+    assert Messages.get_msg(messages) == (1, "request")

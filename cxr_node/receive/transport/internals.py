@@ -34,7 +34,17 @@ OF_INSTANCES: dict[type, tuple[str, ...]] = {
         *("_idle_timer", "_recv_pdu", "assoc", "event_queue", "socket", "state_machine", "to_provider_queue", "to_user_queue"),
     ),
     DIMSEServiceProvider: ("assoc", "dimse_timeout", "message", "msg_queue"),
-    Association: ("_kill", "_server", "acse", "dimse", "dul", "is_aborted", "is_established", "is_rejected"),
+    Association: (
+        "_kill",
+        "_reactor_checkpoint",
+        "_server",
+        "acse",
+        "dimse",
+        "dul",
+        "is_aborted",
+        "is_established",
+        "is_rejected",
+    ),
 }
 """Attributes that `__init__` sets; a test looks for them."""
 

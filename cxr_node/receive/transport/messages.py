@@ -113,8 +113,11 @@ class Messages(DIMSEServiceProvider):
     def get_msg(self, block: bool = False) -> Any:
         """What the association's thread polls for: waits until there is something, or for a moment.
 
-        With `block` for the response to a request of ours, as long as that may take.
+        With `block` for the response to a request of ours, as long as that may take. Once a request has begun, the response is
+        left to whoever sent it: this thread may have been put to rest by the machine just where pynetdicom would pause it.
         """
+        if not block and not self.assoc._reactor_checkpoint.is_set():
+            return None, None
         try:
             return self.msg_queue.get(timeout=self.dimse_timeout if block else _REST_S)
         except queue.Empty:
