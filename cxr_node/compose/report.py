@@ -258,7 +258,7 @@ def _algorithm(findings: Findings) -> AlgorithmIdentification:
 def _percent(
     name: CodedConcept, fraction: float, site: FindingSite | None = None, segment: tuple[Dataset, int] | None = None
 ) -> Measurement:
-    """A fraction 0..1 as a NUM in percent, to two decimals.
+    """A fraction 0..1 as a NUM in percent, to two decimals, or to the first digit that isn't 0: OHIF writes no number for a 0.
 
     Args:
         name: what it is.
@@ -273,7 +273,7 @@ def _percent(
         images[0].ReferencedSOPSequence[0].ReferencedSegmentNumber = number
     return Measurement(
         name,
-        round(100 * float(fraction), 2),
+        round(100 * float(fraction), 2) or float(f"{100 * float(fraction):.1g}"),
         code("unit", "percent"),
         finding_sites=None if site is None else [site],
         referenced_images=images,

@@ -98,6 +98,18 @@ def test_says_at_its_root_what_was_done_in_which_language_and_by_what(concept, v
     assert (code.CodeValue, code.CodingSchemeDesignator) == (value, scheme)
 
 
+@pytest.mark.parametrize(("probability", "written"), [(0.5, 50), (0.123456, 12.35), (1.2e-5, 0.001), (4e-9, 4e-7), (0.0, 0)])
+def test_a_small_probability_is_no_0(probability, written):
+    """OHIF writes "%" without a number beside a 0."""
+    given = findings().probabilities | {"viral_pneumonia": probability}
+    values = {
+        item.ConceptNameCodeSequence[0].CodeValue: float(item.MeasuredValueSequence[0].NumericValue)
+        for item in items(composed(probabilities=given)[ResultKind.REPORT])
+        if item.ValueType == "NUM"
+    }
+    assert values["P-VIRAL"] == written
+
+
 def test_the_finding_is_in_the_lungs():
     (site,) = group().finding_sites
     assert (site.value.value, site.value.scheme_designator) == ("39607008", "SCT")
