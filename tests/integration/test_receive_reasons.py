@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import pytest
 from structlog.testing import capture_logs
 
+from cxr_node.audit import refusal_events
 from cxr_node.commitment.datasets import PUSH_MODEL, PUSH_MODEL_INSTANCE
+from cxr_node.receive.transport import pending_connections
 from cxr_node.settings import SenderSettings
 from tests.attack_helpers import action_information, ask_to_commit
 from tests.raw_items import APPLICATION, CONTEXT, EXPLICIT, USER, item, proposed, request
@@ -216,3 +218,32 @@ def test_an_element_that_comes_twice_with_the_same_value_costs_nothing(receiver)
     with raw_peer(receiver) as peer:
         peer.send_pdu((COMMAND | LAST, store_command(ds.SOPInstanceUID)), (LAST, twice))
         assert peer.read_response().Status == 0x0000
+
+
+@pytest.mark.parametrize("end", ["closed", "aborted", "in the middle of an image"])
+def test_associations_that_end_again_and_again_fill_no_log(tmp_path, monkeypatch, end):
+    monkeypatch.setattr(refusal_events, "_LINES_AT_ONCE", 3)
+    monkeypatch.setattr(refusal_events, "_LINES_A_MINUTE", 0)
+    with capture_logs() as lines, Receiver(tmp_path / "data") as receiver:
+        for _ in range(10):
+            with raw_peer(receiver) as peer:
+                if end == "aborted":
+                    peer.connection.sendall(struct.pack(">BBLBBBB", 0x07, 0, 4, 0, 0, 0, 0))
+                    assert peer.connection.recv(1) == b""
+                elif end != "closed":
+                    peer.send_pdu((COMMAND | LAST, store_command("1.2.3")), (0, b"x" * 100))
+    for event in ("connection lost", "association aborted by the peer", "transfer broken off"):
+        assert len([line for line in lines if line["event"] == event]) <= 3
+    assert 7 in [line["count"] for line in lines if line["event"] == "more of the same, not logged individually"]
+
+
+def test_connections_that_end_before_a_request_again_and_again_fill_no_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(pending_connections, "_LINES_AT_ONCE", 3)
+    monkeypatch.setattr(pending_connections, "_LINES_A_MINUTE", 0)
+    with capture_logs() as lines, Receiver(tmp_path / "data") as receiver:
+        for _ in range(20):
+            with raw_connection(receiver) as peer:
+                peer.connection.sendall(b"\x01\x00")
+        with associated(receiver) as assoc:  # those before it have been seen to
+            assert assoc.is_established
+        assert len([line for line in lines if line["event"] == "connection lost"]) == 3

@@ -106,6 +106,10 @@ class Intake:
             self._record_refusal(incoming, answer, type(error).__name__)
         return answer
 
+    def may_log(self, host: str, kind: str) -> bool:
+        """Whether one more line of a kind may tell of this address: see `RefusalEvents.may_log`."""
+        return self._events.may_log(host, kind)
+
     def record_late(self, incoming: IncomingDataSet) -> None:
         """Write down that a data set was answered with TOO_LATE; from another thread than the one that deals with it."""
         self._record_refusal(incoming, TOO_LATE)

@@ -126,8 +126,10 @@ class Messages(DIMSEServiceProvider):
     def discard(self) -> None:
         """Forget the data set that was being received when the association ended."""
         if self._incoming is not None:
-            who = {"calling_ae_title": self._incoming.sender.calling_ae_title, "host": self._incoming.sender.host}
-            log.warning("transfer broken off", sop_instance_uid=self._incoming.sop_instance_uid, **who)
+            sender, uid = self._incoming.sender, self._incoming.sop_instance_uid
+            if self._intake.may_log(sender.host, "transfer broken off"):
+                who = {"calling_ae_title": sender.calling_ae_title, "host": sender.host}
+                log.warning("transfer broken off", sop_instance_uid=uid, **who)
             self._incoming.discard()
             self._incoming = None
 

@@ -30,7 +30,7 @@ from cxr_node.receive.intake.sender_admission import refusal_of
 from cxr_node.receive.transport.limiter import AssociationSlots, KnownAddresses
 from cxr_node.receive.transport.rejections import RejectionWriter
 from cxr_node.records import Sender
-from cxr_node.security.event_budget import LogThrottle
+from cxr_node.security.event_budget import Budget, LogThrottle
 from cxr_node.settings import Settings
 
 log = structlog.get_logger()
@@ -46,6 +46,8 @@ _LEAVING_S = 5.0
 """How long a peer that is refused has to hear that and close; closing at once could lose the answer."""
 _MOST_DISCARDED_BYTES = 1024 * 1024
 _BETWEEN_LINES_S = 60.0
+_LINES_AT_ONCE, _LINES_A_MINUTE = 100, 60
+"""Of connections of one address that end before a complete request."""
 _A_ASSOCIATE_RQ = 0x01
 _ABORT = struct.pack(">BBLBBBB", 0x07, 0, 4, 0, 0, 2, 6)
 """A-ABORT of the service provider, invalid parameter (PS3.8 section 9.3.8)."""
@@ -110,6 +112,8 @@ class PendingConnections:
         self._numbers = 0
         self._lock = threading.Lock()
         self._throttle = LogThrottle(_BETWEEN_LINES_S)
+        self._lines = Budget(_LINES_AT_ONCE, _LINES_A_MINUTE, peer_of=settings.peer_of)
+        self._sum_up_at = 0.0
 
     def add(self, connection: socket.socket, host: str, *, over_tls: bool) -> None:
         """Take in a connection that was just accepted; the oldest of the same address, or of the largest crowd, may go for it."""
@@ -145,8 +149,12 @@ class PendingConnections:
             late = [one for one in self._pending.values() if one.ends_at <= now and not one.is_handed_over]
         for pending in late:
             if not pending.is_leaving and self._peeked(pending, 1):
-                log.info("connection lost", reason="the peer is too slow", host=pending.host)
+                self._note_lost(pending, "the peer is too slow")
             self._drop(pending)
+        if now >= self._sum_up_at:
+            self._sum_up_at = now + _BETWEEN_LINES_S
+            for host, kind, count in self._lines.due():
+                log.info("more of the same, not logged individually", host=host, kind=kind, count=count)
 
     def admit(self, number: int, *, has_proven: bool = False, in_anothers_place: bool = False) -> bool:
         """Whether the association that a connection asks for has a place; if so, the connection is pending no longer.
@@ -186,6 +194,10 @@ class PendingConnections:
         for pending in waiting:
             self._drop(pending)
 
+    def _note_lost(self, pending: _Pending, reason: str) -> None:
+        if self._lines.takes(pending.host, "connection lost"):
+            log.info("connection lost", reason=reason, host=pending.host)
+
     def _make_room(self, host: str) -> None:
         with self._lock:
             pending = list(self._pending.values())
@@ -215,7 +227,7 @@ class PendingConnections:
         if len(head) < pending.awaited:
             if self._is_over(pending):
                 if head:  # who only connects, as a health check does, leaves no line
-                    log.info("connection lost", reason="closed by the peer", host=pending.host)
+                    self._note_lost(pending, "closed by the peer")
                 self._drop(pending)
             return
         if pending.over_tls:

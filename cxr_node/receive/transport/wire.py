@@ -304,6 +304,9 @@ class _UpperLayer(DULServiceProvider):
     def _host(self) -> str:
         return str(self.assoc.requestor.address)
 
+    def _may_log(self, what: str) -> bool:
+        return _server_of(self.assoc).intake.may_log(self._host, what)
+
     def idle_s(self) -> float:
         """How long nothing has come over the association; 0 if it has a message under way, or isn't established."""
         if self._is_ending or self.state_machine.current_state != _DATA_TRANSFER:
@@ -395,7 +398,8 @@ class _UpperLayer(DULServiceProvider):
         except (OSError, EOFError) as error:
             # who only connects, as a health check does, leaves no line; nor who closes after the association has ended
             state = self.state_machine.current_state
-            if state != _ENDED and (state not in _BEFORE_REQUEST or reader.has_received()):
+            is_told = state != _ENDED and (state not in _BEFORE_REQUEST or reader.has_received())
+            if is_told and self._may_log("connection lost"):
                 log.info("connection lost", reason=str(error), host=self._host)
             self.event_queue.put(_CONNECTION_CLOSED)
         except Exception as error:
@@ -445,7 +449,8 @@ class _UpperLayer(DULServiceProvider):
     def _take_pdu(self, content: bytes) -> None:
         """Have pynetdicom decode a PDU that isn't P-DATA-TF."""
         self._last_pdu = content[0]
-        if content[0] == _A_ABORT and self.assoc.requestor.primitive is not None:
+        is_told = content[0] == _A_ABORT and self.assoc.requestor.primitive is not None
+        if is_told and self._may_log("association aborted by the peer"):
             log.info("association aborted by the peer", calling_ae_title=self._title(), host=self._host)
         if content[0] == _A_ASSOCIATE_RQ:
             content, self._odd_ids = association_items.with_odd_ids(content)
