@@ -193,7 +193,11 @@ def test_an_association_over_which_something_can_come_leaves_no_line(receiver, c
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [(action_information(0), "refers to no instance"), (encoded(radiograph()), "without a transaction UID")]
+    ("content", "word"),
+    [
+        pytest.param(action_information(0), "refers to no instance", id="nothing"),
+        pytest.param(encoded(radiograph()), "without a transaction UID", id="an image"),
+    ],
 )
 def test_a_request_that_refers_to_nothing_is_not_answered_with_all_is_kept(tmp_path, content, word):
     with Receiver(tmp_path / "data", (SenderSettings(ae_title="MODALITY1"),)) as receiver:
