@@ -32,7 +32,9 @@ _P_DATA_TF, _PDU_TYPES = 0x04, range(0x01, 0x08)
 _COMMAND, _LAST = 0x01, 0x02
 _CHUNK_BYTES = 65536
 _MOST_DISCARDED_BYTES = 16 * 1024 * 1024
-_CONNECTION_CLOSED, _INVALID_PDU = "Evt17", "Evt19"
+_ABORT_REQUESTED, _CONNECTION_CLOSED, _INVALID_PDU = "Evt15", "Evt17", "Evt19"
+_ENDING = ("Sta1", "Sta13")
+"""States in which there is nothing left to abort: the standard has no such event in them (PS3.8 table 9-10)."""
 
 
 class Excess(Exception):  # noqa: N818 - becomes the state machine's "invalid PDU"
@@ -49,7 +51,8 @@ def guard_messages(assoc: Association, on_excess: Callable[[str], None]) -> None
         on_excess: called with a description of what the peer did.
     """
     dul, dimse = assoc.dul, assoc.dimse
-    receive = dimse.receive_primitive
+    receive, state_machine = dimse.receive_primitive, dul.state_machine
+    act = state_machine.do_action
 
     def guarded(primitive: P_DATA) -> None:
         try:
@@ -60,7 +63,12 @@ def guard_messages(assoc: Association, on_excess: Callable[[str], None]) -> None
             on_excess("a message that can't be read")
             dimse.msg_queue.put((None, None))
 
+    def do_action(event: str) -> None:
+        if event != _ABORT_REQUESTED or state_machine.current_state not in _ENDING:
+            act(event)
+
     dimse.receive_primitive = guarded  # type: ignore[method-assign]
+    state_machine.do_action = do_action  # type: ignore[method-assign]
 
 
 def leave_responses(assoc: Association) -> None:
