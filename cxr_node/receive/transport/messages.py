@@ -1,6 +1,8 @@
 """Assembles DIMSE messages from their fragments, and serves C-STORE and C-ECHO in the same thread.
 
 A data set goes to its `IncomingDataSet` fragment by fragment; pynetdicom handles all other messages.
+
+Over 300 lines: a message from its first fragment to its response, whatever is wrong with it.
 """
 
 from __future__ import annotations
