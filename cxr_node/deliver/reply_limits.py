@@ -33,8 +33,8 @@ _COMMAND, _LAST = 0x01, 0x02
 _CHUNK_BYTES = 65536
 _MOST_DISCARDED_BYTES = 16 * 1024 * 1024
 _ABORT_REQUESTED, _CONNECTION_CLOSED, _INVALID_PDU = "Evt15", "Evt17", "Evt19"
-_ENDING = ("Sta1", "Sta13")
-"""States in which there is nothing left to abort: the standard has no such event in them (PS3.8 table 9-10)."""
+_ABORTED = "Sta13"
+"""The peer has been sent an abort. There is nothing left to abort: the standard has no such event here (PS3.8 table 9-10)."""
 
 
 class Excess(Exception):  # noqa: N818 - becomes the state machine's "invalid PDU"
@@ -44,7 +44,8 @@ class Excess(Exception):  # noqa: N818 - becomes the state machine's "invalid PD
 def guard_messages(assoc: Association, on_excess: Callable[[str], None]) -> None:
     """Have an association aborted at once by a message that pynetdicom can't decode.
 
-    Otherwise its thread dies of it or passes it over, and who waits for the response does so until its timeout.
+    Otherwise its thread dies or ignores the message, and the request that waits for the response ends only with its timeout. That
+    request then asks for an abort too, which pynetdicom's state machine does not expect after the first.
 
     Args:
         assoc: an association that is being requested.
@@ -64,7 +65,9 @@ def guard_messages(assoc: Association, on_excess: Callable[[str], None]) -> None
             dimse.msg_queue.put((None, None))
 
     def do_action(event: str) -> None:
-        if event != _ABORT_REQUESTED or state_machine.current_state not in _ENDING:
+        if event == _ABORT_REQUESTED and state_machine.current_state == _ABORTED:
+            dul.to_provider_queue.get(block=False)  # else it would be looked at for ever
+        else:
             act(event)
 
     dimse.receive_primitive = guarded  # type: ignore[method-assign]
