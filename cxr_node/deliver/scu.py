@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association as PynetdicomAssociation
 from pynetdicom.dimse_messages import N_EVENT_REPORT_RQ
-from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
+from pynetdicom.pdu_primitives import A_ABORT, A_ASSOCIATE, A_P_ABORT
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from cxr_node.deliver import reasons
@@ -293,12 +293,12 @@ class Association:
         return self._messages
 
     def _why_not_established(self, address: Address, waited_s: float) -> str:
-        answer = self._assoc.acceptor.primitive
+        answer = self._assoc.acceptor.primitive or self._unread_rejection()
         if not self._connected:
             return reasons.not_connected(self.peer, _why_not_connected(self.peer, address, waited_s), waited_s)
         if self._excess:
             return reasons.not_dicom(self.peer, self._excess)
-        if self._assoc.is_rejected and answer is not None:
+        if answer is not None and answer.result != 0:
             return reasons.rejected(self.peer, answer.result_source or 0, answer.diagnostic or 0)
         if answer is not None:
             return reasons.nothing_accepted(self.peer)
@@ -307,6 +307,18 @@ class Association:
         if isinstance(self._abort, A_P_ABORT):
             return reasons.hung_up(self.peer)
         return reasons.silent(self.peer)
+
+    def _unread_rejection(self) -> A_ASSOCIATE | None:
+        """A rejection that pynetdicom didn't look at; an abort goes to `_on_acse_received`.
+
+        On a busy machine the peer may have answered and closed the connection before pynetdicom checks that it is connected, and
+        then takes it for one that never was.
+        """
+        rejection: A_ASSOCIATE | None = None
+        while (unread := self._assoc.dul.receive_pdu()) is not None:
+            if isinstance(unread, A_ASSOCIATE) and unread.result != 0:
+                rejection = unread
+        return rejection
 
     def _close(self) -> None:
         """Close the connection once pynetdicom's thread has ended: it does not close it if the peer did first."""

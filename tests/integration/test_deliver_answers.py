@@ -7,6 +7,7 @@ import struct
 
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pynetdicom import evt
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
@@ -148,6 +149,24 @@ ENDS = {
     "an answer that is too short": (struct.pack(">BBL", 2, 0, 4) + bytes(4), "doesn't answer in DICOM"),
     "something else": (b"HTTP/1.1 400 Bad Request\r\n\r\n", "doesn't answer in DICOM"),
 }
+
+
+@pytest.mark.parametrize(
+    "end", ["rejected for its title", "rejected, source 3 and reason 7", "aborted with a source that there is not"]
+)
+def test_an_answer_is_told_that_came_before_pynetdicom_looked_at_the_connection(end, monkeypatch):
+    """As on a busy machine: its own thread has read the answer and closed the connection by then."""
+    sent, words = ENDS[end]
+    trigger = evt.trigger
+
+    def triggered(assoc, event, attrs=None):
+        if event is evt.EVT_REQUESTED and assoc.is_requestor:
+            assoc.dul.join(PATIENCE_S)
+        return trigger(assoc, event, attrs)
+
+    monkeypatch.setattr(evt, "trigger", triggered)
+    with raw_scp(lambda _: sent) as scp, pytest.raises(DeliveryError, match=words):
+        Association(peer_at(scp.port), [OFFER])
 
 
 @pytest.mark.parametrize(("sent", "words"), ENDS.values(), ids=ENDS.keys())
