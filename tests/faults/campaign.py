@@ -2,6 +2,8 @@
 
 Everything runs in real processes over real associations: the node, an Orthanc that asks nothing and is asked to commit, and one
 small SCP that misbehaves on command. What was acknowledged has to be accounted for, whatever was done to the node.
+
+Over 300 lines: what is done to the node and what it must account for are read together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""No state is a trap: every job and delivery goes on by itself, or is held with a reason that `status` shows."""
+"""No state is a trap: every job and delivery goes on by itself, or is held with a reason that `status` shows.
+
+Over 300 lines: each state in which work can wait, with its way out.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The audit log sent to rsyslog over TLS: stopped, restarted, slow, with a wrong certificate, and each side killed."""
+"""The audit log sent to rsyslog over TLS: stopped, restarted, slow, with a wrong certificate, and each side killed.
+
+Over 300 lines: one rsyslog, and everything that can go wrong between it and the node.
+"""
 
 from __future__ import annotations
 

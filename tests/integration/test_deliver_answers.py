@@ -1,4 +1,7 @@
-"""Destinations as they answer: odd items, several addresses, warnings, and 0x0111."""
+"""Destinations as they answer: odd items, several addresses, warnings, and 0x0111.
+
+Over 300 lines: one table of odd answers after the other, to the same sender.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Association requests as peers write them, against the listener: what carries no meaning costs nothing (PS3.8 9.3, D.2)."""
+"""Association requests as peers write them, against the listener: what carries no meaning costs nothing (PS3.8 9.3, D.2).
+
+Over 300 lines: one table of odd requests after the other, to the same listener.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The spool before a bucket: what is acknowledged is on this host's disk, then in the bucket, once, whatever comes in between."""
+"""The spool before a bucket: what is acknowledged is on this host's disk, then in the bucket, once, whatever comes in between.
+
+Over 300 lines: every case needs two hosts over one bucket.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Result objects: whose they are, what their UIDs derive from, and that composing twice makes the same bytes."""
+"""Result objects: whose they are, what their UIDs derive from, and that composing twice makes the same bytes.
+
+Over 300 lines: one set of identities, looked at from all sides.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ SOURCES = sorted(
     if "migrations" not in path.parts  # one is written once and never changed
 )
 
+TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
+
 
 def too_long(source: str) -> list[str]:
     """What is longer than it may be, and says no reason."""
@@ -36,6 +38,11 @@ def too_long(source: str) -> list[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_is_short_or_says_why_not(path):
     assert too_long(path.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_file_of_tests_is_short_or_says_why_not(path):
+    assert "the file" not in too_long(path.read_text("utf-8"))
 
 
 def test_finds_what_is_too_long():
