@@ -30,6 +30,7 @@ from training.dataset import manifest_digest
 from training.letter_pictures import AT_BORDER, Samples, draw_tile
 from training.letter_shapes import load_fonts
 from training.side import SideImages, read_pictures
+from training.small_networks import epochs_of
 
 WIDTHS = (16, 32, 64)
 WANTED_WRONG = 0.0005
@@ -187,23 +188,13 @@ def _verdicts(read: list[tuple[NDArray[np.float32], NDArray[np.float32]]], thres
 def _trained(samples: Samples, epochs: int, rng: np.random.Generator) -> TrainedNet:
     print(f"{len(samples.classes)} pieces: {dict(sorted(Counter(samples.classes.tolist()).items()))}", flush=True)
     network = TrainedNet()
-    optimiser = torch.optim.AdamW(network.parameters(), _LEARNING_RATE, weight_decay=0.02)
-    steps = epochs * -(-len(samples.classes) // _BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=steps)
-    for epoch in range(epochs):
-        network.train()
-        losses = []
-        order = rng.permutation(len(samples.classes))
-        for start in range(0, len(order), _BATCH):
-            chosen = order[start : start + _BATCH]
-            patches, classes = torch.from_numpy(samples.patches[chosen]), torch.from_numpy(samples.classes[chosen])
-            loss = nn.functional.cross_entropy(network(*(varied := _varied(patches, classes))[:1]), varied[1])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.item())
-        print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}", flush=True)
+
+    def loss_of(chosen: NDArray[np.int64]) -> Tensor:
+        pictures, classes = _varied(torch.from_numpy(samples.patches[chosen]), torch.from_numpy(samples.classes[chosen]))
+        return nn.functional.cross_entropy(network(pictures), classes)
+
+    for epoch, loss in epochs_of(network, len(samples.classes), epochs, _BATCH, _LEARNING_RATE, rng, loss_of):
+        print(f"epoch {epoch}: loss {loss:.4f}", flush=True)
     return network.eval()
 
 

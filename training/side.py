@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cxr_node.nets.constants import SIDE_SIZE_PX
 from cxr_node.nets.side import WIDTHS, SideNet
 from training.dataset import load_prepared, manifest_digest, read_manifest
+from training.small_networks import epochs_of
 
 WANTED_ACCURACY = 0.997
 """On `val`, of the radiographs that get an answer: the 0.99 that is asked for, with room for what `val` doesn't hold."""
@@ -66,24 +67,14 @@ def fit(data: Path, out: Path, epochs: int = _EPOCHS) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     train, val, test = (read_pictures(data, split) for split in ("train", "val", "test"))
     network = SideNet()
-    rate = torch.optim.AdamW(network.parameters(), _LEARNING_RATE, weight_decay=0.02)
-    steps = epochs * -(-len(train.images) // _BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(rate, _LEARNING_RATE, total_steps=steps)
-    for epoch in range(epochs):
-        network.train()
-        losses = []
-        order = rng.permutation(len(train.images))
-        for start in range(0, len(order), _BATCH):
-            chosen = order[start : start + _BATCH]
-            batch = _moved(as_input(np.stack([_decorated(train.images[i], rng) for i in chosen])))
-            # softened: a few films of public sets are mirrored themselves
-            loss = nn.functional.binary_cross_entropy_with_logits(network(batch), torch.full((len(batch),), 0.99))
-            rate.zero_grad()
-            loss.backward()
-            rate.step()
-            schedule.step()
-            losses.append(loss.item())
-        print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}, val right {(scores(network, val) > 0).mean():.4f}", flush=True)
+
+    def loss_of(chosen: NDArray[np.int64]) -> Tensor:
+        batch = _moved(as_input(np.stack([_decorated(train.images[i], rng) for i in chosen])))
+        # softened: a few films of public sets are mirrored themselves
+        return nn.functional.binary_cross_entropy_with_logits(network(batch), torch.full((len(batch),), 0.99))
+
+    for epoch, loss in epochs_of(network, len(train.images), epochs, _BATCH, _LEARNING_RATE, rng, loss_of):
+        print(f"epoch {epoch}: loss {loss:.4f}, val right {(scores(network, val) > 0).mean():.4f}", flush=True)
     network = _half(network)
     threshold = choose_threshold(scores(network, val))
     out.mkdir(parents=True, exist_ok=True)
