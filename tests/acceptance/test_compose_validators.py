@@ -8,7 +8,7 @@ Over 300 lines: every judge gets the same objects.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -24,11 +24,13 @@ from cxr_node.deliver.report_class import report_as
 from cxr_node.deliver.request import Peer, StoreRequest
 from cxr_node.demo.modality import store_files
 from cxr_node.prepare.radiograph import prepare_dataset
+from cxr_node.prepare.render import render
 from cxr_node.prepare.source import read_dicom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import ANALYSIS_KINDS, LABELS, REPORT_CLASSES, ComposedObject, Radiograph, ResultKind
 from tests import validators
 from tests.compose_inputs import NOW, findings, radiograph, source
+from tests.images import lut_item
 from tests.orthanc import Orthanc
 from tests.waiting import PATIENCE_S
 
@@ -82,8 +84,19 @@ ODD: dict[str, dict[str, Any]] = {
 }
 """Legal headers as they occur, by what is odd about them."""
 
+TABLES: dict[str, dict[str, Any]] = {
+    "Modality LUT of 8 bits": {"ModalityLUTSequence": [lut_item(0, 8, [entry // 16 for entry in range(4096)])]},
+    "Modality LUT of 12 bits": {
+        "ModalityLUTSequence": [lut_item(0, 12, list(range(4096)))],
+        "VOILUTSequence": [lut_item(0, 12, list(range(4096)))],
+    },
+    "VOI LUT of 8 bits": {"VOILUTSequence": [lut_item(0, 8, [entry // 16 for entry in range(4096)])]},
+}
+"""LUTs of sources whose pixels are 0 to 4095."""
+
 SOURCES = [
     *(f"odd: {name}" for name in ODD),
+    *(f"tables: {name}" for name in TABLES),
     *(f"deidentified: {name}" for name in ("ordinary", "without type 2 attributes", "Japanese", "on its side")),
     *(f"finding: {label}" for label in LABELS),
     *(pytest.param(f"real: {name}", marks=pytest.mark.data, id=f"real: {name[-24:]}") for name in CHESTS),
@@ -114,6 +127,12 @@ def specimen(request: pytest.FixtureRequest) -> Specimen:
     if kind in ("odd", "deidentified"):
         ds = source(**own | ODD[name])
         return compose(ds if kind == "odd" else deidentified(ds), radiograph(**_LAID_OUT if name == "on its side" else {}))
+    if kind == "tables":
+        ds = source(**own | TABLES[name])
+        for item in ds.get("ModalityLUTSequence", ()):
+            item.ModalityLUTType = "OD"
+        stored = (np.arange(256 * 256).reshape(256, 256) % 4096).astype(np.uint16)
+        return compose(ds, replace(radiograph(), greys=render(ds, stored)[1]))
     if kind == "finding":
         return compose(source(**own), radiograph(), label=name)
     data_folder = request.getfixturevalue("data_folder")

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
 from cxr_node.compose import compose_results
@@ -137,17 +138,69 @@ def test_takes_the_window_and_the_rescaling_of_the_source():
     assert (ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType) == (2, -5, "US")
 
 
-def test_takes_the_tables_of_the_source():
+def test_takes_the_first_table_of_the_source():
     given = source()
     entries = [entry // 16 for entry in range(4096)]
     given.VOILUTSequence = [lut_item(0, 8, entries), lut_item(0, 8, entries[::-1])]
-    given.ModalityLUTSequence = [lut_item(0, 16, list(range(4096)))]
-    given.ModalityLUTSequence[0].ModalityLUTType = "US"
     ds = composed(given)
     (item,) = ds.SoftcopyVOILUTSequence[0].VOILUTSequence
-    assert list(item.LUTData) == entries
+    assert list(item.LUTData) == [257 * entry for entry in entries]
     assert "WindowCenter" not in ds.SoftcopyVOILUTSequence[0]
-    assert list(ds.ModalityLUTSequence[0].LUTData) == list(range(4096))
+
+
+VOIS = {
+    "linear": {"WindowCenter": 900, "WindowWidth": 1500},
+    "linear exact": {"WindowCenter": 900, "WindowWidth": 1500, "VOILUTFunction": "LINEAR_EXACT"},
+    "sigmoid": {"WindowCenter": 900, "WindowWidth": 1500, "VOILUTFunction": "SIGMOID"},
+    "table": {"VOILUTSequence": [lut_item(100, 12, [int(4095 * (entry / 2900) ** 0.5) for entry in range(2901)])]},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 15, 16])
+@pytest.mark.parametrize("voi", VOIS)
+def test_shows_the_tables_of_the_source_as_the_overlay_does(voi, bits):
+    """Every viewer's chain (PS3.4 section N.2), here pydicom's, makes of the stored values what `render` made of them."""
+    given = source(**VOIS[voi])
+    top = min(2**bits - 1, 3000)
+    given.ModalityLUTSequence = [lut_item(0, bits, [round(top * (1 - entry / 4095) ** 1.2) for entry in range(4096)])]
+    given.ModalityLUTSequence[0].ModalityLUTType = "OD"
+    if voi != "none" and bits < 12:
+        given.VOILUTFunction = given.get("VOILUTFunction", "LINEAR")
+        for keyword in ("WindowCenter", "WindowWidth"):
+            if keyword in given:
+                given[keyword].value = max(2, int(given[keyword].value * top / 3000))
+    stored = (np.arange(256 * 256).reshape(256, 256) % 4096).astype(np.uint16)
+    pixels, greys = render(given, stored)
+    (item,) = compose_results(given, replace(radiograph(), greys=greys), findings(), kinds=[ResultKind.PRESENTATION], now=NOW)
+    state = pydicom.dcmread(BytesIO(item.content))
+    (table,) = state.ModalityLUTSequence
+    assert table.LUTDescriptor[2] == 16
+    shown = Dataset()
+    shown.PixelRepresentation, shown.BitsStored, shown.BitsAllocated, shown.PhotometricInterpretation = 0, 16, 16, "MONOCHROME2"
+    shown.set_original_encoding(False, True)
+    shown.ModalityLUTSequence = state.ModalityLUTSequence
+    values = apply_modality_lut(stored, shown)
+    chain = state.SoftcopyVOILUTSequence[0]
+    for element in chain:
+        shown.add(element)
+    seen = apply_voi_lut(values.astype(np.uint16), shown) / 65535
+    assert np.abs(seen - pixels).max() < 0.01
+
+
+def test_a_long_table_that_begins_below_zero_is_written():
+    given = source(PixelRepresentation=1)
+    given.VOILUTSequence = [lut_item(-30000, 16, list(range(60000)))]
+    stored = (np.arange(256 * 256).reshape(256, 256) - 2**15).astype(np.int16)
+    (item,) = compose_results(
+        given,
+        replace(radiograph(), greys=render(given, stored)[1]),
+        findings(),
+        kinds=[ResultKind.PRESENTATION],
+        now=NOW,
+    )
+    (table,) = pydicom.dcmread(BytesIO(item.content)).SoftcopyVOILUTSequence[0].VOILUTSequence
+    assert list(table.LUTDescriptor) == [60000, -30000, 16]
 
 
 @pytest.mark.parametrize(
