@@ -52,16 +52,13 @@ def frontal_score(bottleneck: NDArray[np.float32], lungs: NDArray[np.bool_], gat
     return float(standard @ np.asarray(gate["coefficients"]) + gate["intercept"])
 
 
-def check_frontal(
-    bottleneck: NDArray[np.float32], lungs: NDArray[np.bool_], gate: dict[str, Any], above_threshold: float = 0.0
-) -> None:
-    """Reject what doesn't look like a frontal chest radiograph.
+def check_frontal(score: float, gate: dict[str, Any]) -> None:
+    """Reject what doesn't look like a frontal chest radiograph, by its `frontal_score`.
 
     Raises:
-        Rejected: the score is not `above_threshold` above the gate's threshold.
+        Rejected: the score is below the gate's threshold.
     """
-    score = frontal_score(bottleneck, lungs, gate)
-    if score < gate["threshold"] + above_threshold:
+    if score < gate["threshold"]:
         raise Rejected(
             "The image does not look like an upright frontal chest radiograph "
             f"(score {score:.1f}, at least {gate['threshold']:.1f} is required): lateral view, other body part or rotated?"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_node.analyse.enhance import LungCrop, classifier_input
-from cxr_node.analyse.gate import check_frontal
+from cxr_node.analyse.gate import check_frontal, frontal_score
 from cxr_node.analyse.letters import read_marker
 from cxr_node.analyse.networks import Networks
 from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left, zone_rows
@@ -31,6 +31,16 @@ _EDGE_PX = 3.0
 
 _SURELY_FRONTAL = 2.0
 """Margin above the gate's threshold for an image with inverted greys, so that the second attempt lets no more pass."""
+_HARDLY_FRONTAL = 4.0
+"""An image that passes the gate by less than this is tried with inverted greys too: a few radiographs pass it as a negative."""
+_SURELY_NEGATIVE = 4.0
+"""By so much the gate's score of the negative exceeds that of an image that passes it, where the image's own greys are wrong. Of
+radiographs, right and negative, the two scores differ by 6 and more (`training/RESULTS.md`)."""
+
+_LOOKS_NEGATIVE = (
+    "The greys look inverted (lungs bright, bones dark): check the header's PhotometricInterpretation, PresentationLUTShape, "
+    "window and LUTs."
+)
 
 
 def analyse(
@@ -57,18 +67,8 @@ def analyse(
         return []
     started = time.perf_counter()
     images = list(network_images)
-    masks, refusals = _admit(images, networks)
-    # a wrong PhotometricInterpretation makes lungs white, in viewers too: such an image is inverted and analysed
-    refused = list(refusals)
-    inverted: set[int] = set()
-    if refused and networks.gate is not None:
-        turned = [np.asarray(255 - images[index], np.uint8) for index in refused]
-        turned_masks, turned_refusals = _admit(turned, networks, _SURELY_FRONTAL)
-        for place, index in enumerate(refused):
-            if place not in turned_refusals:
-                images[index], masks[index] = turned[place], turned_masks[place]
-                inverted.add(index)
-                del refusals[index]
+    masks, scores, refusals = _admit(images, networks)
+    inverted = _turn_negatives(images, masks, scores, refusals, networks)
     segment_s = (time.perf_counter() - started) / len(masks)
     accepted = [index for index in range(len(masks)) if index not in refusals]
     said = [True if sides_said is None else sides_said[i] for i in accepted]
@@ -86,20 +86,59 @@ def analyse(
     return [outcomes[index] for index in range(len(masks))]
 
 
+def _turn_negatives(
+    images: list[NDArray[np.uint8]],
+    masks: list[NDArray[np.bool_]],
+    scores: list[float],
+    refusals: dict[int, Rejected],
+    networks: Networks,
+) -> set[int]:
+    """Invert the images whose greys are surely inverted, and reject those whose greys may be; all arguments change in place.
+
+    A wrong PhotometricInterpretation makes lungs white, in viewers too.
+
+    Returns:
+        the indices of the images that are inverted now.
+    """
+    if networks.gate is None:
+        return set()
+    threshold = networks.gate["threshold"]
+    doubtful = [index for index, score in enumerate(scores) if index in refusals or score < threshold + _HARDLY_FRONTAL]
+    negatives = [np.asarray(255 - images[index], np.uint8) for index in doubtful]
+    inverted: set[int] = set()
+    if not doubtful:
+        return inverted
+    their_masks, their_scores, their_refusals = _admit(negatives, networks)
+    for place, index in enumerate(doubtful):
+        own, score = refusals.get(index), their_scores[place]
+        if place in their_refusals or score <= scores[index]:
+            continue
+        lead = 0.0 if own is not None else _SURELY_NEGATIVE
+        if score >= threshold + _SURELY_FRONTAL and score >= scores[index] + lead:
+            images[index], masks[index] = negatives[place], their_masks[place]
+            inverted.add(index)
+            refusals.pop(index, None)
+        else:
+            refusals[index] = Rejected(_LOOKS_NEGATIVE, *(own.reasons if own is not None else ()))
+    return inverted
+
+
 def _admit(
-    images: Sequence[NDArray[np.uint8]], networks: Networks, above_threshold: float = 0.0
-) -> tuple[list[NDArray[np.bool_]], dict[int, Rejected]]:
-    """Lungs of each image, bool (224, 224), and why some are rejected, by index."""
+    images: Sequence[NDArray[np.uint8]], networks: Networks
+) -> tuple[list[NDArray[np.bool_]], list[float], dict[int, Rejected]]:
+    """Lungs of each image, bool (224, 224), its score at the gate (0 without one), and why some are rejected, by index."""
     masks, bottlenecks = segment_batch(images, networks)
+    gate = networks.gate
+    scores = [0.0 if gate is None else frontal_score(*found, gate) for found in zip(bottlenecks, masks, strict=True)]
     refusals: dict[int, Rejected] = {}
     for index, mask in enumerate(masks):
         try:
             check_lungs(mask)
-            if networks.gate is not None:
-                check_frontal(bottlenecks[index], mask, networks.gate, above_threshold)
+            if gate is not None:
+                check_frontal(scores[index], gate)
         except Rejected as rejected:
             refusals[index] = rejected
-    return masks, refusals
+    return masks, scores, refusals
 
 
 def segment_batch(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_node.compose.identity import program_version
-from cxr_node.compose.sides import note
+from cxr_node.compose.notes import notes
 from cxr_node.compose.words import NOT_ANALYSED, title, title_of
 from cxr_node.prepare.geometry import mask_to_source, to_source
 from cxr_node.records import LABELS, MODEL_NAME, NOT_FOR_DIAGNOSIS, Findings, Geometry, Radiograph
@@ -24,7 +24,7 @@ _FULL_OPACITY = 0.6
 _HEADER, _PANEL = 0.046, 0.205
 """Heights of what stands above and below the radiograph, as shares of its width."""
 _NOTE = 0.036
-"""Height of a line below the panel that says how the sides are known, likewise."""
+"""Height of a note's line below the panel, likewise."""
 _MIN_TARGET_PX = 1024
 """Smaller sources are enlarged to this (if `max_side_px` allows), so that the panel can be read."""
 
@@ -53,8 +53,8 @@ def draw_overlay(
         uint8 (h, w, 3), RGB.
     """
     rows, columns = radiograph.pixels.shape
-    said = note(findings.sides)
-    below = _PANEL + (_NOTE if said else 0)
+    said = notes(findings)
+    below = _PANEL + _NOTE * len(said)
     height, width = _picture_size(rows * pixel_aspect, columns, max_side_px, 2 if side_by_side else 1, below)
     grey = _to_grey(radiograph.pixels, height, width, radiograph.greys.shutter_grey)
     if findings.greys_inverted:  # shown as it was analysed, not as the wrong header says
@@ -150,10 +150,10 @@ def _header(letters: tuple[str, str], width: int, text: str = "") -> Picture:
     return header
 
 
-def _panel(findings: Findings, width: int, said: str, height: int) -> Picture:
+def _panel(findings: Findings, width: int, said: Sequence[str], height: int) -> Picture:
     """The findings in words and numbers. Sizes are fractions of the width, so that all overlays look alike.
 
-    `said`: of the sides, in a line of its own.
+    `said`: the notes, each in a line of its own.
     """
     panel = np.zeros((height, width, 3), np.uint8)
 
@@ -184,8 +184,8 @@ def _panel(findings: Findings, width: int, said: str, height: int) -> Picture:
         filled = left + (right - left) * findings.probabilities[label]
         cv2.rectangle(panel, at(left, y - 0.47 * pitch), at(filled, y), _BAR if label == named else _DIM, cv2.FILLED)
         _text(panel, f"{findings.probabilities[label]:.1%}", at(0.625, y), size(0.7 * pitch), colour, weight, "right")
-    if said:
-        _text(panel, said, at(0.025, _PANEL + 0.014), size(0.021), _AMBER, _BOLD, room=round(0.95 * width))
+    for row, line in enumerate(said):
+        _text(panel, line, at(0.025, _PANEL + 0.014 + _NOTE * row), size(0.021), _AMBER, _BOLD, room=round(0.95 * width))
     _text(panel, "Heat: what the answer rests on, 0 to 1", at(0.68, 0.105), size(0.0185), _LIGHT, _REGULAR, room=room)
     _colour_bar(panel, at(0.68, 0.116), at(0.975, 0.144))
     for tick, x, side in ((0, 0.68, "left"), (0.5, 0.8275, "centre"), (1, 0.975, "right")):

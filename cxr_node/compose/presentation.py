@@ -21,7 +21,7 @@ from pydicom import Dataset
 
 from cxr_node.compose.greys import add_greys, add_shutter
 from cxr_node.compose.identity import ResultIdentity, bare_reference
-from cxr_node.compose.sides import note
+from cxr_node.compose.notes import notes
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.compose.words import headline
 from cxr_node.prepare.geometry import outlines_in_source, points_to_source
@@ -106,5 +106,5 @@ def _shares(maps: SourceMaps) -> list[TextObject]:
 
 def _result(maps: SourceMaps) -> TextObject:
     """Class and probability in the upper left of the screen, whatever part of the image it shows."""
-    text = "\r\n".join(line for line in (headline(maps.findings), NOT_FOR_DIAGNOSIS, note(maps.findings.sides)) if line)
+    text = "\r\n".join((headline(maps.findings), NOT_FOR_DIAGNOSIS, *notes(maps.findings)))
     return TextObject(text, _DISPLAY, bounding_box=(0.02, 0.02, 0.6, 0.1))

@@ -33,6 +33,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr_node.compose.codes import code, finding_code, private_scheme, probability_code
 from cxr_node.compose.identity import ResultIdentity, bare_reference, device_uid, program_version, serial_number
+from cxr_node.compose.notes import GREYS_INVERTED
 from cxr_node.compose.report_regions import area_of, lung_rectangle, region
 from cxr_node.compose.sides import lung_name, note, site
 from cxr_node.compose.source_pixels import SourceMaps
@@ -249,7 +250,7 @@ def _algorithm(findings: Findings) -> AlgorithmIdentification:
     if findings.indeterminate:
         parameters.append(f"indeterminate because: {findings.indeterminate_reason}")
     if findings.greys_inverted:
-        parameters.append("greys: inverted before the analysis")
+        parameters.append(f"greys: {GREYS_INVERTED}")
     if model.digest:
         parameters.append(f"weights: sha256 {model.digest}")
     return AlgorithmIdentification(model.name, model.version, parameters=parameters)

@@ -55,11 +55,6 @@ def marker_text(sides: Sides, geometry: Geometry) -> str:
     return f"{letter} on the " + place.replace("picture", "picture's")
 
 
-def warnings(sides: Sides) -> list[str]:
-    """Warnings for an operator."""
-    return [note(sides)] if sides.by == SidesBy.CONTRADICTED else []
-
-
 def side_name(side: str, sides: Sides, geometry: Geometry) -> str:
     """What one of SIDES is called: "right" and "left" of the patient, or "picture left" and the like.
 

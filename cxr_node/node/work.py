@@ -26,7 +26,8 @@ from cxr_node.analyse.networks import Networks, load_networks
 from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
 from cxr_node.compose import DEFAULT_KINDS, compose_not_analysed, compose_rejection_note, compose_results
 from cxr_node.compose.identity import content_key
-from cxr_node.compose.sides import marker_text, side_name, turned, warnings
+from cxr_node.compose.notes import warnings
+from cxr_node.compose.sides import marker_text, side_name, turned
 from cxr_node.dicom import routes
 from cxr_node.errors import DiskFull, Rejected
 from cxr_node.logs import exception_text
@@ -280,7 +281,7 @@ class Worker:
             sop_instance_uid=job.sop_instance_uid,
             answer=findings.answer,
             likeliest=findings.likeliest,
-            warnings=warnings(findings.sides),
+            warnings=warnings(findings),
             seconds=round(seconds["total"], 3),
         )
 
@@ -443,7 +444,7 @@ def as_json(findings: Findings, seconds: dict[str, float], geometry: Geometry) -
             "log_odds": round(sides.log_odds, 2),
             "marker": marker_text(sides, geometry),
         },
-        "warnings": warnings(sides),
+        "warnings": warnings(findings),
         "model": {"name": findings.model.name, "version": findings.model.version},
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
     }

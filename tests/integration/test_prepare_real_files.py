@@ -80,6 +80,22 @@ def test_a_header_that_says_the_wrong_photometric_interpretation_is_followed_her
     assert other.probabilities == pytest.approx(one.probabilities, abs=0.02)
 
 
+def test_a_negative_that_the_gate_would_let_pass_is_noticed(data_folder):
+    """This one's negative has a score of 0.2."""
+    image = cv2.imread(str(data_folder / "images" / "kermany" / "kermany-63fada54c026.jpg"), cv2.IMREAD_GRAYSCALE)
+    positive = to_network_image(image.astype(np.float32) / 255)
+    one, other = analyse([positive, np.asarray(255 - positive, np.uint8)], load_networks(InferenceSettings(device="cpu")))
+    assert (one.greys_inverted, other.greys_inverted) == (False, True)
+
+
+def test_a_negative_that_is_turned_away_is_named(data_folder):
+    image = cv2.imread(str(data_folder / "images" / "armiro" / "armiro-51420f48384d.jpg"), cv2.IMREAD_GRAYSCALE)
+    positive = to_network_image(image.astype(np.float32) / 255)
+    one, other = analyse([positive, np.asarray(255 - positive, np.uint8)], load_networks(InferenceSettings(device="cpu")))
+    assert not one.greys_inverted
+    assert "greys look inverted" in other.reasons[0]
+
+
 def test_one_image_compressed_in_two_ways_looks_the_same(data_folder):
     lossless, lossy = (prepared(data_folder / "dicom" / "chest" / name) for name in ("RG1_JLSN.dcm", "RG1_J2KI.dcm"))
     assert np.abs(lossless.pixels - lossy.pixels).mean() < 0.005
