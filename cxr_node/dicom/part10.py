@@ -82,6 +82,27 @@ def after_group_2(content: bytes | mmap.mmap, at: int, order: str = "<") -> int:
     return at
 
 
+def file_in(content: bytes | mmap.mmap, at: int) -> tuple[int, str] | None:
+    """Where the data set of a whole file begins that lies where a data set should, and the transfer syntax that the file names.
+
+    Args:
+        content: what holds it.
+        at: where it begins, preamble included.
+
+    Returns:
+        None if no file with preamble and file meta information begins there. The transfer syntax is empty if it names none.
+    """
+    first = at + _PREAMBLE_BYTES
+    if content[first - 4 : first + 2] != b"DICM\x02\x00":
+        return None
+    end = after_group_2(content, first)
+    try:
+        syntax = dcmread(BytesIO(bytes(content[at:end])), force=True).file_meta.get("TransferSyntaxUID")
+    except Exception:  # pydicom raises whatever broken bytes lead it to
+        syntax = None
+    return end, str(syntax or "")
+
+
 def end_of_meta(beginning: bytes) -> int:
     """Where the data set begins, by the group length element; 0 if there is none."""
     if len(beginning) < _PREAMBLE_BYTES + _GROUP_LENGTH.size or beginning[128:132] != b"DICM":

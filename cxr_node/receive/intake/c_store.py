@@ -20,7 +20,8 @@ from cxr_node.receive.intake.admission import (
     StoreResponse,
 )
 from cxr_node.receive.intake.group_commit import GroupCommit
-from cxr_node.receive.intake.header import read_header
+from cxr_node.receive.intake.header import Incomplete, read_header
+from cxr_node.receive.intake.order import sort_elements
 from cxr_node.receive.intake.purpose import Purpose, purpose_of
 from cxr_node.receive.intake.sender_admission import may_correct
 from cxr_node.receive.transport.command import StoreCommand
@@ -32,6 +33,7 @@ from cxr_node.store import admissions, confirmations, missing_deliveries
 from cxr_node.store.admissions import Admission, Arrival
 from cxr_node.store.blobs import discard
 from cxr_node.store.database import nothing_was_written
+from cxr_node.store.digests import file_digest
 from cxr_node.store.disk_space import DiskSpace
 from cxr_node.store.draining import DrainGate
 from cxr_node.store.instances import is_uid, keep_instance, keep_unparsed
@@ -119,14 +121,22 @@ class Intake:
         if incoming.refusal is not None:
             return self._record_refusal(incoming, incoming.refusal)
         try:
-            header, says_it_is_ours = read_header(
-                incoming.path, incoming.offset, incoming.transfer_syntax_uid, incoming.beginning
-            )
+            header, says_it_is_ours = self._header_of(incoming)
         except Rejected as rejected:
             return self._keep_unparsed(incoming, CANNOT_UNDERSTAND, str(rejected))
         if (header.sop_class_uid, header.sop_instance_uid) != (incoming.sop_class_uid, incoming.sop_instance_uid):
             return self._keep_unparsed(incoming, DOES_NOT_MATCH, "its UIDs differ from those of the request")
         return self._keep(incoming, header, purpose_of(self._engine, header, says_it_is_ours=says_it_is_ours))
+
+    def _header_of(self, incoming: IncomingDataSet) -> tuple[InstanceHeader, bool]:
+        where = (incoming.path, incoming.offset, incoming.transfer_syntax_uid)
+        try:
+            return read_header(*where, incoming.beginning)
+        except Incomplete:
+            if not sort_elements(*where):
+                raise
+            incoming.digest = file_digest(incoming.path)
+            return read_header(*where)
 
     def _keep(self, incoming: IncomingDataSet, header: InstanceHeader, purpose: Purpose) -> StoreResponse:
         if not purpose.is_taken and self._settings.other_storage_classes == "refuse":

@@ -14,7 +14,7 @@ from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 from pydicom.datadict import tag_for_keyword
 from pydicom.valuerep import TEXT_VR_DELIMS
 
-from cxr_node.dicom.part10 import after_group_2
+from cxr_node.dicom.part10 import after_group_2, file_in
 from cxr_node.errors import Rejected
 from cxr_node.receive.intake.elements import Broken, find_elements
 from cxr_node.records import MODEL_NAME, InstanceHeader
@@ -29,6 +29,11 @@ _UIDS = {keyword: _tag(keyword) for keyword in ("SOPClassUID", "SOPInstanceUID",
 _CHARACTER_SET, _PATIENT_ID, _ACCESSION_NUMBER = _tag("SpecificCharacterSet"), _tag("PatientID"), _tag("AccessionNumber")
 _MODEL_NAME, _CONTRIBUTIONS = _tag("ManufacturerModelName"), _tag("ContributingEquipmentSequence")
 _TAGS = frozenset((*_UIDS.values(), _CHARACTER_SET, _PATIENT_ID, _ACCESSION_NUMBER, _MODEL_NAME))
+
+
+class Incomplete(Rejected):
+    """A UID is missing, or comes after the pixels."""
+
 
 _LONGEST_HEADER_BYTES = 4 * 1024 * 1024
 """Of a deflated data set no more than this is inflated: a few kilobytes of it can hold gigabytes."""
@@ -72,6 +77,8 @@ def header_of(content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str)
     """
     try:
         top, contributions = _find(content, offset, transfer_syntax_uid)
+    except Rejected:
+        raise
     except Broken as broken:
         raise Rejected(f"it can't be parsed: {broken}") from broken
     except Exception as error:
@@ -85,7 +92,7 @@ def _header(
     values = {keyword: _text(top.get(tag, b"")) for keyword, tag in _UIDS.items()}
     for keyword, value in values.items():
         if not is_uid(value):
-            raise Rejected(f"its {keyword} is {'no UID' if value else 'missing'}")
+            raise Rejected(f"its {keyword} is no UID") if value else Incomplete(f"its {keyword} is missing")
     character_set = top.get(_CHARACTER_SET, b"")
     header = InstanceHeader(
         sop_instance_uid=values["SOPInstanceUID"],
@@ -103,6 +110,9 @@ def _header(
 def _find(
     content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str, *, is_beginning: bool = False
 ) -> tuple[dict[int, bytes], list[dict[int, bytes]]]:
+    wrapped = file_in(content, offset)
+    if wrapped is not None:  # one of the negotiated syntax comes unwrapped (`transport.incoming`)
+        raise Rejected(f"it is a file of another transfer syntax ({uid.UID(wrapped[1]).name})")
     if transfer_syntax_uid != uid.DeflatedExplicitVRLittleEndian:
         explicit, little_endian = _encoding(transfer_syntax_uid)
         return find_elements(

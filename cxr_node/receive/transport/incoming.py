@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID
 
+from cxr_node.dicom.part10 import file_in
 from cxr_node.receive.intake.admission import OUT_OF_RESOURCES, StoreResponse
 from cxr_node.records import Sender
 from cxr_node.store.digests import Digest
@@ -139,8 +140,10 @@ class IncomingDataSet:
             self._gathered = memoryview(b"")
 
     def _flush(self) -> None:
-        gathered, self._filled = self._gathered[: self._filled], 0
         is_first = self._written == 0
+        if is_first:
+            self._unwrap()
+        gathered, self._filled = self._gathered[: self._filled], 0
         if is_first:
             self.beginning = bytes(gathered[:_BEGINNING_BYTES])
         try:
@@ -155,6 +158,20 @@ class IncomingDataSet:
             self._check_at += _BETWEEN_SPACE_CHECKS
             if not self._disk_space.is_available():
                 self._refuse(_DISK_FULL)
+
+    def _unwrap(self) -> None:
+        """Drop preamble and file meta information of a whole file that was sent as the data set.
+
+        Some routers do so. A file of another transfer syntax than was negotiated is left as it is, and can't be parsed.
+        """
+        if bytes(self._gathered[self.offset + 128 : self.offset + 132]) != b"DICM":
+            return
+        found = file_in(bytes(self._gathered[self.offset : self._filled]), 0)
+        if found is not None and found[1] in ("", self.transfer_syntax_uid):
+            rest = bytes(self._gathered[self.offset + found[0] : self._filled])
+            self._filled = self.offset + len(rest)
+            self._gathered[self.offset : self._filled] = rest
+            self.size_bytes -= found[0]
 
     def _start_sync(self) -> None:
         """Let the disk write what the cache has while the rest arrives: the fsync at the end then waits a quarter less.
