@@ -50,7 +50,7 @@ class Store:
     def claim(self, owner="w", limit=8, lease_s=60.0, max_attempts=3):
         return jobs.claim(self.engine, owner, limit, lease_s, max_attempts)
 
-    def finish(self, job, owner="w", model="1", destinations=BOTH, kinds=BOTH["pacs"]):
+    def finish(self, job, owner="w", model="1", destinations=BOTH, kinds=BOTH["pacs"], **findings):
         made = [
             write_result(
                 self.blobs,
@@ -61,7 +61,7 @@ class Store:
         ]
         return jobs.finish(
             *(self.engine, owner, job),
-            findings={"label": "healthy"},
+            findings={"label": "healthy", **findings},
             model_version=model,
             made=made,
             destinations=destinations,

@@ -12,7 +12,7 @@ from pydicom import Dataset
 from cxr_node.compose.identity import content_key, findings_digest, identify, place, to_composed
 from cxr_node.compose.not_analysed import compose_not_analysed
 from cxr_node.compose.overlay import draw_overlay
-from cxr_node.compose.presentation import compose_presentation
+from cxr_node.compose.presentation import compose_presentation, has_presentation
 from cxr_node.compose.rejection_note import compose_rejection_note
 from cxr_node.compose.report import compose_report
 from cxr_node.compose.secondary_capture import compose_secondary_capture
@@ -60,7 +60,7 @@ def compose_results(
         now: when the results are made, with a time zone.
 
     Returns:
-        the objects in the order of ResultKind, which is that of delivery.
+        the objects in the order of ResultKind, which is that of delivery; a source in colour has no presentation state.
     """
     model = findings.model
     analysis = (content_digest or _content_of(source, radiograph), findings_digest(findings), now.isoformat())
@@ -69,7 +69,7 @@ def compose_results(
     maps = SourceMaps(findings, radiograph.geometry, radiograph.greys)
     made: dict[ResultKind, Dataset] = {}
     for kind in ANALYSIS_KINDS:
-        if kind not in kinds:
+        if kind not in kinds or (kind == ResultKind.PRESENTATION and not has_presentation(source)):
             continue
         shows = {ResultKind.OVERLAY: drawn, ResultKind.REPORT: _refers_to(made, predecessor)}.get(kind, ())
         where = replace(

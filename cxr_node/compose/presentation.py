@@ -25,10 +25,17 @@ from cxr_node.compose.notes import notes
 from cxr_node.compose.source_pixels import SourceMaps, pixel_aspect
 from cxr_node.compose.words import headline
 from cxr_node.prepare.geometry import outlines_in_source, points_to_source
+from cxr_node.prepare.header import first_of, text
+from cxr_node.prepare.pixel_header import PALETTE
 from cxr_node.records import NOT_FOR_DIAGNOSIS, SIDES, ZONES
 
 _PIXEL, _DISPLAY = AnnotationUnitsValues.PIXEL, AnnotationUnitsValues.DISPLAY
 _POLYLINE = PresentationGraphicTypeValues.POLYLINE
+
+
+def has_presentation(source: Dataset) -> bool:
+    """Whether there is a presentation state for a source: a grayscale one must not refer to a colour image (PS3.3 A.33.1.1)."""
+    return first_of(source, "SamplesPerPixel") in (None, 1) and text(source, "PhotometricInterpretation") != PALETTE
 
 
 def compose_presentation(source: Dataset, maps: SourceMaps, place: ResultIdentity) -> Dataset:

@@ -246,12 +246,13 @@ class Worker:
         if begun_at is None:
             self._lose(job)
             return
+        kinds = {kind for kinds in destinations.values() for kind in kinds} or DEFAULT_KINDS
         composed = compose_results(
             source.ds,
             source.radiograph,
             findings,
             content_digest=source.content_digest,
-            kinds={kind for kinds in destinations.values() for kind in kinds} or DEFAULT_KINDS,
+            kinds=kinds,
             overlay=self._settings.overlay,
             predecessor=self._predecessor(job),
             now=begun_at,
@@ -263,7 +264,8 @@ class Worker:
             self._engine,
             self._owner,
             job,
-            findings=as_json(findings, seconds, source.radiograph.geometry),
+            findings=as_json(findings, seconds, source.radiograph.geometry)
+            | {"not_composed": sorted(set(kinds) - {item.kind for item in composed})},
             model_version=findings.model.version,
             made=made,
             destinations=destinations,

@@ -5,6 +5,7 @@ An existing result gets a delivery. A kind that was never composed, or whose fil
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -134,6 +135,7 @@ def _ended() -> Any:
         select(
             jobs.c.id.label("job_id"),
             jobs.c.state,
+            jobs.c.findings,
             instances.c.path,
             instances.c.removed_at,
             instances.c.calling_ae_title,
@@ -183,6 +185,7 @@ def _missing(
         if header is None:  # which way its route went can't be told any more
             return _Plan(row, (), ())
     to_add, to_make = [], set()
+    none_of = json.loads(row["findings"]).get("not_composed", ())  # kinds that there are none of for such an image
     for name, kinds in wanted(settings, senders, header).items():
         for kind in kinds:
             if row["state"] == JobState.REJECTED and kind not in settings.not_analysed.kinds:
@@ -192,7 +195,7 @@ def _missing(
             result = made.get(kind)
             if result is not None and result.removed_at is None:
                 to_add.append((result.id, str(kind), name))
-            elif has_image:
+            elif has_image and kind not in none_of:
                 to_make.add(str(kind))
     return _Plan(row, tuple(to_add), tuple(sorted(to_make)))
 

@@ -106,6 +106,15 @@ def test_a_kind_that_was_never_made_has_its_job_done_again(store):
     assert missing_deliveries.add_at_start(store.engine, settings) == Added()
 
 
+def test_a_kind_that_there_is_none_of_has_no_job_done_again(store):
+    """Such as the presentation state of an image in colour."""
+    store.receive()
+    (job,) = store.claim()
+    store.finish(job, destinations={}, not_composed=["presentation"])
+    settings = with_destinations(store, pacs=(ResultKind.PRESENTATION, REPORT))
+    assert missing_deliveries.add_at_start(store.engine, settings) == Added(1, 0)
+
+
 def test_an_image_that_is_gone_can_not_be_analysed_again_and_its_results_are_delivered(store):
     analysed_for_nobody(store)
     with write(store.engine) as connection:

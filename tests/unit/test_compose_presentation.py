@@ -271,6 +271,22 @@ def test_a_shutter_that_hides_everything_is_not_believed():
     assert "ShutterShape" not in ds
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
+        {"SamplesPerPixel": 3, "PhotometricInterpretation": "YBR_FULL_422"},
+        {"SamplesPerPixel": 1, "PhotometricInterpretation": "PALETTE COLOR"},
+    ],
+    ids=lambda attributes: attributes["PhotometricInterpretation"],
+)
+def test_a_source_in_colour_has_none(attributes):
+    """A grayscale presentation state refers to grayscale images (PS3.3 A.33.1)."""
+    kinds = [ResultKind.PRESENTATION, ResultKind.REPORT]
+    made = compose_results(source(**attributes), radiograph(), findings(), kinds=kinds, now=NOW)
+    assert [item.kind for item in made] == [ResultKind.REPORT]
+
+
 def test_the_layers_can_be_switched_one_by_one():
     ds = composed()
     assert [item.GraphicLayer for item in ds.GraphicLayerSequence] == ["LUNGS", "ZONES", "RESULT"]
