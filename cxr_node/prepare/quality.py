@@ -162,6 +162,8 @@ def _not_plain(ds: Dataset) -> Iterator[str]:
             "The image is bone-suppressed, or the bone or soft-tissue image of a dual-energy exposure: "
             "the networks are trained on plain radiographs only; send the original."
         )
+    elif any(map(words.TOMOSYNTHESIS.search, (*types, *(told if _text(ds, "ImageType") == "DERIVED" else ())))):
+        yield "The image is a slice of a tomosynthesis: the networks are trained on plain radiographs only."
     elif any(map(words.OTHERWISE_PROCESSED.search, (*types, *told))):
         yield (
             "The image is a processed copy of a radiograph (a subtraction, or enhanced lines and tubes): "

@@ -31,11 +31,11 @@ OBLIQUE = re.compile(
     r"\b(?:LLO|RLO|LAO|RAO|LPO|RPO|OBL)\b|OBLIQ|OBLIC|\bOBLIK|SCHR.?G|SKOSN|\bSIKM|\bFERDE\b|КОСАЯ|КОСОИ|斜位|사위"
 )
 LATERAL = re.compile(
-    r"\b(?:LL|RL|LLD|RLD)\b|\b[LR]{0,2}LAT(?:DEC)?\b|LAT.?RAL(?!I[TZ]|IS[AE])|AXIAL|DECUB|SAGIT|TANGEN|SWIMMER"
+    r"\b(?:LL|RL|LLD|RLD)\b|\b[LR]{0,2}LAT(?:DEC)?\b|(?<!BI)(?<!UNI)(?<!BI.)LAT.?RAL(?!I[TZ]|IS[AE])|AXIAL|DECUB|SAGIT|TANGEN|SWIMMER"
     r"|PROFI[EI]?L|PERFIL|SEITL|SEITE|\bSEIT\b|ZIJDEL|BOCZN|\bBO.N[IY]\b|\bBOCNA\b|\bSIDO|\bSIDEBILD|\bSIDBILD|\bOLDALIR|\bSIVUKUV"
     r"|БОКОВ|ПЛАГ|ΠΛΑΓΙ|側面|側位|侧面|侧位|측면"
 )
-"""Of a view or an examination's name. BOCNI, PERFIL and so on are "lateral" in several languages."""
+"""Of a view or an examination's name. BOCNI, PERFIL and so on are "lateral" in several languages; BILATERAL is not."""
 VIEW_FROM_THE_SIDE = re.compile(r"^(?:LATER|SIDE|SIDA|BOK|SIVU|YAN|ZIJ|DWARS|측)\b")
 """Of a view alone: in a longer text these words mean something else."""
 
@@ -62,6 +62,8 @@ BONE_OR_SOFT_TISSUE = re.compile(
 """Of a description of the image."""
 BONE_OR_SOFT_TISSUE_TYPE = re.compile(r"BONE|SOFT|TISSUE|SUPPRES|SUBTRACT|ENERGY.?SUB|\bRIB|\bDES\b")
 """Of a value of ImageType after the second (PS3.3 C.8.11.1.1.1)."""
+TOMOSYNTHESIS = re.compile("TOMOSYNT|VOLUMERAD")
+"""Of a value of ImageType after the second, and of a description of a derived image: a slice of many exposures."""
 OTHERWISE_PROCESSED = re.compile(
     r"TEMPORAL.{0,3}SUBTRACT|DELTAVIEW|(?:TUBE|LINE|CATHETER)S?.{0,4}(?:ENHANC|VISUALI[SZ])|\bCOMPANION\b"
 )

@@ -124,6 +124,27 @@ def test_processed_copies_are_turned_away(name):
     assert "processed copy" in reasons(SeriesDescription=name)
 
 
+@pytest.mark.parametrize("name", ["Chest bilateral view", "Thorax bilatéral", "RIBS UNILATERAL", "Lungs bi-lateral"])
+def test_both_sides_are_no_view_from_the_side(name):
+    assert reasons(SpecificCharacterSet="ISO_IR 100", SeriesDescription=name) == ""
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "NONE"]},
+        {"ImageType": ["DERIVED", "PRIMARY"], "SeriesDescription": "VolumeRAD Chest"},
+    ],
+    ids=str,
+)
+def test_a_slice_of_a_tomosynthesis_is_turned_away(attributes):
+    assert "tomosynthesis" in reasons(**attributes)
+
+
+def test_the_plain_radiograph_before_a_tomosynthesis_is_not():
+    assert reasons(ImageType=["ORIGINAL", "PRIMARY"], SeriesDescription="VolumeRAD Chest Tomosynthesis") == ""
+
+
 @pytest.mark.parametrize(
     "name",
     [
