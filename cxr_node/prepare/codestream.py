@@ -29,6 +29,7 @@ from pydicom.uid import (
 from cxr_node.errors import Rejected
 
 DAMAGED = "The picture's data are damaged and can't be decoded."
+TRUNCATED = "The pixel data are truncated: the image may not have been sent completely."
 
 _J2K_START = b"\xff\x4f\xff\x51"
 """SOC followed by SIZ (ISO/IEC 15444-1 A.4 and A.5)."""
@@ -118,7 +119,7 @@ def check_codestream(ds: Dataset, frame: bytes) -> None:
     if codestream is None:
         raise Rejected(DAMAGED)
     if not codestream.complete:
-        raise Rejected("The pixel data are truncated: the image may not have been sent completely.")
+        raise Rejected(TRUNCATED)
     if (codestream.rows, codestream.columns, codestream.samples_per_pixel) != (ds.Rows, ds.Columns, ds.SamplesPerPixel):
         raise Rejected("The size of the compressed picture differs from its header.")
     if codestream.bits > ds.BitsAllocated:

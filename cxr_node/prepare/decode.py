@@ -38,7 +38,7 @@ from pydicom.uid import (
 from cxr_node.dicom.measure import check_size, drop_long_texts
 from cxr_node.dicom.part10 import source_of
 from cxr_node.errors import Rejected
-from cxr_node.prepare.codestream import DAMAGED, check_codestream, only_frame, syntax_of
+from cxr_node.prepare.codestream import DAMAGED, TRUNCATED, check_codestream, only_frame, syntax_of
 from cxr_node.prepare.pixel_header import MAX_PIXELS, PALETTE, check_pixel_header
 
 MAX_INFLATED_BYTES = 4 * MAX_PIXELS + 64 * 1024 * 1024
@@ -149,6 +149,8 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
     if plugins is None:
         raise Rejected(f"The picture is compressed in a way that can't be decoded ({syntax.name}).")
     coloured, indexed = ds.SamplesPerPixel == 3, ds.PhotometricInterpretation == PALETTE
+    if syntax in _NATIVE and _is_short(ds):
+        raise Rejected(TRUNCATED)
     shift = _unused_low_bits(ds) if syntax in _NATIVE else 0
     options: dict[str, Any] = {"raw": not coloured, "index": 0, "allow_excess_frames": False}
     if shift:
@@ -162,6 +164,13 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
         pixels = _shifted(pixels, shift, ds.BitsStored, is_signed=ds.PixelRepresentation == 1)
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     return single_channel(pixels, ds.BitsStored) if coloured else grey_of_palette(image, pixels) if indexed else pixels
+
+
+def _is_short(ds: Dataset) -> bool:
+    """Whether uncompressed pixel data have fewer bytes than their header says; those of subsampled colour have fewer."""
+    if ds.PhotometricInterpretation.startswith("YBR") and ds.PhotometricInterpretation != "YBR_FULL":
+        return False
+    return bool(8 * len(ds.PixelData or b"") < ds.Rows * ds.Columns * ds.SamplesPerPixel * ds.BitsAllocated)
 
 
 def _shifted(pixels: NDArray[Any], shift: int, bits: int, *, is_signed: bool) -> NDArray[Any]:

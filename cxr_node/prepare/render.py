@@ -209,14 +209,14 @@ def _between_percentiles(inside: Values) -> _Window:
     low, high = (float(value) for value in np.percentile(inside, (_LOW_PERCENTILE, _HIGH_PERCENTILE)))
     if high <= low:
         low, high = float(inside.min()), float(inside.max())
-    return _Window((low + high) / 2, max(high - low, 1e-6), "LINEAR_EXACT")
+    return _Window((low + high) / 2, high - low if high > low else 1.0, "LINEAR_EXACT")
 
 
 def _inside(sample: Values, hidden: NDArray[np.bool_]) -> Values:
     """The values that are neither hidden nor uniform border; all where nothing else is left. float64 (N,)."""
     kept = np.ones(sample.shape, np.bool_) if hidden.all() else ~hidden
     low, high = float(sample[kept].min()), float(sample[kept].max())
-    grey = np.where(kept, (sample - low) / max(high - low, 1e-6), 0).astype(np.float32)
+    grey = np.where(kept, (sample - low) / (high - low if high > low else 1.0), 0).astype(np.float32)
     top, bottom, left, right = content_box(grey)
     inside = sample[top:bottom, left:right][kept[top:bottom, left:right]]
     return inside if inside.size else sample[kept]

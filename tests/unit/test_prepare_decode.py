@@ -178,7 +178,7 @@ def test_a_missing_file_is_no_rejection(tmp_path):
         ({"SamplesPerPixel": 3}, "contradict"),
         ({"SamplesPerPixel": 2}, "contradict"),
         ({"BitsAllocated": 64}, "number of bits"),
-        ({"Columns": 4000}, "damaged"),
+        ({"Columns": 4000}, "truncated"),
     ],
 )
 def test_headers_that_cannot_be_decoded_are_turned_away(attributes, reason):
@@ -209,6 +209,12 @@ def test_a_codestream_cut_short_is_turned_away(share, syntax):
     ds = grey_image(stored_values(np.uint16, 12), 12, syntax)
     frame = get_frame(ds.PixelData, 0, number_of_frames=1)
     ds.PixelData = encapsulate([frame[: int(share * len(frame))]])
+    assert "truncated" in rejection(ds)
+
+
+def test_uncompressed_pixels_cut_short_are_turned_away_for_that_reason():
+    ds = grey_image(ramp(), 8)
+    ds.PixelData = ds.PixelData[:-200]
     assert "truncated" in rejection(ds)
 
 

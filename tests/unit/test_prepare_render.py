@@ -28,7 +28,7 @@ from cxr_node.errors import Rejected
 from cxr_node.prepare import render as rendering
 from cxr_node.prepare.decode import decode_pixels, read_dataset
 from cxr_node.prepare.radiograph import prepare_dataset
-from tests.images import grey_image, lut_item, save
+from tests.images import grey_image, lut_item, ramp, save
 
 SYNTAXES = {
     "implicit": ImplicitVRLittleEndian,
@@ -499,3 +499,13 @@ def test_the_reason_names_the_window_where_nothing_helps():
     with pytest.raises(Rejected) as caught:
         prepare_dataset(grey_image(stored, 12, WindowCenter="128", WindowWidth="256"))
     assert any("window of centre 128 and width 256" in reason for reason in caught.value.reasons)
+
+
+@pytest.mark.parametrize("slope", ["1e-12", "1e12"])
+def test_values_of_any_size_are_spread_where_no_window_helps(slope):
+    """A window in stored values, and a slope that makes them tiny or huge."""
+    stored = ramp().astype(np.uint16) * 16
+    expected = render(grey_image(stored, 12), stored)
+    ds = grey_image(stored, 12, RescaleSlope=slope, RescaleIntercept="0", WindowCenter="2048", WindowWidth="4096")
+    pixels = render(ds, stored)
+    assert np.abs(pixels - expected).max() < 1e-3
