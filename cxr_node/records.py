@@ -468,7 +468,10 @@ class Findings:
         """Why no class is named: `doubt`, or that even the likeliest is too improbable; empty where one is named."""
         if self.doubt:
             return self.doubt
-        return "two classes are close" if self.probabilities[self.label] < self.indeterminate_below else ""
+        first, second = sorted(self.probabilities.values(), reverse=True)[:2]
+        if first >= self.indeterminate_below:
+            return ""
+        return "two classes are close" if second > first / 2 else "no class is probable enough"
 
 
 def answer_of(findings: dict[str, Any]) -> dict[str, str]:

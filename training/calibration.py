@@ -22,7 +22,7 @@ class Calibration:
     """How logits become answers, and in words where that comes from."""
 
     temperature: float
-    indeterminate_below: float
+    indeterminate_below: float | dict[str, float]
     origin: str
 
     @property
@@ -64,12 +64,16 @@ def calibrate(
         kept = Calibration(begun["temperature"], begun["indeterminate_below"], f"kept from {begun['model']}: {reason}")
     else:
         shipped = weights.indeterminate_below(weights.network_description(weights.shipped_folder(), "cxrnet"))
-        kept = Calibration(1.0, shipped, f"none, and the shipped threshold: {reason}")
+        kept = Calibration(1.0, max(shipped.values()), f"none, and the shipped threshold: {reason}")
     print(
         f"Warning: {reason}. Nothing is fitted: the temperature is {kept.temperature:.2f} and answers need "
-        f"{kept.indeterminate_below:.0%} ({kept.origin.partition(':')[0]}). Import more radiographs and export again."
+        f"{_in_percent(kept.indeterminate_below)} ({kept.origin.partition(':')[0]}). Import more radiographs and export again."
     )
     return kept
+
+
+def _in_percent(below: float | dict[str, float]) -> str:
+    return ", ".join(f"{limit:.0%}" for limit in ([*below.values()] if isinstance(below, dict) else [below]))
 
 
 def of_weights(description: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def evaluate(
             "temperature": networks.temperature,
         },
         "indeterminate": {
-            **metrics.indeterminate(targets, probabilities, networks.indeterminate_below),
+            "below": networks.indeterminate_below,
             **metrics.given(targets, [one.label if not one.indeterminate else "" for one in findings], classes),
         },
         "gate": _gate(data, networks, scores),

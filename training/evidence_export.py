@@ -21,23 +21,11 @@ from cxr_node.nets.unet import UNet
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
 from cxr_node.records import LABELS
 from training.calibration import too_few
+from training.decision_rule import PNEUMONIAS, choose_limits, choose_rule
 from training.evidence import other_loss, type_losses
-from training.evidence_labels import OTHER, UNSPECIFIED
+from training.evidence_labels import UNSPECIFIED
 from training.evidence_set import Examples, KnownRadiograph, load_examples
-from training.metrics import fit_temperature, indeterminate_threshold, threshold_of_coverage
 from training.process_rank import take_place
-
-PNEUMONIAS = LABELS[1:]
-
-SUSPECTED_WRONGLY = 0.005
-"""Share of `val` without other disease that may be suspected of it. At 0.02 nearly half of the healthy of a source that training
-had not seen were suspected (RUNS.md): only one source has other disease to learn from."""
-
-COVERAGE = 0.8
-"""Share of `val` that at least is answered, even where fewer of the answers than wanted are right then."""
-
-FARTHEST = 0.995
-"""Share of `val` that is no farther from the training images than what is answered."""
 
 _OF_A_GROUP = 60
 """So many images of each label of each source of `train` say what is usual, and fit the heads."""
@@ -94,12 +82,12 @@ def export_evidence(
     kept = begun.get("answer") if reason else None
     rule = AnswerRule(**kept) if kept else choose_rule(val.items, seen.scores, which, other, distances)
     chances = probabilities(seen.scores, which, rule)
-    threshold = min(indeterminate_threshold(targets, chances[known]), threshold_of_coverage(chances[known], COVERAGE))
+    limits = choose_limits([item for item in val.items if item.label in LABELS], chances[known])
     if reason:
         print(
             f"Warning: {reason}. {'The calibration of ' + begun['model'] + ' is kept.' if kept else 'It is fitted all the same.'}"
         )
-        threshold = begun["indeterminate_below"] if kept else threshold
+        limits = begun["indeterminate_below"] if kept else limits
     weights.save(
         out,
         "cxrnet",
@@ -124,7 +112,7 @@ def export_evidence(
                 "from": f"{begun['model']}: {reason}" if kept else f"val, {len(targets)} radiographs",
             },
             "answer": {key: round(getattr(rule, key), 5) for key in rule.__annotations__},
-            "indeterminate_below": threshold,
+            "indeterminate_below": limits,
             "training": {
                 "manifest_sha256": state["data"],
                 "without": without,
@@ -235,35 +223,3 @@ def set_feature_statistics(network: CXRNet, features: NDArray[np.float32]) -> No
     spreads[: len(axes)] = np.maximum(spread[: len(axes)] / np.sqrt(len(features)), 1e-6)
     spreads[-1] = np.sqrt(max(float(beside.mean()), 1e-12))
     network.get_buffer("feature_spread").copy_(torch.from_numpy(spreads))
-
-
-def choose_rule(
-    items: list[KnownRadiograph],
-    scores: NDArray[np.float64],
-    which: NDArray[np.float32],
-    other: NDArray[np.float32],
-    distances: NDArray[np.float32],
-) -> AnswerRule:
-    """How answers follow from what the network sees, from `val`.
-
-    Whether there is pneumonia is fitted with the same weight for every label of every source, so that no large source
-    sets the limit for all.
-    """
-    labels = np.array([item.label for item in items])
-    ill = np.isin(labels, [*PNEUMONIAS, UNSPECIFIED])
-    told = ill | (labels == "healthy")
-    groups = [f"{item.label} {item.source}" for item in items]
-    sizes = {group: groups.count(group) for group in groups}
-    balanced = np.array([sizes[group] ** -0.5 for group in groups])
-    balanced[ill] /= balanced[ill].sum()
-    balanced[labels == "healthy"] /= balanced[labels == "healthy"].sum()
-    fit = LogisticRegression(C=1e4).fit(scores[told, None], ill[told], sample_weight=balanced[told] * told.sum() / 2)
-    named = np.isin(labels, PNEUMONIAS)
-    kinds = np.array([PNEUMONIAS.index(label) for label in labels[named]])
-    return AnswerRule(
-        slope=float(fit.coef_[0, 0]),
-        intercept=float(fit.intercept_[0]),
-        temperature=fit_temperature(kinds, which[named]),
-        other_above=float(np.quantile(other[labels != OTHER], 1 - SUSPECTED_WRONGLY)),
-        unlike_above=float(np.quantile(distances, FARTHEST)),
-    )

@@ -128,29 +128,12 @@ def indeterminate_threshold(targets: Targets, probabilities: Probabilities, accu
     return float(np.floor(min(enough) * 1e4) / 1e4) if enough else 1.0
 
 
-def threshold_of_coverage(probabilities: Probabilities, coverage: float) -> float:
-    """The highest confidence at which at least a share `coverage` (0..1) still gets an answer, rounded down."""
-    confidence = np.sort(probabilities.max(axis=1))
-    return float(np.floor(confidence[int((1 - coverage) * len(confidence))] * 1e4) / 1e4)
-
-
-def indeterminate(targets: Targets, probabilities: Probabilities, below: float) -> dict[str, float | int | None]:
-    """What is gained and lost by calling radiographs indeterminate whose likeliest class is less probable than `below`.
-
-    coverage: share that gets an answer; accuracy: share of right ones among the answers, None where none is given.
-    """
-    answered = probabilities.max(axis=1) >= below
-    right = probabilities.argmax(axis=1) == targets
-    return {
-        "below": below,
-        "count": int((~answered).sum()),
-        "coverage": float(answered.mean()),
-        "accuracy": float(right[answered].mean()) if answered.any() else None,
-    }
-
-
 def given(targets: Targets, answers: list[str], classes: Sequence[str] = LABELS) -> dict[str, float | int | None]:
-    """The same for what was answered, whatever kept the rest from an answer; "" is none."""
+    """What is gained and lost by calling radiographs indeterminate.
+
+    count: of those without an answer, "" in `answers`. coverage: share that gets one. accuracy: share of right ones among the
+    answers, None where none is given.
+    """
     right = [answer == classes[target] for target, answer in zip(targets, answers, strict=True) if answer]
     return {
         "count": len(answers) - len(right),

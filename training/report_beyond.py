@@ -77,9 +77,10 @@ def _calibration(shipped: Run) -> str:
     ]
     for key in sorted(set((shipped.metrics or {}).get("calibration") or {}) - {"ece", "temperature"}):
         rows.append([key.replace("_", " "), number(shipped.figure("calibration", key))])
-    below = shipped.figure("indeterminate", "below")
+    below = ((shipped.metrics or {}).get("indeterminate") or {}).get("below")
+    limits = [(f" ({name})", limit) for name, limit in below.items()] if isinstance(below, dict) else [("", below)]
     indeterminate = [
-        ["below this confidence, chosen on `val`", number(below)],
+        *([f"below this confidence{of}, chosen on `val`", number(limit)] for of, limit in limits),
         ["radiographs that get an answer", number(shipped.figure("indeterminate", "coverage"))],
         ["accuracy of the answers", number(shipped.figure("indeterminate", "accuracy"))],
     ]

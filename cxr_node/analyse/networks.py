@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -74,7 +74,7 @@ class Networks:
     input_size_px: side of the image that CXRNet was trained on.
     segmented: whether it was trained on lungs cut out; else on whole images.
     temperature: logits are divided by it, which calibrates the probabilities (Guo et al. 2017).
-    indeterminate_below: a likeliest class less probable than this is called indeterminate; 0: never.
+    indeterminate_below: for each class, what it needs to be named where it is the likeliest; less is called indeterminate.
     gate: weights of the frontal gate over the U-Net's bottleneck: mean, scale, coefficients (vectors), intercept, threshold.
     answer: how answers follow from evidence; None: CXRNet's first pass answers, without doubts.
     """
@@ -85,7 +85,7 @@ class Networks:
     segmented: bool
     temperature: float
     gate: dict[str, Any] | None
-    indeterminate_below: float = 0.0
+    indeterminate_below: dict[str, float] = field(default_factory=dict)
     answer: AnswerRule | None = None
 
     @property

@@ -192,8 +192,9 @@ def _findings(
     sides = dict(zip(SIDES, right_and_left(lungs), strict=True))
     borders = {side: zone_rows(lung) for side, lung in sides.items()}
     by_zone = _heat_by_zone(heatmap, sides, borders)
+    label = networks.model.classes[int(probabilities.argmax())]
     return Findings(
-        label=networks.model.classes[int(probabilities.argmax())],
+        label=label,
         probabilities=dict(zip(networks.model.classes, (float(p) for p in probabilities), strict=True)),
         heatmap=heatmap,
         lungs=lungs,
@@ -204,7 +205,7 @@ def _findings(
         zone_rows=borders,
         lung_area_fraction=float(lungs.mean()),
         model=networks.model,
-        indeterminate_below=networks.indeterminate_below,
+        indeterminate_below=networks.indeterminate_below.get(label, 0.0),
         seconds=dict(seconds),
     )
 

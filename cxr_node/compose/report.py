@@ -241,7 +241,7 @@ def _algorithm(findings: Findings) -> AlgorithmIdentification:
         "decision rule: class of the highest probability",
     ]
     if findings.indeterminate_below:
-        parameters[-1] += f", indeterminate below {findings.indeterminate_below:.0%}"
+        parameters[-1] += f", indeterminate below {findings.indeterminate_below:.0%} of the likeliest class"
     if said := note(findings.sides):
         parameters.append(f"sides: {said}")
     if findings.sides.mirrored:

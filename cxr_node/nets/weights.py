@@ -131,16 +131,25 @@ def load_cxrnet(folder: Path) -> LoadedNetwork:
     return LoadedNetwork(network, description)
 
 
-def indeterminate_below(description: dict[str, Any]) -> float:
-    """The probability that the likeliest class needs to be named; 0: any is enough.
+def indeterminate_below(description: dict[str, Any]) -> dict[str, float]:
+    """The probability that each class needs to be named where it is the likeliest; 0: any is enough.
+
+    The JSON holds one number for all classes, or {class: number}, or nothing.
 
     Raises:
-        WeightsError: the JSON holds something that is no probability.
+        WeightsError: it holds something that is no probability, or not one for each class.
     """
-    value = description.get("indeterminate_below", 0.0)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise WeightsError(f'"indeterminate_below" in {description["name"]}\'s JSON is {value!r}: it must be from 0 to 1.')
-    return float(value)
+    given, classes = description.get("indeterminate_below", 0.0), description["classes"]
+    limits = given if isinstance(given, dict) else dict.fromkeys(classes, given)
+    for value in limits.values():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise WeightsError(f'"indeterminate_below" in {description["name"]}\'s JSON is {value!r}: it must be from 0 to 1.')
+    if set(limits) != set(classes):
+        raise WeightsError(
+            f'"indeterminate_below" in {description["name"]}\'s JSON is of {", ".join(limits)}: it must be of '
+            f"{', '.join(classes)}, or one number."
+        )
+    return {name: float(limits[name]) for name in classes}
 
 
 def save(folder: Path, name: str, network: nn.Module, description: dict[str, Any]) -> None:

@@ -63,7 +63,8 @@ def test_findings_are_whole(networks):
     for side, share in findings.heat_by_lung.items():
         assert share == pytest.approx(sum(findings.heat_by_zone[side, zone] for zone in ZONES))
         assert 0 < findings.zone_rows[side][0] < findings.zone_rows[side][1] < 224
-    unsure = max(findings.probabilities.values()) < networks.indeterminate_below
+    unsure = max(findings.probabilities.values()) < networks.indeterminate_below[findings.label]
+    assert findings.indeterminate_below == networks.indeterminate_below[findings.label]
     assert findings.indeterminate == bool(unsure or findings.doubt)
     assert dataclasses.replace(findings, indeterminate_below=1.0).indeterminate
     assert heat.shape == drawn(None).shape

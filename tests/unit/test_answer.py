@@ -74,7 +74,15 @@ def test_a_doubt_outweighs_a_sure_class():
     assert (sure.indeterminate, sure.indeterminate_reason) == (False, "")
     doubted = dataclasses.replace(sure, doubt=OTHER)
     assert (doubted.indeterminate, doubted.indeterminate_reason) == (True, OTHER)
-    assert dataclasses.replace(sure, indeterminate_below=0.98).indeterminate_reason == "two classes are close"
+    assert dataclasses.replace(sure, indeterminate_below=0.98).indeterminate_reason == "no class is probable enough"
+
+
+@pytest.mark.parametrize(("second", "reason"), [(0.31, "two classes are close"), (0.29, "no class is probable enough")])
+def test_a_class_below_its_limit_is_close_to_another_or_improbable_among_all(second, reason):
+    chances = {"healthy": 0.6, "bacterial_pneumonia": second, "viral_pneumonia": 0.4 - second, "covid19_pneumonia": 0.0}
+    found = findings(label="healthy", probabilities=chances, indeterminate_below=0.61)
+    assert found.indeterminate_reason == reason
+    assert dataclasses.replace(found, indeterminate_below=0.6).answer == "healthy"
 
 
 @pytest.mark.parametrize("key", AnswerRule.__annotations__)

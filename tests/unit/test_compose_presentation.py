@@ -94,7 +94,7 @@ def test_the_label_has_class_probability_and_warning():
 
 def test_an_indeterminate_result_is_called_so():
     (text,) = layer(composed(indeterminate_below=0.9), "RESULT").TextObjectSequence
-    assert text.UnformattedTextValue.startswith("Indeterminate: two classes are close (likeliest: Bacterial pneumonia 87%)")
+    assert text.UnformattedTextValue.startswith("Indeterminate: no class is probable enough (likeliest: Bacterial pneumonia 87%)")
 
 
 def test_refers_to_the_source():

@@ -118,7 +118,7 @@ def test_the_finding_is_in_the_lungs():
 def test_says_that_the_probabilities_are_calibrated_and_how_the_class_is_chosen():
     parameters = [item.TextValue for item in items(composed(indeterminate_below=0.6)[ResultKind.REPORT]) if is_parameter(item)]
     assert "probabilities: calibrated, of classes that exclude each other" in parameters
-    assert "decision rule: class of the highest probability, indeterminate below 60%" in parameters
+    assert "decision rule: class of the highest probability, indeterminate below 60% of the likeliest class" in parameters
 
 
 @pytest.mark.parametrize("reason", ["unlike the training images", "other abnormality suspected"])

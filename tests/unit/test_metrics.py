@@ -148,29 +148,16 @@ def test_the_threshold_is_the_lowest_from_which_answers_are_right_often_enough(t
 
 
 def test_what_is_indeterminate_is_counted_and_left_out_of_the_accuracy():
-    targets = np.array([HEALTHY, HEALTHY, COVID, COVID, COVID])
-    assert metrics.indeterminate(targets, of_healthy(CHANCES), 0.65) == {
-        "below": 0.65,
-        "count": 2,
-        "coverage": 0.6,
-        "accuracy": pytest.approx(2 / 3),
-    }
-    assert metrics.indeterminate(targets, of_healthy(CHANCES), 0.0)["coverage"] == 1
-    assert metrics.indeterminate(targets, of_healthy(CHANCES), 1.0)["accuracy"] is None
+    targets, (healthy, *_, covid) = np.array([HEALTHY, HEALTHY, COVID, COVID, COVID]), LABELS
+    found = metrics.given(targets, [healthy, "", healthy, covid, ""])
+    assert found == {"count": 2, "coverage": 0.6, "accuracy": pytest.approx(2 / 3)}
+    assert metrics.given(targets, [""] * 5)["accuracy"] is None
 
 
 def test_probabilities_of_logits_are_softened_by_the_temperature():
     logits = np.log(np.array([[1.0, 1.0, 2.0, 4.0]])).astype(np.float32)
     assert metrics.softmax(logits, 1.0) == pytest.approx(np.array([[1, 1, 2, 4]]) / 8)
     assert metrics.softmax(logits, 0.5) == pytest.approx(np.array([[1, 1, 4, 16]]) / 22)
-
-
-def test_a_share_of_answers_is_kept():
-    chances = np.array([[0.9, 0.1, 0, 0], [0.2, 0.8, 0, 0], [0.4, 0.3, 0.3, 0], [0.55, 0.45, 0, 0], [0.25, 0.25, 0.25, 0.25]])
-    below = metrics.threshold_of_coverage(chances, 0.6)
-    assert below == pytest.approx(0.55)
-    assert (chances.max(axis=1) >= below).mean() == 0.6
-    assert metrics.threshold_of_coverage(chances, 1.0) == 0.25
 
 
 def test_answers_given_are_counted_whatever_kept_the_rest_back():

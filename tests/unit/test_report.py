@@ -38,7 +38,7 @@ def store(runs: Path, name: str, **more: object) -> Path:
         "adult_covid_vs_healthy": metrics.covid_against_healthy(targets, probabilities),
         "segmentation": {"iou": 0.9512, "dice": 0.975, "count": 3},
         "calibration": {"ece": 0.0321, "temperature": 1.4},
-        "indeterminate": metrics.indeterminate(targets, probabilities, 0.61),
+        "indeterminate": {"below": 0.61, **metrics.given(targets, [LABELS[k] for k in probabilities.argmax(1)])},
         "lungs_hidden": {"called_healthy": dict.fromkeys(LABELS, 0.875), "adult_auroc": 0.625},
         "gate": {"frontal_accepted": 0.993, "not_frontal_rejected": 0.99},
         **more,
@@ -254,6 +254,14 @@ def test_what_is_indeterminate_is_shown(tmp_path):
     page = write_report(tmp_path / "runs", tmp_path / "RESULTS.md").read_text()
     assert rows(page, "below this confidence, chosen on `val`")[0][1] == "0.610"
     assert rows(page, "radiographs that get an answer")[0][1] == "1.000"
+
+
+def test_a_limit_for_each_class_is_shown(tmp_path):
+    below = {"healthy": 0.9, "covid19_pneumonia": 0.7}
+    store(tmp_path / "runs", "shipped", indeterminate={"below": below, "count": 0, "coverage": 1.0, "accuracy": 1.0})
+    page = write_report(tmp_path / "runs", tmp_path / "report").read_text()
+    assert rows(page, "below this confidence (healthy), chosen on `val`")[0][1] == "0.900"
+    assert rows(page, "below this confidence (covid19_pneumonia), chosen on `val`")[0][1] == "0.700"
 
 
 def test_a_row_of_the_wrong_length_is_noticed():

@@ -73,16 +73,25 @@ def test_shipped_weights_are_whole_and_small():
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [({}, 0.0), ({"indeterminate_below": 0.4}, 0.4), ({"indeterminate_below": 1}, 1.0)]
+    ("given", "expected"),
+    [
+        ({}, [0.0, 0.0]),
+        ({"indeterminate_below": 0.4}, [0.4, 0.4]),
+        ({"indeterminate_below": 1}, [1.0, 1.0]),
+        ({"indeterminate_below": {"covid19_pneumonia": 0.6, "healthy": 0.9}}, [0.9, 0.6]),
+    ],
 )
 def test_says_below_what_a_result_is_indeterminate(given, expected):
-    assert weights.indeterminate_below({"name": "CXRNet", **given}) == expected
+    classes = ["healthy", "covid19_pneumonia"]
+    assert weights.indeterminate_below(_described(classes, **given)) == dict(zip(classes, expected, strict=True))
 
 
-@pytest.mark.parametrize("given", [-0.1, 1.1, "0.4", True, None])
-def test_refuses_what_is_no_probability(given):
+@pytest.mark.parametrize(
+    "given", [-0.1, 1.1, "0.4", True, None, [0.4], {}, {"healthy": 0.4}, {"healthy": 1.4, "covid19_pneumonia": 0.4}]
+)
+def test_refuses_what_is_no_probability_of_each_class(given):
     with pytest.raises(WeightsError, match="indeterminate_below"):
-        weights.indeterminate_below({"name": "CXRNet", "indeterminate_below": given})
+        weights.indeterminate_below(_described(["healthy", "covid19_pneumonia"], indeterminate_below=given))
 
 
 def _described(classes: list[str], **more: object) -> dict[str, object]:
