@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from cxr_node.analyse.answer import AnswerRule
 from cxr_node.analyse.networks import Networks
-from cxr_node.analyse.pipeline import heat_of
 from cxr_node.nets.cxrnet import CXRNet, pooled_evidence
 
 METHODS = ("cxrnet", "representation", "gradcam", "saliency", "input")
@@ -69,7 +68,7 @@ def explanations(
     with networks.torch.running():
         image = networks.torch.to_device(crops)
         representation, relevance = networks.torch.cxrnet.decode(networks.torch.cxrnet.encode(image), image)
-        own = {"cxrnet": heat_of(_heat(relevance)), "representation": _heat(representation), "input": _heat(image)}
+        own = {"cxrnet": networks.heat_of(_heat(relevance)), "representation": _heat(representation), "input": _heat(image)}
     inside = None if lungs is None else torch.from_numpy(np.stack(lungs)).unsqueeze(1).to(networks.torch.device)
     classifier = Classifier(networks.torch.cxrnet, networks.answer, inside).eval()
     target = torch.tensor(classes, device=networks.torch.device)

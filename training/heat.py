@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import training.encoders  # noqa: F401 - makes them known to CXRNet
 from cxr_node.analyse.networks import Networks, load_networks
-from cxr_node.analyse.pipeline import classifier_inputs, segment_batch
+from cxr_node.analyse.pipeline import classifier_inputs, heatmap_of, segment_batch
 from cxr_node.analyse.segment import right_and_left, zone_rows
 from cxr_node.analyse.torch_engine import use_all_cores
 from cxr_node.prepare.network_image import NETWORK_SIZE_PX
@@ -176,7 +176,7 @@ def _by_zones(
 
 
 def _on_healthy(data: Path, items: list[KnownRadiograph], networks: Networks) -> dict[str, Any]:
-    shares = [float((relevance[lungs] >= _WARM).mean()) for _, lungs, relevance in _own(data, items, networks)]
+    shares = [float((drawn[lungs] >= _WARM).mean()) for _, lungs, drawn in _own(data, items, networks)]
     return {"count": len(shares), "share_warm": float(np.mean(shares)) if shares else None}
 
 
@@ -205,22 +205,23 @@ def _by_answer(data: Path, items: list[KnownRadiograph], networks: Networks) -> 
 def _maps(
     data: Path, items: list[KnownRadiograph], networks: Networks
 ) -> Iterator[tuple[KnownRadiograph, Mask, dict[str, Heat]]]:
-    """For each item its lungs, bool (H, W), and its maps by METHODS, float32 (H, W) in 0..1."""
+    """For each item its lungs, bool (H, W), and its maps by METHODS, float32 (H, W) in 0..1; CXRNet's as results show it."""
     for item, crop, maps in _crops(data, items, networks):
         shape = (NETWORK_SIZE_PX, NETWORK_SIZE_PX)
         lungs = crop.to_prepared(crop.mask.astype(np.float32), shape) >= 0.5
-        yield item, lungs, {method: crop.to_prepared(one, shape) for method, one in maps.items()}
+        placed = {method: crop.to_prepared(one, shape) for method, one in maps.items()}
+        yield item, lungs, {**placed, "cxrnet": heatmap_of(maps["cxrnet"], crop, lungs)}
 
 
 def _own(data: Path, items: list[KnownRadiograph], networks: Networks) -> Iterator[tuple[KnownRadiograph, Mask, Heat]]:
-    """For each item its lungs and CXRNet's relevance alone, which is cheap."""
+    """For each item its lungs and CXRNet's heat alone, which is cheap."""
     for start in tqdm(range(0, len(items), _BATCH), desc="healthy", mininterval=10):
         batch = items[start : start + _BATCH]
         images = [load_prepared(data / item.image) for item in batch]
         crops = classifier_inputs(images, segment_batch(images, networks)[0], networks)
         examined = networks.examine([crop.image for crop in crops], [crop.mask for crop in crops])
-        for item, crop, relevance in zip(batch, crops, examined.relevance, strict=True):
-            yield item, crop.mask, relevance
+        for item, crop, drawn in zip(batch, crops, examined.heat, strict=True):
+            yield item, crop.mask, drawn
 
 
 def _crops(

@@ -6,7 +6,7 @@ pneumonia, the second pass decides which one; the weights contain the calibratio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,14 @@ from cxr_node.nets.constants import STRONGEST_SHARE
 UNLIKE = "unlike the training images"
 OTHER = "other abnormality suspected"
 
+FAINT = 0.05
+"""Heat below this says nothing of a place."""
+
 _FEW_PX = 50
 """With lungs smaller than this the whole image counts."""
+
+_SUREST = 1e-6
+"""A relevance is taken to be at least so far from 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class AnswerRule:
     temperature: logits of the kind of pneumonia are divided by it.
     other_above: log-odds of a disease that isn't opacity, above which it is suspected.
     unlike_above: distance from the training images' features, above which nothing is answered.
+    heat_slope, heat_midpoint: the log-odds of heat are heat_slope x (evidence - heat_midpoint).
     """
 
     slope: float
@@ -37,6 +44,8 @@ class AnswerRule:
     temperature: float
     other_above: float
     unlike_above: float
+    heat_slope: float = 1.0
+    heat_midpoint: float = 0.0
 
     @classmethod
     def of(cls, description: dict[str, Any]) -> AnswerRule:
@@ -46,7 +55,9 @@ class AnswerRule:
             WeightsError: it is missing there, or lacks a number.
         """
         try:
-            return cls(**{key: float(description["answer"][key]) for key in cls.__annotations__})
+            given = description["answer"]
+            wanted = [one.name for one in fields(cls) if one.default is MISSING or one.name in given]
+            return cls(**{key: float(given[key]) for key in wanted})
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"{description['name']}'s JSON lacks a number for its answers ({error}): install the weights again."
@@ -82,6 +93,21 @@ def probabilities(scores: NDArray[np.float64], which_logits: NDArray[np.float32]
     kinds = np.exp(logits - logits.max(axis=1, keepdims=True))
     kinds /= kinds.sum(axis=1, keepdims=True)
     return np.concatenate([1 - ill[:, None], ill[:, None] * kinds], axis=1)
+
+
+def heat(relevance: NDArray[np.float32], rule: AnswerRule) -> NDArray[np.float32]:
+    """The heat of relevance, the sigmoid of evidence: float32 of any shape in 0..1, like the result.
+
+    Pixels keep their order; the rule says how steeply heat rises and where it is 0.5.
+    """
+    inside = np.clip(relevance.astype(np.float64), _SUREST, 1 - _SUREST)
+    log_odds = rule.heat_slope * (np.log(inside / (1 - inside)) - rule.heat_midpoint)
+    return (1 / (1 + np.exp(-log_odds))).astype(np.float32)
+
+
+def clear(heat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Heat without what is too faint to say anything of a place, of the same form."""
+    return np.where(heat < FAINT, np.float32(0), heat)
 
 
 def doubt(other_logit: float, distance: float, rule: AnswerRule) -> str:

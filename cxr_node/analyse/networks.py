@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_node.analyse.answer import AnswerRule, doubt, pooled, probabilities
+from cxr_node.analyse.answer import AnswerRule, clear, doubt, heat, pooled, probabilities
 from cxr_node.errors import SettingsError
 from cxr_node.nets.weights import indeterminate_below, model_of, network_description, shipped_folder
 from cxr_node.records import Model
@@ -57,12 +57,12 @@ class Examined(NamedTuple):
     """What CXRNet says of a batch.
 
     probabilities: float64 (N, C), calibrated.
-    relevance: float32 (N, S, S) in 0..1.
+    heat: float32 (N, S, S) in 0..1.
     doubts: for each image why it gets no class, however probable one is; empty: no reason.
     """
 
     probabilities: NDArray[np.float64]
-    relevance: NDArray[np.float32]
+    heat: NDArray[np.float32]
     doubts: list[str]
 
 
@@ -109,9 +109,9 @@ class Networks:
     def classify(
         self, crops: list[NDArray[np.uint8]], lungs: Sequence[NDArray[np.bool_]] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Calibrated probabilities, float64 (N, C), and relevance, float32 (N, S, S) in 0..1; see `examine`."""
+        """Calibrated probabilities, float64 (N, C), and heat, float32 (N, S, S) in 0..1; see `examine`."""
         examined = self.examine(crops, lungs)
-        return examined.probabilities, examined.relevance
+        return examined.probabilities, examined.heat
 
     def examine(self, crops: list[NDArray[np.uint8]], lungs: Sequence[NDArray[np.bool_]] | None = None) -> Examined:
         """What CXRNet says of crops uint8 (S, S).
@@ -123,14 +123,21 @@ class Networks:
         found = self.engine.classify(crops)
         if self.answer is None:
             logits, relevance = found
-            return Examined(self._calibrated(logits), relevance[:, 0], [""] * len(crops))
+            return Examined(self._calibrated(logits), self.heat_of(relevance[:, 0]), [""] * len(crops))
         evidence, which, other, distance = found
         inside = np.ones((len(crops), *evidence.shape[2:]), np.bool_) if lungs is None else np.stack(list(lungs))
         return Examined(
             probabilities(pooled(evidence[:, 0], inside), which, self.answer),
-            (1 / (1 + np.exp(-evidence[:, 0]))).astype(np.float32),
+            self.heat_of((1 / (1 + np.exp(-evidence[:, 0]))).astype(np.float32)),
             [doubt(float(one), float(far), self.answer) for one, far in zip(other, distance, strict=True)],
         )
+
+    def heat_of(self, relevance: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The heat of what CXRNet's decoder draws, float32 of any shape in 0..1, like the result.
+
+        A decoder that masks the image leaves a little everywhere, which is no heat.
+        """
+        return clear(relevance) if self.answer is None else heat(relevance, self.answer)
 
     def _calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         scaled = logits.astype(np.float64) / self.temperature

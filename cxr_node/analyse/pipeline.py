@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_node.analyse.answer import clear
 from cxr_node.analyse.enhance import LungCrop, classifier_input
 from cxr_node.analyse.gate import check_frontal, frontal_score
 from cxr_node.analyse.letters import read_marker
@@ -22,9 +23,6 @@ from cxr_node.analyse.segment import check_lungs, clean_mask, right_and_left, zo
 from cxr_node.analyse.side import classify_sides
 from cxr_node.errors import Rejected
 from cxr_node.records import SIDES, ZONES, Findings, LetterCandidates
-
-_FAINT = 0.05
-"""Relevance below this is not heat: the decoder leaves this much everywhere."""
 
 _EDGE_PX = 3.0
 """Smoothing of the heat map's edges, as a standard deviation: the decoder is not accurate to the pixel."""
@@ -161,7 +159,7 @@ def classify_batch(
     seconds = {"classify": (time.perf_counter() - started) / len(crops)}
     return [
         replace(
-            _findings(mask, crop, examined.probabilities[row], examined.relevance[row], networks, seconds),
+            _findings(mask, crop, examined.probabilities[row], examined.heat[row], networks, seconds),
             doubt=examined.doubts[row],
         )
         for row, (mask, crop) in enumerate(zip(lungs, crops, strict=True))
@@ -180,18 +178,17 @@ def _findings(
     lungs: NDArray[np.bool_],
     crop: LungCrop,
     probabilities: NDArray[np.float64],
-    relevance: NDArray[np.float32],
+    heat: NDArray[np.float32],
     networks: Networks,
     seconds: dict[str, float],
 ) -> Findings:
-    relevance = heat_of(relevance)
-    inside = relevance * crop.mask
-    total = float(relevance.sum())
-    heat = np.where(lungs, crop.to_prepared(inside, lungs.shape), np.float32(0))
-    heatmap = np.clip(cv2.GaussianBlur(heat, (0, 0), _EDGE_PX), 0, 1).astype(np.float32) * lungs
+    shown = clear(heat)
+    inside = shown * crop.mask
+    total = float(shown.sum())
+    heatmap = heatmap_of(heat, crop, lungs)
     sides = dict(zip(SIDES, right_and_left(lungs), strict=True))
     borders = {side: zone_rows(lung) for side, lung in sides.items()}
-    by_zone = _heat_by_zone(heatmap, sides, borders)
+    by_zone = _heat_by_zone(clear(heatmap), sides, borders)
     label = networks.model.classes[int(probabilities.argmax())]
     return Findings(
         label=label,
@@ -210,9 +207,10 @@ def _findings(
     )
 
 
-def heat_of(relevance: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What of a relevance, float32 of any shape in 0..1, is drawn and measured as heat, of the same form."""
-    return np.where(relevance < _FAINT, np.float32(0), relevance)
+def heatmap_of(heat: NDArray[np.float32], crop: LungCrop, lungs: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The heat map that results show, float32 (224, 224) in 0..1: a crop's heat, (S, S), within lungs, bool (224, 224)."""
+    inside = np.where(lungs, crop.to_prepared(heat * crop.mask, lungs.shape), np.float32(0))
+    return np.clip(cv2.GaussianBlur(inside, (0, 0), _EDGE_PX), 0, 1).astype(np.float32) * lungs
 
 
 def _heat_by_zone(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cxr_node.analyse.networks import load_networks
-from cxr_node.analyse.pipeline import analyse, classifier_inputs, heat_of, segment_batch
+from cxr_node.analyse.pipeline import analyse, classifier_inputs, segment_batch
 from cxr_node.errors import Rejected, SettingsError, WeightsError
 from cxr_node.nets.weights import network_description, shipped_folder
 from cxr_node.records import LABELS
@@ -74,7 +74,7 @@ def test_in_int8_it_says_nearly_the_same(plain, crops):
     assert (chances.argmax(axis=1) == probabilities.argmax(axis=1)).mean() >= 0.9
     assert 1e-5 < np.abs(chances - probabilities).mean() < 0.03, "nearly the same, but rounded"
     for one, other in zip(heat, relevance, strict=True):
-        assert np.abs(heat_of(one) - heat_of(other)).mean() < 0.02
+        assert np.abs(one - other).mean() < 0.02
         if (one > 0.5).mean() > 0.05:  # where there is next to no heat, a few pixels are much of it
             assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.95
 
@@ -82,7 +82,7 @@ def test_in_int8_it_says_nearly_the_same(plain, crops):
 def test_an_analysis_runs_on_it(images):
     found = [one for one in analyse(images, networks(engine="openvino")) if not isinstance(one, Rejected)]
     assert len(found) >= len(images) - 1
-    assert sum(findings.heatmap.max() > 0 for findings in found) > len(found) / 2, "of healthy lungs there may be none"
+    assert sum(findings.heatmap.max() > 0.05 for findings in found) > len(found) / 2, "of healthy lungs there may be none"
     for findings in found:
         assert not findings.heatmap[~findings.lungs].any()
         assert sum(findings.probabilities.values()) == pytest.approx(1)
@@ -122,7 +122,7 @@ def test_answers_from_evidence_are_the_same_in_openvino(tmp_path):
     lungs = [np.arange(64 * 64).reshape(64, 64) % 3 > 0] * 3
     one, other = (each.examine(crops, lungs) for each in both)
     assert other.probabilities == pytest.approx(one.probabilities, abs=1e-3)
-    assert other.relevance == pytest.approx(one.relevance, abs=1e-3)
+    assert other.heat == pytest.approx(one.heat, abs=1e-3)
     assert other.doubts == one.doubts
     assert np.ptp(one.probabilities[:, 0]) > 0
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from cxr_node.analyse.answer import OTHER, UNLIKE, AnswerRule, doubt, pooled, probabilities
+from cxr_node.analyse.answer import OTHER, UNLIKE, AnswerRule, doubt, heat, pooled, probabilities
 from cxr_node.analyse.enhance import classifier_input
-from cxr_node.analyse.networks import load_networks
+from cxr_node.analyse.networks import Networks, load_networks
 from cxr_node.analyse.pipeline import classify_batch
 from cxr_node.errors import WeightsError
 from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import CXRNet, pooled_evidence
+from cxr_node.records import Model
 from cxr_node.settings import InferenceSettings
 from tests.compose_inputs import findings
 from tests.small_training import blotches, write_evidence_weights
@@ -85,7 +86,25 @@ def test_a_class_below_its_limit_is_close_to_another_or_improbable_among_all(sec
     assert dataclasses.replace(found, indeterminate_below=0.6).answer == "healthy"
 
 
-@pytest.mark.parametrize("key", AnswerRule.__annotations__)
+def test_heat_keeps_the_order_of_the_evidence_and_rises_as_the_rule_says():
+    evidence = np.array([-40.0, -3.0, -0.4, 0.6, 40.0], np.float32)
+    relevance = 1 / (1 + np.exp(-evidence))
+    steep = heat(relevance, dataclasses.replace(RULE, heat_slope=2.0, heat_midpoint=-0.4))
+    assert steep[1:4] == pytest.approx(1 / (1 + np.exp([5.2, 0.0, -2.0])), abs=1e-5)
+    assert (np.diff(steep) > 0).all()
+    assert steep.dtype == np.float32
+    assert 0 <= steep.min() < steep.max() <= 1
+    assert heat(relevance, RULE) == pytest.approx(relevance, abs=1e-5)
+
+
+def test_a_mask_that_leaves_a_little_everywhere_draws_no_heat_there():
+    given = np.array([0.0, 0.04, 0.06, 1.0], np.float32)
+    plain = Networks(None, Model("CXRNet", "t", ""), 224, True, 1.0, None)
+    assert plain.heat_of(given).tolist() == pytest.approx([0, 0, 0.06, 1])
+    assert (dataclasses.replace(plain, answer=RULE).heat_of(given) > 0).all()
+
+
+@pytest.mark.parametrize("key", ["slope", "intercept", "temperature", "other_above", "unlike_above"])
 def test_a_rule_that_lacks_a_number_is_refused(key):
     answer = dataclasses.asdict(RULE)
     assert AnswerRule.of({"name": "CXRNet", "answer": answer}) == RULE
@@ -108,7 +127,7 @@ def test_networks_answer_from_what_their_decoder_draws(networks):
         seen = networks.torch.cxrnet.examine(networks.torch.to_device([crop.image]))
     score = pooled(seen.evidence[:, 0].numpy(), crop.mask[None])
     assert examined.probabilities == pytest.approx(probabilities(score, seen.which_logits.numpy(), networks.answer))
-    assert examined.relevance == pytest.approx(torch.sigmoid(seen.evidence[:, 0]).numpy(), abs=1e-6)
+    assert examined.heat == pytest.approx(torch.sigmoid(seen.evidence[:, 0]).numpy(), abs=1e-6)
 
 
 def test_what_is_unlike_the_training_images_gets_no_class(networks):
