@@ -57,18 +57,15 @@ def rejected_by_sender(engine: Engine, since: float) -> dict[str, tuple[int, int
 
 
 def audit_page(
-    engine: Engine, given: dict[str, Any], *, before: int | None, size: int = 100
+    engine: Engine, asked: dict[str, Any], *, before: int | None, size: int = 100
 ) -> tuple[list[dict[str, Any]], bool]:
     """A page of the audit log, the newest first, and whether there are more.
 
     Args:
         engine: the database.
-        given: patient, study, event, user (exact, or with * as a wildcard); since, until (UTC seconds); empty: any.
+        asked: filters of `audit.search`, by its arguments' names.
         before: the number of the last row of the page before.
         size: rows of a page.
     """
-    asked: dict[str, Any] = {"patient_id": given.get("patient") or "", "study_instance_uid": given.get("study") or ""}
-    asked |= {name: given.get(name) or "" for name in ("event", "user")}
-    since, until = given.get("since"), given.get("until")
-    rows = list(audit.search(engine, **asked, since=since, until=until, before_id=before, limit=size + 1))[::-1]
+    rows = list(audit.search(engine, **asked, before_id=before, limit=size + 1))[::-1]
     return rows[:size], len(rows) > size

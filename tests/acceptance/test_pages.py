@@ -354,6 +354,14 @@ def test_the_audit_log_is_searched_and_the_search_is_in_it(browser: Browser, sit
     expect(page.locator("tbody")).to_contain_text("instance-received")
     page = person.go("/audit?event=audit-searched&user=auditor")
     expect(page.locator("tbody")).to_contain_text("PID100")
+    page = person.go("/audit")
+    page.get_by_label("Outcome").select_option("success")
+    page.get_by_label("Host").fill("127.0.0.*")
+    page.get_by_label("Words of the detail").fill("PID100")
+    page.get_by_role("button", name="Search").click()
+    page.wait_for_url("**outcome=success**")
+    assert {text.strip() for text in page.locator("tbody td:nth-child(2)").all_text_contents()} == {"audit-searched"}
+    assert page.get_by_label("Host").input_value() == "127.0.0.*"
     exported = person.context.request.get(f"{site.url}/audit.csv?patient=PID100")
     rows = list(csv.DictReader(io.StringIO(exported.text())))
     assert {row["patient_id"] for row in rows} == {"PID100"}

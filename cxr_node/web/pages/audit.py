@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 router = APIRouter()
 
-_FIELDS = ("patient", "study", "event", "user", "since", "until")
+_FILTERS = {
+    **{"patient": "patient_id", "study": "study_instance_uid", "accession": "accession_number", "instance": "sop_instance_uid"},
+    **{"event": "event", "user": "user", "address": "host", "outcome": "outcome", "text": "words"},
+}
+"""Fields of the form, named as in REST, and the arguments of `audit.search`."""
+_OUTCOMES = ("success", "failure", "rejected")
 _SIZE = 100
 
 
@@ -45,6 +50,7 @@ async def search(request: Request, user: Annotated[User, Depends(need(*READ_AUDI
         more=more,
         before=before,
         events=events,
+        outcomes=_OUTCOMES,
         next_page="/audit?" + urlencode({**kept, "before": rows[-1]["id"] if rows else 0}),
         first_page="/audit?" + urlencode(kept),
         export="?" + urlencode(kept),
@@ -61,16 +67,7 @@ async def export(
     """What the search finds, all of it, oldest first: audit.csv, or audit.jsonl with an object a line."""
     given, asked = _given(request)
     await _note(request, user, "audit-exported", given)
-    found = log.search(
-        request.app.state.engine,
-        patient_id=asked["patient"],
-        study_instance_uid=asked["study"],
-        event=asked["event"],
-        user=asked["user"],
-        since=asked["since"],
-        until=asked["until"],
-        limit=limit,
-    )
+    found = log.search(request.app.state.engine, **asked, limit=limit)
     rows = ({**row, "at": datetime.fromtimestamp(row["at"], UTC).isoformat(timespec="milliseconds")} for row in found)
     if form == "csv":
         return csv_answer(rows, log.COLUMNS, "audit.csv")
@@ -84,13 +81,15 @@ async def export(
 
 
 def _given(request: Request) -> tuple[dict[str, str], dict[str, Any]]:
-    """What was typed, and what it means."""
-    given = {key: request.query_params.get(key, "").strip()[:200] for key in (*_FIELDS, "offset")}
+    """What was typed, and the arguments of `audit.search` that it means."""
+    given = {key: request.query_params.get(key, "").strip()[:200] for key in (*_FILTERS, "since", "until", "offset")}
+    if given["outcome"] not in _OUTCOMES:
+        given["outcome"] = ""
     offset = int(given["offset"]) if given["offset"].removeprefix("-").isdecimal() else 0
     if not (given["since"] or given["until"]):
         given["offset"] = ""
     times = {name: when(given[name], name, offset) for name in ("since", "until")}
-    return given, {**given, **times}
+    return given, {**{argument: given[key] for key, argument in _FILTERS.items()}, **times}
 
 
 async def _note(request: Request, user: User, event: str, given: dict[str, str]) -> None:
