@@ -1,5 +1,6 @@
-"""A model of what the store promises, for Hypothesis to break: receptions, duplicates, corrections, encodings, retention, room,
-commitment, analyses, deliveries, retries, damage, doctor, restore, and crashes between any two steps of these.
+"""A model of what the store promises, for Hypothesis to break: receptions, duplicates, corrections of those who may and who
+may not, encodings, retention, room, commitment, analyses, deliveries, retries, damage, doctor, restore, and crashes between any
+two steps of these.
 
 The store is the real one, files and database; a crash is an exception at one of the program's own fault points, after
 which nothing of the step goes on. What is analysed and composed are texts, under UIDs that the program's own functions derive.
@@ -31,13 +32,26 @@ from cxr_node.receive.intake.header import read_header
 from cxr_node.receive.transport.incoming import file_meta
 from cxr_node.records import ComposedObject, DataFolder, DeliveryState, JobState, Model, ResultKind, Sender
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
-from cxr_node.store import admissions, backup, consistency, corrections, deliveries, faults, jobs, overview, retention
+from cxr_node.store import (
+    admissions,
+    backup,
+    changes,
+    confirmations,
+    consistency,
+    corrections,
+    deliveries,
+    faults,
+    jobs,
+    overview,
+    retention,
+)
 from cxr_node.store.admissions import Admission, Arrival
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database, write
 from cxr_node.store.digests import Digest, file_digest
 from cxr_node.store.instances import keep_instance, write_result
 from cxr_node.store.schema import metadata
+from cxr_node.store.selection import Selection
 from tests.receiver import encoded, radiograph
 
 DX = uid.DigitalXRayImageStorageForPresentation
@@ -126,22 +140,23 @@ class StoreModel(RuleBasedStateMachine):
         syntax=st.sampled_from((*SYNTAXES[:1] * 2, SYNTAXES[1])),
         ae_title=st.sampled_from(("MODALITY", "ROUTER")),
         keep=st.sampled_from((False,) * 5 + (True,)),
+        may_correct=st.sampled_from((True,) * 4 + (False,)),
         at=st.sampled_from(("",) * 6 + CRASHES[:3]),
     )
-    def receive(self, where, content, study, syntax, ae_title, keep, at) -> None:
+    def receive(self, where, content, study, syntax, ae_title, keep, may_correct, at) -> None:
         with crashing(at):
-            admission = self._receive(where, content, study, syntax, ae_title, keep)
+            admission = self._receive(where, content, study, syntax, ae_title, keep, may_correct)
             assert admission in Admission
             self._acknowledge(where, content, study)
 
-    def _receive(self, where, content, study, syntax, ae_title, keep=False) -> Admission:
+    def _receive(self, where, content, study, syntax, ae_title, keep=False, may_correct=True) -> Admission:
         meta = file_meta(DX, where, syntax, ae_title)
         temporary = self.folders.incoming / "arriving"
         temporary.write_bytes(meta + data_set(where, content, study, syntax))
         header, _ = read_header(temporary, len(meta), syntax)
         stored = keep_instance(self.blobs, temporary, header, file_digest(temporary))
         sender = Sender(ae_title, "NODE", "127.0.0.1")
-        arrival = Arrival(self.blobs, stored, sender, analyse=True, analyse_changed=not keep)
+        arrival = Arrival(self.blobs, stored, sender, analyse=True, analyse_changed=not keep, may_correct=may_correct)
         return admissions.admit_all(self.engine, [arrival])[0]
 
     def _acknowledge(self, where, content, study) -> None:
@@ -168,6 +183,9 @@ class StoreModel(RuleBasedStateMachine):
             same = corrections.same_image(self.engine, job, digest, lambda key: read_content_digest(self.folders.root / key))
             if job.revision and same is not None:
                 corrections.merge(self.engine, owner, job, same, self.blobs)
+                continue
+            if job.is_unconfirmed:
+                confirmations.hold(self.engine, owner, job)
                 continue
             self._analyse(owner, job, digest)
         return len(claimed)
@@ -225,8 +243,8 @@ class StoreModel(RuleBasedStateMachine):
         """By study, the content digest of the newest revision that has a job; of those done alone, if its results were made."""
         found: dict[str, str] = {}
         states = {job.instance_id: job.state for job in self._rows("jobs")}
-        for row in self._rows("instances"):
-            if row.sop_instance_uid == source and row.id in states:
+        for row in sorted(self._rows("instances"), key=lambda row: row.revision):
+            if row.sop_instance_uid == source and row.id in states and not row.unconfirmed:
                 digest = row.content_digest or (
                     read_content_digest(self.folders.root / row.path) if row.removed_at is None else ""
                 )
@@ -298,8 +316,14 @@ class StoreModel(RuleBasedStateMachine):
 
     def _replaced(self) -> set[int]:
         """Instances after which another came in the same study under the same UID."""
-        newest = {(row.sop_instance_uid, row.study_instance_uid): row.id for row in self._rows("instances")}
-        return {row.id for row in self._rows("instances")} - set(newest.values())
+        confirmed = sorted((row for row in self._rows("instances") if not row.unconfirmed), key=lambda row: row.revision)
+        newest = {(row.sop_instance_uid, row.study_instance_uid): row.id for row in confirmed}
+        return {row.id for row in confirmed} - set(newest.values())
+
+    @rule(number=st.integers(1, 6))
+    def accept(self, number) -> None:
+        """A person takes as a correction what came from one who may not correct."""
+        changes.accept_jobs(self.engine, Selection(numbers=(number,)), "person")
 
     @rule()
     def change_settings(self) -> None:
@@ -400,8 +424,9 @@ class StoreModel(RuleBasedStateMachine):
         at_rest = {DeliveryState.SENT, DeliveryState.CANCELLED, *([DeliveryState.HELD] if images_gone else [])}
         assert {row.state for row in self._rows("deliveries")} <= at_rest
         for row in self._rows("jobs"):
-            gone = any(one.id == row.instance_id and one.removed_at is not None for one in self._rows("instances"))
-            assert row.state in (JobState.DONE, JobState.CANCELLED) or (gone and row.state == JobState.HELD), row
+            (its,) = (one for one in self._rows("instances") if one.id == row.instance_id)
+            waits_for_a_person = its.removed_at is not None or its.unconfirmed
+            assert row.state in (JobState.DONE, JobState.CANCELLED) or (waits_for_a_person and row.state == JobState.HELD), row
         told = {tuple(json.loads(content)[:2]) for content in self.pacs.values()}
         for where in self.acknowledged:
             for digest in self._newest_analysed(where, done=True).values():
