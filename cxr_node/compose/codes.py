@@ -13,31 +13,39 @@ from highdicom.sr import CodedConcept
 if TYPE_CHECKING:
     from cxr_node.records import Model
 
+Concept = tuple[str, str, str]
+"""Value, scheme and meaning."""
+
 
 @cache
 def _table() -> dict[str, Any]:
     return tomllib.loads((files("cxr_node.compose") / "codes.toml").read_text("utf-8"))
 
 
+def concept(group: str, name: str) -> Concept:
+    """A code of the table."""
+    entry = _table()[group][name]
+    return entry["value"], entry["scheme"], entry["meaning"]
+
+
 def code(group: str, name: str) -> CodedConcept:
     """A code of the table; a new object each time, since highdicom puts it into the data set as it is."""
-    entry = _table()[group][name]
-    return CodedConcept(entry["value"], entry["scheme"], entry["meaning"])
+    return CodedConcept(*concept(group, name))
 
 
-def finding_code(name: str, model: Model) -> CodedConcept:
+def finding_concept(name: str, model: Model) -> Concept:
     """The code of a class (or of "indeterminate"): the table's, or that of the weights whose own class it is."""
     own = model.own_class(name)
-    return code("finding", name) if own is None else CodedConcept(own.code_value, own.code_scheme, own.code_meaning)
+    return concept("finding", name) if own is None else (own.code_value, own.code_scheme, own.code_meaning)
 
 
-def probability_code(name: str, model: Model) -> CodedConcept:
+def probability_concept(name: str, model: Model) -> Concept:
     """The code of the probability of a class; of a weights' own class one is made of its name (VR SH, 16 characters)."""
     own = model.own_class(name)
     if own is None:
-        return code("probability", name)
+        return concept("probability", name)
     value = f"P-{name.upper().replace('_', '-')}"[:16]
-    return CodedConcept(value, _table()["scheme"]["designator"], f"P({own.title[0].lower()}{own.title[1:]})"[:64])
+    return value, _table()["scheme"]["designator"], f"P({own.title[0].lower()}{own.title[1:]})"[:64]
 
 
 def private_scheme() -> CodingSchemeIdentificationItem:

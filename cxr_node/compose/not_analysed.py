@@ -6,19 +6,13 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import numpy as np
-from highdicom.sr import (
-    AlgorithmIdentification,
-    PlanarROIMeasurementsAndQualitativeEvaluations,
-    RelationshipTypeValues,
-    TextContentItem,
-    TrackingIdentifier,
-)
 from pydicom import Dataset
 
-from cxr_node.compose.codes import code
+from cxr_node.compose import content_items as items
+from cxr_node.compose.codes import concept
 from cxr_node.compose.identity import ResultIdentity, bare_reference, content_key, identify, place, to_composed
 from cxr_node.compose.overlay import draw_not_analysed
-from cxr_node.compose.report import document
+from cxr_node.compose.report import document, measurement_group
 from cxr_node.compose.report_regions import region
 from cxr_node.compose.secondary_capture import NOTICE, compose_secondary_capture
 from cxr_node.prepare.content import content_digest as content_digest_of
@@ -68,18 +62,14 @@ def compose_not_analysed(
     return composed
 
 
-def _group(
-    source: Dataset, image: Dataset, reasons: Sequence[str], model: Model, where: ResultIdentity
-) -> PlanarROIMeasurementsAndQualitativeEvaluations:
+def _group(source: Dataset, image: Dataset, reasons: Sequence[str], model: Model, where: ResultIdentity) -> Dataset:
     """TID 1410 without a measurement. Its region is the whole image: viewers show nothing of a group without one."""
     columns, rows = (max(1.0, number(source, keyword, 1.0)) for keyword in ("Columns", "Rows"))
     corners = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows), (0, 0)], np.float64)
-    group = PlanarROIMeasurementsAndQualitativeEvaluations(
-        TrackingIdentifier(uid=where.tracking_uid(_VARIANT), identifier="AI chest radiograph: not analysed"),
-        referenced_region=region(image, corners),
-        finding_type=code("finding", "not_analysed"),
-        algorithm_id=AlgorithmIdentification(model.name, model.version),
+    return measurement_group(
+        ("AI chest radiograph: not analysed", where.tracking_uid(_VARIANT)),
+        concept("finding", "not_analysed"),
+        model,
+        region(image, corners),
+        more=[items.text(items.CONTAINS, concept("text", "reason"), reason) for reason in reasons],
     )
-    for reason in reasons:
-        group[0].ContentSequence.append(TextContentItem(code("text", "reason"), reason, RelationshipTypeValues.CONTAINS))
-    return group

@@ -8,30 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from highdicom.sr import (
-    AlgorithmIdentification,
-    CodedConcept,
-    Comprehensive3DSR,
-    ContainerContentItem,
-    ContentSequence,
-    DeviceObserverIdentifyingAttributes,
-    FindingSite,
-    ImageContentItem,
-    LanguageOfContentItemAndDescendants,
-    Measurement,
-    MeasurementReport,
-    ObservationContext,
-    ObserverContext,
-    PlanarROIMeasurementsAndQualitativeEvaluations,
-    RelationshipTypeValues,
-    SourceImageForMeasurement,
-    TrackingIdentifier,
-)
+from highdicom.sr import Comprehensive3DSR, ContainerContentItem, ContentSequence
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
-from cxr_node.compose.codes import code, finding_code, private_scheme, probability_code
+from cxr_node.compose import content_items as items
+from cxr_node.compose.codes import Concept, code, concept, finding_concept, private_scheme, probability_concept
 from cxr_node.compose.identity import ResultIdentity, bare_reference, device_uid, program_version, serial_number
 from cxr_node.compose.notes import GREYS_INVERTED
 from cxr_node.compose.report_regions import area_of, lung_rectangle, region
@@ -75,7 +58,7 @@ def compose_report(
 def document(
     model: Model,
     evidence: Sequence[Dataset | None],
-    groups: Sequence[PlanarROIMeasurementsAndQualitativeEvaluations],
+    groups: Sequence[Dataset],
     place: ResultIdentity,
     predecessor: Dataset | None,
 ) -> Dataset:
@@ -88,16 +71,8 @@ def document(
         place: the report's own UIDs and numbers.
         predecessor: the report that this one replaces.
     """
-    report = MeasurementReport(
-        observation_context=ObservationContext(_observer(model)),
-        procedure_reported=code("procedure", "imaging"),
-        imaging_measurements=groups,
-        language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(code("language", "english")),
-    )
-    root = report[0]
-    # highdicom copies a tree, converts the copy and searches it for references: a third of the time of a report. It gets
-    # the root alone, and the tree then takes its place.
-    bare = ContainerContentItem(root.name, template_id="1500")
+    # highdicom copies a tree, converts the copy and searches it for references: it gets the root alone.
+    bare = ContainerContentItem(codes.DCM.ImagingMeasurementReport, template_id="1500")
     bare.ContentSequence = ContentSequence()
     ds = Comprehensive3DSR(
         evidence=[each for each in evidence if each is not None],
@@ -114,44 +89,82 @@ def document(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         coding_schemes=[private_scheme()],
     )
-    ds.ContentSequence = root.ContentSequence
+    ds.ContentSequence = [
+        items.coded(items.MODIFIER, concept("item", "language"), concept("language", "english")),
+        *_observer(model),
+        items.coded(items.MODIFIER, concept("item", "procedure"), concept("procedure", "imaging")),
+        items.container(concept("item", "measurements"), groups),
+    ]
     return ds
 
 
-def _finding(
-    image: Dataset, maps: SourceMaps, place: ResultIdentity, overlay: Dataset | None, lungs: Dataset | None
-) -> PlanarROIMeasurementsAndQualitativeEvaluations:
+def measurement_group(
+    tracked: tuple[str, str],
+    finding: Concept,
+    model: Model,
+    where: Dataset,
+    *,
+    sites: Sequence[Dataset] = (),
+    parameters: Sequence[str] = (),
+    measurements: Sequence[Dataset] = (),
+    more: Sequence[Dataset] = (),
+) -> Dataset:
+    """TID 1410: one thing that is tracked, what it is, and where.
+
+    Args:
+        tracked: its name and its tracking UID.
+        finding: what it is.
+        model: what found it.
+        where: its region.
+        sites: where it lies in the body.
+        parameters: of the algorithm, in words (TID 4019).
+        measurements: its numbers.
+        more: what stands behind the region.
+    """
+    name, uid = tracked
+    return items.container(
+        concept("item", "group"),
+        [
+            items.text(items.CONTEXT, concept("item", "tracking_identifier"), name),
+            items.uid(items.CONTEXT, concept("item", "tracking_uid"), uid),
+            items.coded(items.CONTAINS, concept("item", "finding"), finding),
+            *sites,
+            items.text(items.MODIFIER, concept("item", "algorithm_name"), model.name),
+            items.text(items.MODIFIER, concept("item", "algorithm_version"), model.version),
+            *(items.text(items.MODIFIER, concept("item", "algorithm_parameters"), words) for words in parameters),
+            *measurements,
+            where,
+            *more,
+        ],
+        template="1410",
+    )
+
+
+def _finding(image: Dataset, maps: SourceMaps, place: ResultIdentity, overlay: Dataset | None, lungs: Dataset | None) -> Dataset:
     """TID 1410: what was found, by what, with all its numbers: those that viewers write beside the region come first."""
     findings = maps.findings
-    measurements = [_percent(probability_code(label, findings.model), value) for label, value in findings.probabilities.items()]
-    measurements.append(
-        _percent(code("measurement", "threshold"), max(findings.indeterminate_below, 1 / len(findings.probabilities)))
-    )
-    measurements.append(_percent(code("measurement", "heat_in_lungs"), findings.heat_in_lungs))
-    measurements.append(_percent(code("measurement", "lung_area"), findings.lung_area_fraction))
+    measurements = [
+        _percent(probability_concept(label, findings.model), value) for label, value in findings.probabilities.items()
+    ]
+    threshold = max(findings.indeterminate_below, 1 / len(findings.probabilities))
+    measurements.append(_percent(concept("measurement", "threshold"), threshold))
+    measurements.append(_percent(concept("measurement", "heat_in_lungs"), findings.heat_in_lungs))
+    measurements.append(_percent(concept("measurement", "lung_area"), findings.lung_area_fraction))
     for side in SIDES:
         measurements += _of_lung(maps, side, lungs)
-    group = PlanarROIMeasurementsAndQualitativeEvaluations(
-        TrackingIdentifier(uid=place.tracking_uid(FINDING), identifier=FINDING),
-        referenced_region=region(image, lung_rectangle(findings.lungs, maps.geometry)),
-        finding_type=finding_code(findings.answer, findings.model),
-        algorithm_id=_algorithm(findings),
-        finding_sites=[FindingSite(code("site", "lung"))],
+    return measurement_group(
+        (FINDING, place.tracking_uid(FINDING)),
+        finding_concept(findings.answer, findings.model),
+        findings.model,
+        region(image, lung_rectangle(findings.lungs, maps.geometry)),
+        sites=[items.coded(items.MODIFIER, concept("item", "finding_site"), concept("site", "lung"))],
+        parameters=_parameters(findings),
         measurements=measurements,
+        more=[] if overlay is None else [items.image(items.CONTAINS, concept("image", "overlay"), overlay)],
     )
-    if overlay is not None:
-        group[0].ContentSequence.append(
-            ImageContentItem(
-                code("image", "overlay"),
-                overlay.SOPClassUID,
-                overlay.SOPInstanceUID,
-                relationship_type=RelationshipTypeValues.CONTAINS,
-            )
-        )
-    return group
 
 
-def _of_lung(maps: SourceMaps, side: str, lungs: Dataset | None) -> list[Measurement]:
+def _of_lung(maps: SourceMaps, side: str, lungs: Dataset | None) -> list[Dataset]:
     """One lung's area, and the share of the heat in the lung and in its zones; nothing if it wasn't found.
 
     They refer to the segmentation, if one was made, as their source (TID 320).
@@ -159,22 +172,23 @@ def _of_lung(maps: SourceMaps, side: str, lungs: Dataset | None) -> list[Measure
     if not maps.lung(side).any():
         return []
     findings = maps.findings
-    segment = None if lungs is None else (lungs, SIDES.index(side) + 1)
+    segment = []
+    if lungs is not None:
+        number = SIDES.index(side) + 1
+        segment = [items.image(items.INFERRED, concept("item", "source_of_measurement"), lungs, number)]
     lung = site("lung", side, findings.sides, maps.geometry)
     measurements = [
-        _percent(code("measurement", "heat_by_lung"), findings.heat_by_lung[side], lung, segment),
-        _percent(code("measurement", "lung_area"), float(maps.lung(side).mean()), lung, segment),
+        _percent(concept("measurement", "heat_by_lung"), findings.heat_by_lung[side], [lung, *segment]),
+        _percent(concept("measurement", "lung_area"), float(maps.lung(side).mean()), [lung, *segment]),
     ]
     for zone in ZONES:
         zone_site = site(f"{zone}_zone", side, findings.sides, maps.geometry)
         share = findings.heat_by_zone[side, zone]
-        measurements.append(_percent(code("measurement", "heat_by_zone"), share, zone_site, segment))
+        measurements.append(_percent(concept("measurement", "heat_by_zone"), share, [zone_site, *segment]))
     return measurements
 
 
-def _lung(
-    image: Dataset, maps: SourceMaps, place: ResultIdentity, side: str
-) -> PlanarROIMeasurementsAndQualitativeEvaluations | None:
+def _lung(image: Dataset, maps: SourceMaps, place: ResultIdentity, side: str) -> Dataset | None:
     """TID 1410: the outline of one lung, an anatomical region with its side; None where it wasn't found.
 
     It bears the tracking UID of the lung's segment. Its side is in the concept, without numbers and sites: viewers write those at
@@ -183,19 +197,16 @@ def _lung(
     outlines = outlines_in_source(maps.lung(side), maps.geometry)
     if not outlines:
         return None
-    model = maps.findings.model
     name = lung_name(side, maps.findings.sides, maps.geometry)
-    return PlanarROIMeasurementsAndQualitativeEvaluations(
-        TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
-        referenced_region=region(image, outlines[0]),
-        finding_type=code("site", f"{side}_lung" if maps.findings.sides.known else "lung"),
-        algorithm_id=AlgorithmIdentification(model.name, model.version),
+    return measurement_group(
+        (name, place.tracking_uid(name)),
+        concept("site", f"{side}_lung" if maps.findings.sides.known else "lung"),
+        maps.findings.model,
+        region(image, outlines[0]),
     )
 
 
-def _heat_regions(
-    image: Dataset, maps: SourceMaps, place: ResultIdentity
-) -> list[PlanarROIMeasurementsAndQualitativeEvaluations]:
+def _heat_regions(image: Dataset, maps: SourceMaps, place: ResultIdentity) -> list[Dataset]:
     """TID 1410: where heat of half the scale and more lies, the largest regions first; without sites, as for a lung."""
     findings = maps.findings
     least = _LEAST_HEAT * maps.geometry.rows * maps.geometry.columns
@@ -204,33 +215,28 @@ def _heat_regions(
     groups = []
     for number, outline in enumerate(large[:_MOST_HEAT_REGIONS], start=1):
         name = f"Heat region {number}"
-        groups.append(
-            PlanarROIMeasurementsAndQualitativeEvaluations(
-                TrackingIdentifier(uid=place.tracking_uid(name), identifier=name),
-                referenced_region=region(image, outline),
-                finding_type=code("segment", "saliency"),
-                algorithm_id=AlgorithmIdentification(findings.model.name, findings.model.version),
-            )
-        )
+        tracked = (name, place.tracking_uid(name))
+        groups.append(measurement_group(tracked, concept("segment", "saliency"), findings.model, region(image, outline)))
     return groups
 
 
-def _observer(model: Model) -> ObserverContext:
+def _observer(model: Model) -> list[Dataset]:
     """TID 1002 and 1004: this program with these weights."""
-    return ObserverContext(
-        codes.DCM.Device,
-        DeviceObserverIdentifyingAttributes(
-            uid=device_uid(model),
-            name=f"{MODEL_NAME} {program_version()}",
-            manufacturer_name=MODEL_NAME,
-            model_name=MODEL_NAME,
-            serial_number=serial_number(model),
-        ),
-    )
+    said = {
+        "device_name": f"{MODEL_NAME} {program_version()}",
+        "device_manufacturer": MODEL_NAME,
+        "device_model": MODEL_NAME,
+        "device_serial_number": serial_number(model),
+    }
+    return [
+        items.coded(items.CONTEXT, concept("item", "observer_type"), concept("item", "device")),
+        items.uid(items.CONTEXT, concept("item", "device_uid"), device_uid(model)),
+        *(items.text(items.CONTEXT, concept("item", name), value) for name, value in said.items()),
+    ]
 
 
-def _algorithm(findings: Findings) -> AlgorithmIdentification:
-    """TID 4019: the network, its parameters that affect the numbers, and how to read region and sides.
+def _parameters(findings: Findings) -> list[str]:
+    """TID 4019: the parameters that affect the numbers, and how to read region and sides.
 
     Parameters are the only place for free text in the templates: PixelMed warns about any other.
     """
@@ -253,29 +259,16 @@ def _algorithm(findings: Findings) -> AlgorithmIdentification:
         parameters.append(f"greys: {GREYS_INVERTED}")
     if model.digest:
         parameters.append(f"weights: sha256 {model.digest}")
-    return AlgorithmIdentification(model.name, model.version, parameters=parameters)
+    return parameters
 
 
-def _percent(
-    name: CodedConcept, fraction: float, site: FindingSite | None = None, segment: tuple[Dataset, int] | None = None
-) -> Measurement:
+def _percent(name: Concept, fraction: float, children: Sequence[Dataset] = ()) -> Dataset:
     """A fraction 0..1 as a NUM in percent, to two decimals, or to the first digit that isn't 0: OHIF writes no number for a 0.
 
     Args:
         name: what it is.
         fraction: 0..1.
-        site: of what.
-        segment: the segmentation and the number of the segment that it was measured in.
+        children: of what, and the segment that it was measured in (TID 320).
     """
-    images = None
-    if segment is not None:
-        ds, number = segment
-        images = [SourceImageForMeasurement(ds.SOPClassUID, ds.SOPInstanceUID)]
-        images[0].ReferencedSOPSequence[0].ReferencedSegmentNumber = number
-    return Measurement(
-        name,
-        round(100 * float(fraction), 2) or float(f"{100 * float(fraction):.1g}"),
-        code("unit", "percent"),
-        finding_sites=None if site is None else [site],
-        referenced_images=images,
-    )
+    percent = round(100 * float(fraction), 2) or float(f"{100 * float(fraction):.1g}")
+    return items.number(name, percent, concept("unit", "percent"), children)

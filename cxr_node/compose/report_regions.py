@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from highdicom.sr import GraphicTypeValues, ImageRegion, SourceImageForRegion
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from cxr_node.compose import content_items as items
+from cxr_node.compose.codes import concept
 from cxr_node.prepare.geometry import to_source
 from cxr_node.records import Geometry
 
@@ -39,6 +40,7 @@ def area_of(outline: NDArray[np.float64]) -> float:
     return float(abs((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2)
 
 
-def region(image: Dataset, outline: NDArray[np.float64]) -> ImageRegion:
+def region(image: Dataset, outline: NDArray[np.float64]) -> Dataset:
     """A closed polyline, float64 (N, 2): column and row, on the source."""
-    return ImageRegion(GraphicTypeValues.POLYLINE, outline, SourceImageForRegion(image.SOPClassUID, image.SOPInstanceUID))
+    source = items.image(items.SELECTED, concept("item", "source"), image)
+    return items.polyline(concept("item", "region"), outline, [source])

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from highdicom.sr import CodedConcept, FindingSite
 from pydicom import Dataset
 
-from cxr_node.compose.codes import code
+from cxr_node.compose import content_items as items
+from cxr_node.compose.codes import Concept, concept
 from cxr_node.prepare.geometry import orientation_values
 from cxr_node.records import SIDES, Geometry, Sides, SidesBy
 
@@ -79,8 +79,8 @@ def lung_name(side: str, sides: Sides, geometry: Geometry) -> str:
     return "Lung on the " + name.replace("picture", "picture's")
 
 
-def site(place: str, side: str, sides: Sides, geometry: Geometry) -> FindingSite:
-    """A place in a lung as a coded site: with laterality, or with the side of the picture where sides aren't known.
+def site(place: str, side: str, sides: Sides, geometry: Geometry) -> Dataset:
+    """A Finding Site in a lung: with laterality, or with the side of the picture where sides aren't known.
 
     Args:
         place: of the table of codes, such as "lung" or "upper_zone".
@@ -88,14 +88,14 @@ def site(place: str, side: str, sides: Sides, geometry: Geometry) -> FindingSite
         sides: how it is known which is which.
         geometry: as for `side_name`.
     """
-    if sides.known:
-        return FindingSite(code("site", place), laterality=code("site", side))
-    return FindingSite(code("site", place), topographical_modifier=picture_side(side, sides, geometry))
+    modifier = concept("item", "laterality" if sides.known else "topographical_modifier")
+    said = items.coded(items.MODIFIER, modifier, side_concept(side, sides, geometry))
+    return items.coded(items.MODIFIER, concept("item", "finding_site"), concept("site", place), [said])
 
 
-def picture_side(side: str, sides: Sides, geometry: Geometry) -> CodedConcept:
-    """The code of the side of the picture that a lung lies on."""
-    return code("site", side_name(side, sides, geometry).replace(" ", "_"))
+def side_concept(side: str, sides: Sides, geometry: Geometry) -> Concept:
+    """The code of the patient's side, or of the side of the picture that a lung lies on."""
+    return concept("site", side_name(side, sides, geometry).replace(" ", "_"))
 
 
 def stated_orientation(source: Dataset, sides: Sides) -> list[str] | None:

@@ -36,7 +36,7 @@ ELSEWHERE = {
 The lungs' codes are also those of a value set of IHE PCC (mobile Paramedicine Summary of Care), expanded with that release.
 """
 
-NAMED_OTHERWISE = {"123037004", "309825002", "39607008"}
+NAMED_OTHERWISE = {"123037004", "309825002", "39607008", "260753009"}
 """PS3.16 prints their fully specified names, such as "Lung structure (body structure)"; here is the term that readers see."""
 
 GROUPS = {
