@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,13 @@ from highdicom import ContributingEquipment
 from pydicom import DataElement, Dataset
 from pydicom.charset import convert_encodings, decode_bytes, encode_string, python_encoding
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 from pydicom.valuerep import PersonName, validate_value
 
+from cxr_node.compose.encode import encode
 from cxr_node.compose.requests import add_requests
 from cxr_node.dicom.uids import derived_uid
 from cxr_node.prepare.header import UNREADABLE, first_of, number, value_of
@@ -65,6 +67,18 @@ _LONGEST_TEXT, _LONGEST_SEQUENCE, _OVERHEAD = 1024, 65536, 8
 
 _VERBATIM = _TEXT | {"SQ"}
 """Copied even if a value breaks its VR (a long accession number): archives match by it."""
+
+_ACQUISITION = {
+    "manufacturer_model_name": "ManufacturerModelName",
+    "software_versions": "SoftwareVersions",
+    "device_serial_number": "DeviceSerialNumber",
+    "institution_name": "InstitutionName",
+    "institutional_department_name": "InstitutionalDepartmentName",
+    "institution_address": "InstitutionAddress",
+    "station_name": "StationName",
+    "contribution_datetime": "AcquisitionDateTime",
+}
+"""What Contributing Equipment says of what took the image: highdicom's argument and the source's keyword."""
 
 
 @dataclass(frozen=True)
@@ -232,11 +246,10 @@ def to_composed(ds: Dataset, kind: ResultKind) -> ComposedObject:
     """An object as the bytes of a DICOM file (PS3.10)."""
     ds.file_meta.ImplementationClassUID = UID(derived_uid("implementation"))
     ds.file_meta.ImplementationVersionName = f"{MODEL_NAME.upper()} {program_version()}"[:16]
-    buffer = BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
-    return ComposedObject(
-        kind, str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.file_meta.TransferSyntaxUID), buffer.getvalue()
-    )
+    meta = DicomBytesIO()
+    write_file_meta_info(meta, ds.file_meta)
+    content = b"".join((bytes(128), b"DICM", meta.getvalue(), encode(ds)))
+    return ComposedObject(kind, str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.file_meta.TransferSyntaxUID), content)
 
 
 def _can_hold(ds: Dataset, names: list[str]) -> bool:
@@ -248,8 +261,8 @@ def _can_hold(ds: Dataset, names: list[str]) -> bool:
         return False
     texts: set[str] = set()
     for element in ds.iterall():
-        if element.VR in _TEXT:
-            texts.update(part for part in re.split(r"[\\^=]", str(element.value)) if not part.isascii())
+        if element.VR in _TEXT and not (text := str(element.value)).isascii():
+            texts.update(part for part in re.split(r"[\\^=]", text) if not part.isascii())
     encodings = convert_encodings(names)
     return all(_survives(text, encodings) for text in texts)
 
@@ -338,8 +351,8 @@ def _equipment(source: Dataset, model: Model, made_at: datetime) -> list[Dataset
     items: list[Dataset] = []
     # Skipped where the source says too little, or says it in a form that can't be written.
     with suppress(*UNREADABLE):
-        acquisition = ContributingEquipment.for_image_acquisition(source)
-        items += [acquisition] if _capped("SQ", [acquisition]) is not None else []
+        acquisition = _acquisition(source)
+        items += [acquisition] if acquisition is not None and _capped("SQ", [acquisition]) is not None else []
     items.append(
         ContributingEquipment(
             MODEL_NAME,
@@ -352,3 +365,16 @@ def _equipment(source: Dataset, model: Model, made_at: datetime) -> list[Dataset
         )
     )
     return items
+
+
+def _acquisition(source: Dataset) -> ContributingEquipment | None:
+    """What took the image: as highdicom's `for_image_acquisition`, which first searches its tables for the class's pixel data."""
+    manufacturer = source.get("Manufacturer")
+    if not manufacturer:
+        return None
+    return ContributingEquipment(
+        manufacturer,
+        codes.DCM.AcquisitionEquipment,
+        **{argument: source.get(keyword) for argument, keyword in _ACQUISITION.items()},
+        contribution_description="Acquisition equipment of the source image(s)",
+    )
