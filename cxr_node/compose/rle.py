@@ -12,23 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def encode_mask(mask: NDArray[np.uint8]) -> bytes:
-    """One frame of 8 bits as RLE: any values, though quick only where neighbours are mostly equal.
+def encode_masks(labels: NDArray[np.uint8], count: int) -> list[bytes]:
+    """For each of the labels 1 to `count` a frame of 8 bits as RLE: 255 where the label is, 0 elsewhere.
 
     Args:
-        mask: uint8 (rows, columns).
+        labels: uint8 (rows, columns).
+        count: of the frames.
 
     Returns:
-        the header of 64 bytes and the one segment, of even length; no run passes the end of a row (PS3.5 G.3.1).
+        for each the header of 64 bytes and the one segment, of even length; no run passes the end of a row (PS3.5 G.3.1).
     """
-    columns = mask.shape[1]
-    values = mask.ravel()
+    columns = labels.shape[1]
+    values = labels.ravel()
     begins = values[1:] != values[:-1]
     begins[columns - 1 :: columns] = True
     starts = np.concatenate(([0], np.flatnonzero(begins) + 1))
-    lengths = np.diff(starts, append=values.size)
-    encoded = b"".join(map(_run, lengths.tolist(), values[starts].tolist()))
-    return struct.pack("<16L", 1, 64, *[0] * 14) + encoded + b"\0" * (len(encoded) % 2)
+    values, begins_row = values[starts], starts % columns == 0
+    frames = []
+    for label in range(1, count + 1):
+        mask = values == label
+        kept = begins_row | (mask != np.roll(mask, 1))
+        lengths = np.diff(starts[kept], append=labels.size)
+        encoded = b"".join(map(_run, lengths.tolist(), (mask[kept] * 255).tolist()))
+        frames.append(struct.pack("<16L", 1, 64, *[0] * 14) + encoded + b"\0" * (len(encoded) % 2))
+    return frames
 
 
 @cache

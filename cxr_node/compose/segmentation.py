@@ -25,8 +25,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from cxr_node.compose.codes import code
 from cxr_node.compose.identity import ResultIdentity, bare_reference
-from cxr_node.compose.rle import encode_mask
-from cxr_node.compose.sides import lung_name, picture_side, stated_orientation
+from cxr_node.compose.rle import encode_masks
+from cxr_node.compose.sides import lung_name, side_concept, stated_orientation
 from cxr_node.compose.source_pixels import SourceMaps, compression_of, pixel_aspect, pixel_spacing_mm
 from cxr_node.dicom.uids import derived_uid
 from cxr_node.records import MODEL_NAME, SIDES, Findings
@@ -54,42 +54,38 @@ def compose_lungs(source: Dataset, maps: SourceMaps, place: ResultIdentity) -> D
             *(number, lung_name(side, sides, geometry), code("segment", "anatomy"), code("site", "lung"), colour),
             *(maps.findings, place),
         )
-        modifier = code("site", side) if sides.known else picture_side(side, sides, geometry)
+        modifier = CodedConcept(*side_concept(side, sides, geometry))
         segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
         segments.append(segment)
-    return _as_rle(_compose(source, maps, maps.lungs, segments, "LUNGS", "Lungs", place))
+    return _as_rle(_compose(source, maps, segments, "LUNGS", "Lungs", place), maps.lungs)
 
 
 def compose_heat_levels(source: Dataset, maps: SourceMaps, place: ResultIdentity) -> Dataset:
     """The heat map as one segment for each of LEVELS, 0 or 255, for viewers; not yet identified."""
     levels = np.zeros(maps.heat.shape, np.uint8)
     for low in LEVELS:
-        levels += maps.heat >= round(255 * low)
+        levels += (maps.heat >= round(255 * low)).view(np.uint8)
     segments = []
     for number, (low, colour) in enumerate(zip(LEVELS, _LEVEL_COLOURS, strict=True), start=1):
         label = f"Heat {low:.0%} to {LEVELS[number]:.0%}" if number < len(LEVELS) else f"Heat {low:.0%} and above"
         segments.append(_heat_segment(number, label, colour, maps.findings, place))
     description = "Heat map as levels of the network's relevance, 0 to 100 %"
-    return _as_rle(_compose(source, maps, levels, segments, "HEAT LEVELS", description, place))
+    ds = _compose(source, maps, segments, "HEAT LEVELS", description, place)
+    return _as_rle(ds, levels)
 
 
 def compose_heat_values(source: Dataset, maps: SourceMaps, place: ResultIdentity) -> Dataset:
     """The heat map's values, 0 to 255, JPEG-LS, for programs: most viewers can't draw it; not yet identified."""
-    heat = maps.heat
     segment = _heat_segment(1, "Heat", _LEVEL_COLOURS[-1], maps.findings, place)
     description = "Heat map: the network's relevance, 0 to 1"
-    # highdicom sorts all values to check them, which takes a second: it gets a mask, and the values are put in afterwards
-    where = (heat > 0).astype(np.uint8)
-    ds = _compose(source, maps, where, [segment], "HEAT VALUES", description, place)
-    ds.compress(JPEGLSLossless, heat, encoding_plugin="pyjpegls", generate_instance_uid=False)
+    ds = _compose(source, maps, [segment], "HEAT VALUES", description, place)
+    ds.compress(JPEGLSLossless, maps.heat, encoding_plugin="pyjpegls", generate_instance_uid=False)
     return ds
 
 
-def _as_rle(ds: Dataset) -> Dataset:
-    """The object with its frames, uncompressed masks of 8 bits, in RLE Lossless."""
-    frames = np.frombuffer(ds.PixelData, np.uint8)[: ds.NumberOfFrames * ds.Rows * ds.Columns]
-    encoded = [encode_mask(frame) for frame in frames.reshape(ds.NumberOfFrames, ds.Rows, ds.Columns)]
-    ds["PixelData"] = DataElement("PixelData", "OB", encapsulate(encoded))
+def _as_rle(ds: Dataset, labels: NDArray[np.uint8]) -> Dataset:
+    """The object with a frame for each segment, in RLE Lossless; labels: uint8 (rows, columns), the segments' numbers."""
+    ds["PixelData"] = DataElement("PixelData", "OB", encapsulate(encode_masks(labels, ds.NumberOfFrames)))
     ds["PixelData"].is_undefined_length = True  # PS3.5 A.4
     ds.file_meta.TransferSyntaxUID = RLELossless
     return ds
@@ -98,31 +94,32 @@ def _as_rle(ds: Dataset) -> Dataset:
 def _compose(
     source: Dataset,
     maps: SourceMaps,
-    labels: NDArray[np.uint8],
     segments: Sequence[SegmentDescription],
     label: str,
     description: str,
     place: ResultIdentity,
 ) -> Dataset:
-    """The object that highdicom makes, with the attributes that viewers require and highdicom leaves out.
+    """The object that highdicom makes, with the attributes that viewers require and highdicom leaves out; its frames are missing.
+
+    highdicom sorts, checks and copies frames several times, which takes a second where they are values and some 50 ms where they
+    are masks. It gets one of a single pixel, and the caller puts in the real ones.
 
     Args:
         source: the image's header.
         maps: where the findings lie in it.
-        labels: uint8 (rows, columns), the number of the segment that a pixel belongs to.
-        segments: what the numbers mean.
+        segments: each of which is to be a frame.
         label: Content Label, a code string.
         description: Content Description.
         place: the object's own UIDs and numbers.
     """
     image = bare_reference(source)
-    image.Rows, image.Columns = labels.shape
+    image.Rows = image.Columns = 1
     image.Modality = "DX"  # highdicom requires one; it does not appear in the object
     for keyword, value in compression_of(source).items():
         setattr(image, keyword, value)
     ds = HighdicomSegmentation(
         [image],
-        labels,
+        np.zeros((1, 1), np.uint8),
         SegmentationTypeValues.FRACTIONAL,
         segments,
         **place.for_highdicom,
@@ -132,6 +129,7 @@ def _compose(
         omit_empty_frames=False,  # an image without heat has empty levels
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
+    ds.Rows, ds.Columns = maps.geometry.rows, maps.geometry.columns
     organization = derived_uid("dimensions", place.sop_instance_uid)  # highdicom's is another each time
     ds.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
     for index in ds.DimensionIndexSequence:

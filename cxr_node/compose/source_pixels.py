@@ -31,16 +31,13 @@ class SourceMaps:
     @cached_property
     def lungs(self) -> NDArray[np.uint8]:
         """uint8 (rows, columns): 1 in the right lung, 2 in the left one, 0 elsewhere; as `Findings` has right and left."""
-        sides = (self.findings.right_lung, self.findings.lungs & ~self.findings.right_lung)
-        labels = np.zeros((self.geometry.rows, self.geometry.columns), np.uint8)
-        for number, lung in enumerate(sides, start=1):
-            np.copyto(labels, np.uint8(number), where=mask_to_source(lung, self.geometry))
-        return labels
+        right, left = (mask_to_source(self.lung(side), self.geometry).view(np.uint8) for side in SIDES)
+        return np.asarray(np.maximum(right, left * np.uint8(2)), np.uint8)
 
     @cached_property
     def heat(self) -> NDArray[np.uint8]:
         """uint8 (rows, columns): the heat map, 255 where it is 1; 0 outside the lungs."""
-        return bytes_to_source(self.findings.heatmap, self.geometry) * (self.lungs > 0)
+        return bytes_to_source(self.findings.heatmap, self.geometry) * (self.lungs > 0).view(np.uint8)
 
     def lung(self, side: str) -> NDArray[np.bool_]:
         """One lung of the upright image, bool (224, 224); `side` is one of SIDES."""
