@@ -60,7 +60,7 @@ def draw_overlay(
     if findings.greys_inverted:  # shown as it was analysed, not as the wrong header says
         grey = 255 - grey
     plain: Picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
-    picture = plain.copy()
+    picture = plain.copy() if side_by_side else plain
     lungs = mask_to_source(findings.lungs, radiograph.geometry, (height, width)).astype(np.uint8)
     heat = to_source(findings.heatmap, radiograph.geometry, shape=(height, width))
     left, top, across, down = cv2.boundingRect(lungs)
@@ -121,7 +121,7 @@ def _to_grey(pixels: NDArray[np.float32], height: int, width: int, hidden: float
         pixels = np.asarray(cv2.resize(whole, (columns, rows), None, 0, 0, cv2.INTER_AREA), np.float32)
     interpolation = cv2.INTER_AREA if height <= pixels.shape[0] and width <= pixels.shape[1] else cv2.INTER_LINEAR
     grey = cv2.resize(pixels, (width, height), None, 0, 0, interpolation)
-    return np.asarray(cv2.convertScaleAbs(np.nan_to_num(grey, copy=False, nan=hidden), None, 255.0), np.uint8)
+    return np.asarray(cv2.convertScaleAbs(cv2.patchNaNs(grey, hidden), None, 255.0), np.uint8)
 
 
 def _blend(picture: Picture, heat: NDArray[np.float32]) -> Picture:

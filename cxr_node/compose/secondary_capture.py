@@ -21,7 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cxr_node.compose.identity import ResultIdentity, bare_reference
+from cxr_node.compose.identity import ResultIdentity
 from cxr_node.compose.source_pixels import compression_of
 from cxr_node.prepare.header import text
 from cxr_node.records import MODEL_NAME
@@ -52,13 +52,13 @@ def compose_secondary_capture(
         description: Derivation Description.
         orientation: Patient Orientation; None: unknown.
     """
-    ds = SCImage.from_ref_dataset(
-        bare_reference(source),
+    ds = SCImage(
         np.ascontiguousarray(picture),
         "RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
         patient_orientation=("L", "F"),  # highdicom requires a value of its list; the real one is set below
+        study_instance_uid=source.StudyInstanceUID,
         series_instance_uid=place.series_instance_uid,
         series_number=place.series_number,
         sop_instance_uid=place.sop_instance_uid,
