@@ -13,9 +13,11 @@ from io import BytesIO
 
 import pydicom
 import pytest
+from highdicom import ContributingEquipment
 from pydicom.uid import UID
 
 from cxr_node.compose import compose_not_analysed, compose_results
+from cxr_node.compose.encode import encode
 from cxr_node.dicom.uids import derived_uid
 from cxr_node.records import ANALYSIS_KINDS, MODEL_NAME, ResultKind
 from tests.compose_inputs import MODEL, NOW, SMALL, findings, radiograph, source
@@ -172,6 +174,18 @@ def test_says_what_it_is_in_what_a_narrow_list_of_series_shows():
     }
     assert all(": AI" in text for text in shown.values())
     assert {text[:25].partition(":")[0] for text in not_analysed} == {"Not analysed"}
+
+
+def test_what_took_the_image_is_said_as_highdicom_says_it():
+    said = {
+        **{"ManufacturerModelName": "DR 1", "SoftwareVersions": ["1", "2"], "DeviceSerialNumber": "9", "StationName": "DR1"},
+        **{"InstitutionName": "Clinic", "InstitutionalDepartmentName": "Radiology", "InstitutionAddress": "Street 1"},
+        **{"AcquisitionDateTime": "20260304150102"},
+    }
+    expected = ContributingEquipment.for_image_acquisition(source(**said))
+    assert len(expected) == 3 + len(said)
+    given = read(source(**said)).ContributingEquipmentSequence[0]
+    assert encode(given) == encode(expected)
 
 
 @EVERY_KIND
