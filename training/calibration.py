@@ -61,7 +61,8 @@ def calibrate(
         threshold = indeterminate_threshold(targets, softmax(logits, temperature))
         return Calibration(temperature, threshold, f"val, {len(targets)} radiographs")
     if begun and "temperature" in begun:
-        kept = Calibration(begun["temperature"], begun["indeterminate_below"], f"kept from {begun['model']}: {reason}")
+        limits = _for_classes(begun["indeterminate_below"], classes)
+        kept = Calibration(begun["temperature"], limits, f"kept from {begun['model']}: {reason}")
     else:
         shipped = weights.indeterminate_below(weights.network_description(weights.shipped_folder(), "cxrnet"))
         kept = Calibration(1.0, max(shipped.values()), f"none, and the shipped threshold: {reason}")
@@ -70,6 +71,13 @@ def calibrate(
         f"{_in_percent(kept.indeterminate_below)} ({kept.origin.partition(':')[0]}). Import more radiographs and export again."
     )
     return kept
+
+
+def _for_classes(below: float | dict[str, float], classes: Sequence[str]) -> float | dict[str, float]:
+    """Limits for these classes; one that the limits lack gets the highest of them."""
+    if not isinstance(below, dict):
+        return below
+    return {name: below.get(name, max(below.values())) for name in classes}
 
 
 def _in_percent(below: float | dict[str, float]) -> str:
@@ -85,7 +93,7 @@ def of_weights(description: dict[str, Any]) -> dict[str, Any]:
     calibration = {"temperature": float(description.get("calibration", {}).get("temperature", 1.0))}
     return {
         **(calibration if by_image else {"answer": description["answer"]}),
-        "indeterminate_below": weights.indeterminate_below(description),
+        "indeterminate_below": description.get("indeterminate_below", 0.0),
         "model": f"{description['name']} {description['version']}",
         "licence": str(description.get("licence", "not stated")),
     }

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cxr_node.analyse.answer import AnswerRule
 from cxr_node.nets.encoders import ENCODERS
 from cxr_node.nets.weights import load_cxrnet
 from tests.small_training import blotches, everything_is_lung, write_set, write_weights
@@ -94,7 +95,7 @@ def test_marks_and_further_labels_are_read(data):
 def test_weights_say_how_they_answer_and_what_is_usual(run):
     loaded = load_cxrnet(run / "weights")
     assert loaded.network.answer == loaded.description["architecture"]["answer"] == "evidence"
-    assert set(loaded.description["answer"]) == {"slope", "intercept", "temperature", "other_above", "unlike_above"}
+    assert set(loaded.description["answer"]) == set(AnswerRule.__annotations__)
     assert loaded.description["training"]["steps"] > 0
     assert float(loaded.network.feature_spread.max()) > 0
     assert loaded.network.feature_axes.abs().max() > 0

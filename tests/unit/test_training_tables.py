@@ -60,6 +60,9 @@ def test_a_small_val_keeps_the_calibration_that_training_began_with(capsys):
     logits = (4 * np.eye(len(LABELS))[targets]).astype(np.float32)
     kept = calibrate(targets, logits, LABELS, {"temperature": 1.25, "indeterminate_below": 0.75, "model": "CXRNet 1"})
     assert (kept.temperature, kept.indeterminate_below) == (1.25, 0.75)
+    limits = {"healthy": 0.9, "covid19_pneumonia": 0.7}
+    kept = calibrate(targets, logits, LABELS, {"temperature": 1.25, "indeterminate_below": limits, "model": "CXRNet 1"})
+    assert kept.indeterminate_below == {**dict.fromkeys(LABELS, 0.9), **limits}
     assert "kept from CXRNet 1" in kept.as_json["from"]
     assert "Warning: val has 8 radiographs" in capsys.readouterr().out
     alone = calibrate(targets, logits, LABELS, None)
