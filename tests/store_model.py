@@ -286,7 +286,8 @@ class StoreModel(RuleBasedStateMachine):
         assert len(committed) + len(failed) == 1
         if committed:
             assert has_room
-            newest = max((row for row in self._rows("instances") if row.sop_instance_uid == where), key=lambda row: row.revision)
+            confirmed = [row for row in self._rows("instances") if row.sop_instance_uid == where and not row.unconfirmed]
+            newest = max(confirmed, key=lambda row: row.revision)
             assert newest.path not in self.rotten, "promised to keep what isn't what was received"
             self.promised.add((where, read_content_digest(self.folders.root / newest.path)))
 
