@@ -26,8 +26,8 @@ COVERAGE = 0.8
 """Share of `val` that at least is answered, even where fewer of the answers than wanted are right then."""
 
 HEAT_SLOPE, HEAT_MIDPOINT = 2.0, -0.4
-"""From evidence to heat. Chosen for CXRNet 0.5.2 on the marks and the healthy of `val`: more overlap with marks and less warmth
-in healthy lungs than the plain sigmoid of evidence (1 and 0)."""
+"""From evidence to heat. Chosen for CXRNet 0.5.2 on `val`: more overlap with marks and less warmth in healthy lungs than the
+plain sigmoid of evidence (1 and 0)."""
 
 FARTHEST = 0.995
 """Share of `val` that is no farther from the training images than what is answered."""

@@ -84,10 +84,9 @@ def _calibration(shipped: Run) -> str:
         ["radiographs that get an answer", number(shipped.figure("indeterminate", "coverage"))],
         ["accuracy of the answers", number(shipped.figure("indeterminate", "accuracy"))],
     ]
-    text = (
-        "A radiograph whose likeliest class is too improbable is called indeterminate. The threshold is the lowest from which "
-        f"on the answers are right in {ANSWERED_ACCURACY:.0%} of `val`."
-    )
+    text = "A radiograph whose likeliest class is too improbable is called indeterminate."
+    if not isinstance(below, dict):
+        text += f" The threshold is the lowest from which on the answers are right in {ANSWERED_ACCURACY:.0%} of `val`."
     never = [] if below else ["These weights call nothing indeterminate."]
     return "\n\n".join(["### Calibration", table(["", "ours"], rows), text, table(["", "ours"], indeterminate), *never])
 

@@ -18,14 +18,14 @@ from cxr_node.nets.constants import STRONGEST_SHARE
 UNLIKE = "unlike the training images"
 OTHER = "other abnormality suspected"
 
-FAINT = 0.05
+_FAINT = 0.05
 """Heat below this says nothing of a place."""
 
 _FEW_PX = 50
 """With lungs smaller than this the whole image counts."""
 
-_SUREST = 1e-6
-"""A relevance is taken to be at least so far from 0 and 1."""
+_MARGIN = 1e-6
+"""Relevance is kept so far from 0 and 1, where its log-odds are infinite."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ def heat(relevance: NDArray[np.float32], rule: AnswerRule) -> NDArray[np.float32
 
     Pixels keep their order; the rule says how steeply heat rises and where it is 0.5.
     """
-    inside = np.clip(relevance.astype(np.float64), _SUREST, 1 - _SUREST)
+    inside = np.clip(relevance.astype(np.float64), _MARGIN, 1 - _MARGIN)
     log_odds = rule.heat_slope * (np.log(inside / (1 - inside)) - rule.heat_midpoint)
     return (1 / (1 + np.exp(-log_odds))).astype(np.float32)
 
 
 def clear(heat: NDArray[np.float32]) -> NDArray[np.float32]:
     """Heat without what is too faint to say anything of a place, of the same form."""
-    return np.where(heat < FAINT, np.float32(0), heat)
+    return np.where(heat < _FAINT, np.float32(0), heat)
 
 
 def doubt(other_logit: float, distance: float, rule: AnswerRule) -> str:
