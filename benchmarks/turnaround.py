@@ -1,6 +1,6 @@
 """Time from the C-STORE response until both results are stored in the PACS, and images per second with a backlog.
 
-    python -m benchmarks.turnaround [--images 20] [--waiting 100] [--json FILE]
+    python -m benchmarks.turnaround [--images 20] [--waiting 100] [--engine openvino] [--only Orthanc] [--tree CHECKOUT]
 
 A full-size image (2544 × 3056, 12 bit in 16, 15.5 MB) goes through a node in processes of its own to a PACS on the same
 machine: Orthanc where it is installed, beside the project's own small SCP. Medians; single images one after the other,
@@ -71,12 +71,17 @@ def wait_for(count: Callable[[], int], expected: int, timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def single(pacs: Any, root: Path, images: int) -> dict[str, Any]:
+def make_node(folder: Path, destination: tuple[str, str, int], engine: str, tree: Path | None) -> Node:
+    """A node, not yet started, that computes with an engine and sends to a destination: name, AE title, port."""
+    return Node(folder, [destination], f'[inference]\nengine = "{engine}"\n', tree=tree)
+
+
+def single(pacs: Any, root: Path, images: int, engine: str, tree: Path | None) -> dict[str, Any]:
     """Turnaround of single images, and the stages as the node measured them."""
     (root / "sent").mkdir(parents=True)
     files = write_instances(root / "sent", images + 2)
     waits: list[float] = []
-    with pacs(root / "pacs") as (ae_title, port, count), Node(root / "node", [("pacs", ae_title, port)]) as node:
+    with pacs(root / "pacs") as (ae_title, port, count), make_node(root / "node", ("pacs", ae_title, port), engine, tree) as node:
         for number, file in enumerate(files, start=1):
             (outcome,) = send_files([file], "127.0.0.1", node.port, "CXRNODE")
             acknowledged = time.monotonic()
@@ -95,12 +100,12 @@ def single(pacs: Any, root: Path, images: int) -> dict[str, Any]:
     }
 
 
-def waiting(pacs: Any, root: Path, images: int) -> dict[str, Any]:
+def waiting(pacs: Any, root: Path, images: int, engine: str, tree: Path | None) -> dict[str, Any]:
     """Images per second over images that wait: sent while the worker doesn't run, then worked off."""
     (root / "sent").mkdir(parents=True)
     files = write_instances(root / "sent", images)
     with pacs(root / "pacs") as (ae_title, port, count):
-        node = Node(root / "node", [("pacs", ae_title, port)])
+        node = make_node(root / "node", ("pacs", ae_title, port), engine, tree)
         node.start("receive")
         outcomes = send_files(files, "127.0.0.1", node.port, "CXRNODE", associations=2)
         assert all(outcome.stored for outcome in outcomes)
@@ -120,17 +125,26 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--waiting", type=int, default=100)
     parser.add_argument("--quick", action="store_true", help="few images")
+    parser.add_argument("--engine", default="torch", choices=("torch", "openvino"))
+    parser.add_argument("--only", choices=("small SCP", "Orthanc"), help="one PACS instead of both")
+    parser.add_argument("--tree", type=Path, help="a checkout of another version, whose node is measured")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     images, queued = (3, 8) if options.quick else (options.images, options.waiting)
     pacs = {"small SCP": small_pacs}
     if shutil.which("Orthanc") or Path("/usr/sbin/Orthanc").exists():
         pacs = {"Orthanc": orthanc_pacs, **pacs}
+    if options.only:
+        pacs = {options.only: pacs[options.only]}
+    tree = options.tree.resolve() if options.tree else None
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="cxr-node-turnaround-") as folder:
         for name, kind in pacs.items():
             place = Path(folder) / name.replace(" ", "-")
-            found[name] = {"single": single(kind, place / "single", images), "waiting": waiting(kind, place / "waiting", queued)}
+            found[name] = {
+                "single": single(kind, place / "single", images, options.engine, tree),
+                "waiting": waiting(kind, place / "waiting", queued, options.engine, tree),
+            }
             shutil.rmtree(place)
     for name, figures in found.items():
         one, many = figures["single"], figures["waiting"]

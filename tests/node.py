@@ -30,6 +30,7 @@ class Node:
         port: to be known to others before it starts; None takes a free one.
         installation: where the program is installed from its wheel; None runs this clone's.
         min_free_mb: below which it refuses images.
+        tree: a checkout of another version to run instead of this one.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Node:
         port: int | None = None,
         installation: Installation | None = None,
         min_free_mb: int = 0,
+        tree: Path | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._installation = folder, installation
+        self._folder, self._installation, self._tree = folder, installation, tree
         self.port = port or free_port()
         self.config = folder / "cxr-node.toml"
         parts = [f'[node]\nport = {self.port}\ndata_dir = "{folder / "var"}"\n[receive]\nmin_free_mb = {min_free_mb}\n']
@@ -60,10 +62,12 @@ class Node:
 
     def start(self, command: str = "serve") -> None:
         """Start all roles, or one that receives, and wait for the line that says it is ready."""
-        program, cwd = [sys.executable, "-m", "cxr_node"], None
+        program, cwd = [sys.executable, "-m", "cxr_node"], self._tree
         variables = {name: value for name, value in os.environ.items() if not name.startswith("CXR_NODE__")} | self.environment
         if "engine" not in self.config.read_text():
             variables["CXR_NODE__INFERENCE__ENGINE"] = "torch"  # ready seconds sooner than OpenVINO, which auto would take
+        if self._tree is not None:
+            variables["PYTHONPATH"] = str(self._tree)
         if self._installation is not None:
             program, cwd, variables = [str(self._installation.program)], self._folder, environment()
         with self.log.open("ab") as log:

@@ -42,6 +42,7 @@ from cxr_node.store import (
     deliveries,
     faults,
     jobs,
+    leases,
     overview,
     retention,
 )
@@ -370,6 +371,7 @@ class StoreModel(RuleBasedStateMachine):
         self.engine.dispose()
         backup.restore(self.settings, self.backup)
         self.engine = open_database(self.settings)
+        leases.end_all(self.engine)
         self.promised.clear()
         self.doctor()
         known = {row.digest for row in self._rows("instances")}

@@ -14,7 +14,7 @@ from cxr_node.cli.common import Config, node_settings, open_engine, operator, sa
 from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.records import AuditEvent
 from cxr_node.settings import Settings
-from cxr_node.store import audit, backup, consistency, lock
+from cxr_node.store import audit, backup, consistency, leases, lock
 from cxr_node.store.consistency import CURES, Difference
 from cxr_node.store.database import open_database, why_commits_may_be_lost
 from cxr_node.store.overview import held_by_reason
@@ -97,6 +97,7 @@ def restore(
         print(f"Restored {chosen}." + (f" The old database is now {aside}." if aside else ""))
         engine = open_database(settings)
         try:
+            leases.end_all(engine)
             found = consistency.find_differences(engine, blobs_of(settings), 0)
             _show(found)
             to_mend = restore_prompts.confirmed_differences(settings, found, yes=yes)

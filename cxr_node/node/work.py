@@ -1,6 +1,6 @@
 """The work role: claim → decode → analyse → compose → finish, one batch after the other.
 
-While a batch is analysed, the next one is decoded in threads, so that the device doesn't wait. A batch that fails is tried
+While a batch is analysed, threads decode the next one and compose the results of the one before. A batch that fails is tried
 image by image, so that an image that can't be analysed affects no other.
 
 Over 300 lines: all endings of a job stay in one file, so that none is forgotten.
@@ -82,6 +82,7 @@ class Worker:
         self._owner = leases.owner_name(settings.node.data_dir)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._composers = ThreadPoolExecutor(2, thread_name_prefix="compose")
+        self._endings: list[Future[None]] = []
         self._open: dict[int, Job] = {}
         self._disk_space = DiskSpace(settings.node.data_dir, settings.receive.min_free_mb, "work", _log_disk_space)
         self.trouble = ""
@@ -119,6 +120,7 @@ class Worker:
         Raises:
             DatabaseTrouble: that can't be written yet; nothing must be claimed before it is.
         """
+        self.finish()
         if self._open:
             jobs.give_back(self._engine, self._owner, list(self._open.values()), self.trouble)
             self._open.clear()
@@ -126,6 +128,17 @@ class Worker:
 
     def process(self, claimed: Sequence[Claimed]) -> None:
         """Finish every job of a batch: done, rejected, or failed and retried."""
+        self.analyse(claimed)
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait until every job that was analysed has its results."""
+        endings, self._endings = self._endings, []
+        for ending in endings:
+            ending.result()
+
+    def analyse(self, claimed: Sequence[Claimed]) -> None:
+        """Analyse a batch, wait for the results of the one before, and begin to compose those of this one."""
         if not claimed:
             return
         self.renew(claimed)
@@ -158,12 +171,11 @@ class Worker:
                 if any(job is item.job for job, _ in readable):
                     self.process([item])
             return
-        endings = [
+        self.finish()
+        self._endings = [
             self._composers.submit(self._end, job, source, outcome)
             for (job, source), outcome in zip(readable, outcomes, strict=True)
         ]
-        for ending in endings:
-            ending.result()
 
     def close(self) -> None:
         """Stop the threads, after what they have begun."""
@@ -500,20 +512,24 @@ def _work(settings: Settings, worker: Worker, stop: threading.Event) -> None:
                 worker.release_all()
             current, ahead = ahead or worker.claim(set_limit), []
             if not current:
+                worker.finish()
+                limits.cancel_exit()
                 stop.wait(_IDLE_WAIT_S)
                 continue
             set_limit()
             worker.renew(current)  # otherwise the next claim could take it again
-            if all(item.job.attempts == 1 for item in current):  # a job that may have killed a worker runs alone
+            if all(item.job.attempts == 1 for item in current):
                 ahead = worker.claim(set_limit)
-            worker.process(current)
-            if not ahead:  # whose reading is under way
-                limits.cancel_exit()
+                worker.analyse(current)
+            else:  # a job that may have killed a worker runs alone
+                worker.finish()
+                worker.process(current)
         except DatabaseTrouble as error:
             log.error("database error, trying again", exc_info=error)
             worker.trouble = worker.trouble or _failure_text(error)
         troubles = troubles + 1 if worker.trouble else 0
         if worker.trouble:
+            worker.finish()
             limits.cancel_exit()
             ahead = []  # it goes back with the rest
             stop.wait(backoff_s(troubles, _FIRST_TROUBLE_WAIT_S, _LONGEST_TROUBLE_WAIT_S))

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, Engine, Table, and_, select, update
+from sqlalchemy import Connection, Engine, Table, and_, or_, select, update
 
 from cxr_node.errors import BucketUnavailable
 from cxr_node.records import DeliveryState, JobState
+from cxr_node.store import leases
 from cxr_node.store.blobs import Blobs
 from cxr_node.store.database import write
 from cxr_node.store.digests import earlier_digest_of, file_digest, is_earlier
@@ -90,10 +91,14 @@ def note_instance_gone(engine: Engine, row_id: int, key: str) -> bool:
     with write(engine) as connection:
         if not connection.execute(update(instances).where(mine).values(removed_at=time.time(), spool="")).rowcount:
             return False
+        nobody_has_it = and_(jobs.c.state == JobState.RUNNING, leases.is_ended(jobs))
+        is_open = or_(jobs.c.state.in_((JobState.NEW, JobState.HELD)), nobody_has_it)
         connection.execute(
             update(jobs)
-            .where(jobs.c.instance_id == row_id, jobs.c.state.in_((JobState.NEW, JobState.HELD)))
-            .values(state=JobState.HELD, reasons=json.dumps([_IMAGE_GONE]), finished_at=time.time())
+            .where(jobs.c.instance_id == row_id, is_open)
+            .values(
+                state=JobState.HELD, reasons=json.dumps([_IMAGE_GONE]), finished_at=time.time(), lease_owner="", lease_until=0
+            )
         )
     return True
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, Table, and_, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, or_, select, text, update
 
 from cxr_node.records import DeliveryState, JobState
 from cxr_node.settings import Settings
@@ -126,10 +126,22 @@ def lapsed(connection: Connection, table: Table, lease_s: float) -> Any:
     """
     clock = clock_of(connection.engine)
     now = clock.now(connection)
-    ended = table.c.lease_until <= _ENDED
+    ended = is_ended(table)
     if not clock.is_trusted(connection, lease_s):
         return ended
     return or_(ended, and_(table.c.lease_until < now, table.c.lease_start == clock.start(connection)))
+
+
+def is_ended(table: Table) -> ColumnElement[bool]:
+    """Which leases were ended by somebody who knew that nobody holds them: a condition."""
+    return table.c.lease_until <= _ENDED
+
+
+def end_all(engine: Engine) -> None:
+    """End every lease of a database that no process uses: one that was restored, whose leases are of long ago."""
+    with write(engine) as connection:
+        for table, state in ((jobs, JobState.RUNNING), (deliveries, DeliveryState.SENDING)):
+            connection.execute(update(table).where(table.c.state == state).values(lease_until=_ENDED))
 
 
 def release_dead(engine: Engine, settings: Settings) -> int:

@@ -25,7 +25,7 @@ from cxr_node.node.housekeeping import Housekeeping
 from cxr_node.receive.intake.header import read_header
 from cxr_node.receive.transport.incoming import file_meta
 from cxr_node.records import DeliveryState, JobState, Sender
-from cxr_node.store import admissions, audit, backup, consistency, deliveries, lock, overview
+from cxr_node.store import admissions, audit, backup, consistency, deliveries, jobs, lock, overview
 from cxr_node.store.admissions import Admission
 from cxr_node.store.backup import database_file
 from cxr_node.store.database import inspect_database, open_database
@@ -145,13 +145,33 @@ class TestRestore:
         result = node.run("restore")
         assert result.exit_code == 0, result.output
         engine = open_database(node.settings)
-        jobs = {row["sop_instance_uid"]: row for row in overview.list_jobs(engine)}
-        assert set(jobs) == {before.SOPInstanceUID, since.SOPInstanceUID}
-        assert {row["state"] for row in jobs.values()} == {JobState.NEW}
-        assert jobs[since.SOPInstanceUID]["sender"] == "MODALITY7"  # so that the same route applies
+        by_uid = {row["sop_instance_uid"]: row for row in overview.list_jobs(engine)}
+        assert set(by_uid) == {before.SOPInstanceUID, since.SOPInstanceUID}
+        assert {row["state"] for row in by_uid.values()} == {JobState.NEW}
+        assert by_uid[since.SOPInstanceUID]["sender"] == "MODALITY7"  # so that the same route applies
         assert any(row["event"] == "database-restored" for row in audit.search(engine))
         assert len(list(node.folders.root.glob("cxr-node-replaced-*.sqlite3"))) == 1
         engine.dispose()
+
+    def test_a_job_that_ran_when_the_backup_was_made_is_held_if_its_image_is_gone(self, node):
+        node.receive_real()
+        (claimed,) = jobs.claim(node.engine, "worker", 1, 120.0, 3)
+        node.run("backup")
+        (node.settings.node.data_dir / claimed.path).unlink()
+        node.engine.dispose()
+        assert node.run("restore", "--yes").exit_code == 0
+        node.engine = open_database(node.settings)
+        assert node.job()["state"] == JobState.HELD
+        assert "send" in node.job()["reasons"][0]
+
+    def test_a_job_that_ran_when_the_backup_was_made_runs_again(self, node):
+        node.receive_real()
+        jobs.claim(node.engine, "worker", 1, 120.0, 3)
+        node.run("backup")
+        node.engine.dispose()
+        assert node.run("restore", "--yes").exit_code == 0
+        node.engine = open_database(node.settings)
+        assert len(jobs.claim(node.engine, "another", 1, 120.0, 3)) == 1
 
     def test_a_log_of_the_replaced_database_is_not_replayed_into_the_restored_one(self, node):
         node.run("backup")
@@ -269,9 +289,9 @@ class TestPostgreSQL:
         node.engine.dispose()
         subprocess.run([programs / "pg_restore", "--clean", "--if-exists", f"--dbname={plain}", dump], check=True)
         assert node.run("doctor", "--mend").exit_code == 0
-        jobs = overview.list_jobs(node.engine)
-        assert [row["sop_instance_uid"] for row in jobs] == [before.SOPInstanceUID, since.SOPInstanceUID]
-        assert {row["state"] for row in jobs} == {JobState.NEW}
+        listed = overview.list_jobs(node.engine)
+        assert [row["sop_instance_uid"] for row in listed] == [before.SOPInstanceUID, since.SOPInstanceUID]
+        assert {row["state"] for row in listed} == {JobState.NEW}
 
 
 class TestDoctor:

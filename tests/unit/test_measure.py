@@ -6,11 +6,15 @@ import struct
 import tracemalloc
 import warnings
 import zlib
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from cxr_node.dicom import measure
 from cxr_node.dicom.measure import check_content, check_size
 from cxr_node.errors import Rejected
 from cxr_node.prepare.codestream import check_codestream
@@ -140,3 +144,12 @@ def test_a_jpeg_of_thousands_of_scans_is_not_decoded():
     check_codestream(ds, frame + scan * 10 + b"\xff\xd9")
     with pytest.raises(Rejected, match="more compressed parts"):
         check_codestream(ds, frame + scan * 5000 + b"\xff\xd9")
+
+
+@given(st.lists(st.sampled_from([*measure._ITEM_TAGS, b"\xfe", b"\xff", b"\xe0\x00", b"\0", b"ab"]), max_size=30))
+def test_items_are_counted_at_any_offset_with_numpy_and_without(pieces):
+    content = b"".join(pieces)
+    expected = sum(content.count(tag) for tag in measure._ITEM_TAGS)
+    assert measure._items_in(content, 0, len(content)) == expected
+    with mock.patch.object(measure, "np", None):
+        assert measure._items_in(content, 0, len(content)) == expected
