@@ -22,6 +22,7 @@ from cxr_node.store.database import write
 from cxr_node.store.resend import BEING_MADE
 from cxr_node.store.schema import deliveries, instances, jobs, patient_names, results
 
+_SAME_IMAGE = "Its file is gone, and its image is the same as an earlier one, whose results stand."
 _SUPERSEDED = "A corrected image came under the same SOP instance UID; it is analysed instead."
 _OPEN_JOBS = (JobState.NEW, JobState.RUNNING, JobState.HELD)
 _OPEN_DELIVERIES = (DeliveryState.WAITING, DeliveryState.HELD)
@@ -167,6 +168,7 @@ def merge(engine: Engine, owner: str, job: Job, into: int, blobs: Blobs) -> bool
         has_results = connection.execute(select(exists().where(results.c.job_id == job.id))).scalar()
         if has_results:  # it was analysed before, by a program that couldn't know: both stay
             connection.execute(update(jobs).where(jobs.c.id == job.id).values(**_ended()))
+            _cancel_lost(connection, job.id)
             return True
         connection.execute(delete(jobs).where(jobs.c.id == job.id))
         connection.execute(delete(patient_names).where(patient_names.c.instance_id == job.instance_id))
@@ -192,6 +194,16 @@ def merge(engine: Engine, owner: str, job: Job, into: int, blobs: Blobs) -> bool
     faults.point("instance-merged", job.sop_instance_uid)
     discard(blobs, [discarded])
     return True
+
+
+def _cancel_lost(connection: Connection, job_id: int) -> None:
+    """End the deliveries of a job's results whose files are gone: they are not made again."""
+    lost = select(results.c.id).where(results.c.job_id == job_id, results.c.removed_at.is_not(None))
+    connection.execute(
+        update(deliveries)
+        .where(deliveries.c.result_id.in_(lost), deliveries.c.state.in_(_OPEN_DELIVERIES))
+        .values(state=DeliveryState.CANCELLED, reason=_SAME_IMAGE, lease_owner="", lease_until=0)
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from tests.store_model import StoreModel
 
@@ -27,3 +28,43 @@ def test_whatever_the_order_nothing_is_lost_and_nothing_doubled(database_url):
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+FIRST = {"content": 0, "keep": False, "may_correct": True, "study": "1.5.1", "where": "1.2.1", "ae_title": "MODALITY"}
+
+
+def image_gone_since_a_backup_that_was_made_while_its_job_ran(model):
+    model.receive(**FIRST, syntax=ExplicitVRLittleEndian, at="")
+    model.work(at="result-kept", many=False)
+    model.back_up()
+    model.work(at="", many=False)
+    model.apply_retention(at="", duplicate=None, received_days=-1)
+    model.restore()
+
+
+def analysed_image_turns_out_to_be_an_earlier_one_and_a_result_is_lost(model):
+    model.receive(**FIRST, syntax=ExplicitVRLittleEndian, at="instance-kept")
+    model.doctor()
+    model.rot(where="1.2.1")
+    model.receive(**FIRST, syntax=ImplicitVRLittleEndian, at="")
+    model.work(at="", many=False)
+    model.rot(where="1.2.1")
+    model.lose_result(pick=6)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        image_gone_since_a_backup_that_was_made_while_its_job_ran,
+        analysed_image_turns_out_to_be_an_earlier_one_and_a_result_is_lost,
+    ],
+)
+def test_a_history_that_failed_once(history):
+    model = StoreModel()
+    model.begin()
+    try:
+        history(model)
+        model.rows_own_their_blobs()
+        model.what_was_acknowledged_is_known()
+    finally:
+        model.teardown()
