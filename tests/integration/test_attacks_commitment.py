@@ -6,6 +6,7 @@ import gc
 import struct
 import threading
 from dataclasses import replace
+from unittest import mock
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from cxr_node.commitment import reports
 from cxr_node.commitment.datasets import PUSH_MODEL
 from cxr_node.deliver import commitment as deliver_commitment
 from cxr_node.deliver.commitment import commitment_reporter
+from cxr_node.receive.transport.messages import Messages
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store.database import open_database
 from cxr_node.store.disk_space import DiskSpace
@@ -70,6 +72,23 @@ def test_megabytes_are_not_put_together(receiver):
     with commitment_association(receiver) as assoc:
         assert ask_to_commit(assoc, action_information(3) + bytes(15 * 2**20)) is None, "an abort"
     assert receiver.rows("commitment_reports") == []
+
+
+def test_what_was_put_together_of_too_long_a_request_goes_with_its_association(tmp_path):
+    with defended(tmp_path, senders=KNOWN, processes=1) as receiver:
+        seen = []
+        pass_on = Messages._pass_on
+
+        def watch(messages, *arguments):
+            try:
+                pass_on(messages, *arguments)
+            finally:
+                if messages.message is not None and messages.message.data_set not in seen:
+                    seen.append(messages.message.data_set)
+
+        with mock.patch.object(Messages, "_pass_on", watch), commitment_association(receiver) as assoc:
+            assert ask_to_commit(assoc, action_information(3) + bytes(15 * 2**20)) is None, "an abort"
+        wait_until(lambda: seen and all(data_set.closed for data_set in seen), "the memory to be released")
 
 
 @pytest.mark.parametrize("uid", [b"\xe9" * 64, b"\xe9" * 1000, b"../../etc/passwd"])

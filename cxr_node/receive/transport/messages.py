@@ -134,6 +134,9 @@ class Messages(DIMSEServiceProvider):
                 log.warning("transfer broken off", sop_instance_uid=uid, **who)
             self._incoming.discard()
             self._incoming = None
+        if self.message is not None:
+            cast("BytesIO", self.message.data_set).close()  # its megabyte needn't wait for the garbage collector
+            self.message = None
 
     def send_msg(self, primitive: Any, context_id: int) -> None:
         """Send a message; with the response to a request its sender may ask for more."""
