@@ -47,8 +47,8 @@ class Store:
             self.engine, self.blobs, stored, Sender(sender, "CXRNODE", "127.0.0.1"), analyse=analyse, note=note
         )
 
-    def claim(self, owner="w", limit=8, lease_s=60.0, max_attempts=3):
-        return jobs.claim(self.engine, owner, limit, lease_s, max_attempts)
+    def claim(self, owner="w", limit=8, lease_s=60.0, max_attempts=3, **options):
+        return jobs.claim(self.engine, owner, limit, lease_s, max_attempts, **options)
 
     def finish(self, job, owner="w", model="1", destinations=BOTH, kinds=BOTH["pacs"], **findings):
         made = [

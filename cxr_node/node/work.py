@@ -88,14 +88,19 @@ class Worker:
         self.trouble = ""
         self.is_exhausted = False
 
-    def claim(self, before_reading: Callable[[], None] = lambda: None) -> list[Claimed]:
-        """Take a batch of due jobs and begin to read them; none while the disk has no room for results."""
+    def claim(self, before_reading: Callable[[], None] = lambda: None, *, only_new: bool = False) -> list[Claimed]:
+        """Take a batch of due jobs and begin to read them; none while the disk has no room for results.
+
+        Args:
+            before_reading: called if there are any.
+            only_new: none that was tried before (`jobs.claim`).
+        """
         if not self._disk_space.is_available():
             return []
         inference = self._settings.inference
         most = min(inference.max_attempts, inference.max_worker_deaths)
         spool = self._blobs.spool if self._settings.storage.url else None
-        taken = jobs.claim(self._engine, self._owner, inference.max_batch, inference.lease_s, most, spool)
+        taken = jobs.claim(self._engine, self._owner, inference.max_batch, inference.lease_s, most, spool, only_new=only_new)
         self._open.update((job.id, job) for job in taken)
         if taken:
             before_reading()
@@ -510,20 +515,18 @@ def _work(settings: Settings, worker: Worker, stop: threading.Event) -> None:
         try:
             if worker.trouble:
                 worker.release_all()
+            if not ahead:
+                worker.finish()  # a job that may have killed a worker runs alone
+                limits.cancel_exit()
             current, ahead = ahead or worker.claim(set_limit), []
             if not current:
-                worker.finish()
-                limits.cancel_exit()
                 stop.wait(_IDLE_WAIT_S)
                 continue
             set_limit()
             worker.renew(current)  # otherwise the next claim could take it again
             if all(item.job.attempts == 1 for item in current):
-                ahead = worker.claim(set_limit)
-                worker.analyse(current)
-            else:  # a job that may have killed a worker runs alone
-                worker.finish()
-                worker.process(current)
+                ahead = worker.claim(set_limit, only_new=True)
+            worker.analyse(current)
         except DatabaseTrouble as error:
             log.error("database error, trying again", exc_info=error)
             worker.trouble = worker.trouble or _failure_text(error)

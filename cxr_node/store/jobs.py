@@ -29,14 +29,24 @@ _LONG_S, _OLD_AMONG_NEW = 600.0, 0.1
 _MADE_ANEW = "Its job was repeated and made another object in its place."
 
 
-def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: int, spool: str | None = None) -> list[Job]:
+def claim(
+    engine: Engine,
+    owner: str,
+    limit: int,
+    lease_s: float,
+    max_attempts: int,
+    spool: str | None = None,
+    *,
+    only_new: bool = False,
+) -> list[Job]:
     """Take up to `limit` jobs that are due, for `lease_s` seconds.
 
     A job whose lease lapsed `max_attempts` times (its worker died each time) is held instead. Among those of one priority each
     sender's address has its turn, however many it has sent. What was tried before comes after all that never was, and alone:
     if it kills its worker, it takes no other with it. Where there is always something new, what has waited long enough is
     taken now and then, so that it comes to an end. An image that is in the spool of another host alone waits until it is
-    uploaded; `spool` is this host's, empty if it has none, None where no host can have one.
+    uploaded; `spool` is this host's, empty if it has none, None where no host can have one. `only_new`: none that was tried
+    before, for a worker that still has others, with which such a job must not die.
     """
     now = time.time()
     with engine.connect() as connection:  # an idle worker looks without taking the write lock
@@ -46,7 +56,7 @@ def claim(engine: Engine, owner: str, limit: int, lease_s: float, max_attempts: 
     with write(engine) as connection:
         lapsed = leases.lapsed(connection, jobs, lease_s)
         _hold_exhausted(connection, now, lapsed, max_attempts)
-        chosen = _choose(connection, lapsed, now, limit, spool)
+        chosen = _choose(connection, lapsed, now, limit, spool, only_new=only_new)
         if not chosen:
             return []
         claimed = connection.execute(
@@ -211,7 +221,7 @@ def _due(now: float, lapsed: Any) -> Any:
     )
 
 
-def _choose(connection: Connection, lapsed: Any, now: float, limit: int, spool: str | None) -> list[int]:
+def _choose(connection: Connection, lapsed: Any, now: float, limit: int, spool: str | None, *, only_new: bool) -> list[int]:
     """The IDs of jobs to claim, locked where the database has locks of rows."""
     never = now + _LONGEST_WAIT_S
     on_postgresql = connection.dialect.name == "postgresql"
@@ -224,7 +234,9 @@ def _choose(connection: Connection, lapsed: Any, now: float, limit: int, spool: 
         return lambda: fair_share.tried(connection, now, never, lapsed, created, spool)
 
     first = [tried_before(now - _LONG_S)] if random.random() < _OLD_AMONG_NEW else []
-    for find in [*first, new, tried_before(float("inf"))]:
+    if only_new and first and first[0]():
+        return []  # the worker asks again when it has nothing else
+    for find in [new] if only_new else [*first, new, tried_before(float("inf"))]:
         ids = find()
         if ids and on_postgresql:
             free = select(jobs.c.id).where(jobs.c.id.in_(ids), _due(now, lapsed)).with_for_update(skip_locked=True)

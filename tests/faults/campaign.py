@@ -278,7 +278,8 @@ def account(node: Node, orthanc: Orthanc, bad: BadPACS, senders: Sequence[Sender
         committed = Counter(event["sop_instance_uid"] for event in reports if event["detail"] == "destination orthanc")
         assert newest_results <= set(committed) <= all_results, "sent, and not committed"
         assert set(committed.values()) <= {1}, "committed twice"
-        backup.check_integrity(engine, thoroughly=True)
+        if not node.settings.database.url:
+            backup.check_integrity(engine, thoroughly=True)
         _sweep(node, engine, len(acknowledged))
         for sender in senders:
             _account_for_promises(node, engine, sender)
@@ -312,9 +313,9 @@ def _account_for_promises(node: Node, engine: Engine, sender: Sender) -> None:
             query = select(columns).where(columns.c.sop_instance_uid == uid).order_by(columns.c.revision.desc()).limit(1)
             row = connection.execute(query).one()
             assert row.removed_at is None, "promised to a modality, and removed"
-            path = node.settings.node.data_dir / row.path
-            assert file_digest(path) == row.digest
-            assert dcmread(path, stop_before_pixels=True).PatientID == patient_id
+            with blobs_of(node.settings).fetch(row.path) as path:
+                assert file_digest(path) == row.digest
+                assert dcmread(path, stop_before_pixels=True).PatientID == patient_id
 
 
 def _folders(node: Node) -> Any:

@@ -2,7 +2,7 @@
 
 In the first half roles are killed at every named place and the PACS is broken in every way, over and over; in the second the
 PACS goes on being broken, and what the processes take has to stay flat. Exit status 1 if anything acknowledged is not accounted
-for, or something grew.
+for, or something grew. With --remote rows are in PostgreSQL and images and results in an S3 bucket, both of servers of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
@@ -28,10 +30,12 @@ from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.store.database import open_database
 from cxr_node.store.faults import POINTS
 from cxr_node.store.overview import count_states
-from tests.conftest import PEERS, REPOSITORY
+from tests.bucket import BucketServer
+from tests.conftest import PEERS, REPOSITORY, find_peer
 from tests.faults.campaign import ROLES, TROUBLES, BadPACS, Sender, account, campaign_site, inject_faults, renamed
 from tests.faults.fault_injection import FaultPoints
 from tests.node import Node
+from tests.postgres import Postgres
 
 _EVERY_S = 2.0
 _MEASURES = ("memory_mb", "handles", "threads")
@@ -161,6 +165,20 @@ def break_the_pacs(bad: BadPACS, until: float, over: threading.Event) -> None:
     bad.set("")
 
 
+@contextmanager
+def remote_settings(wanted: bool) -> Iterator[str]:
+    """Settings, in TOML, of a database and a bucket on servers that run meanwhile; empty if they aren't wanted."""
+    if not wanted:
+        yield ""
+        return
+    with Postgres(find_peer("initdb")) as postgres, BucketServer(find_peer("moto_server")) as server:
+        storage = server.settings()
+        yield (
+            f'[database]\nurl = "{postgres.new_database()}"\n[storage]\nurl = "{storage.url}"\nendpoint = "{storage.endpoint}"\n'
+            'access_key_id = "test"\nsecret_access_key = "hunter2"\n'
+        )
+
+
 def main() -> int:
     """Run it; see the module."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -168,6 +186,7 @@ def main() -> int:
     parser.add_argument("--senders", type=int, default=3)
     parser.add_argument("--images", type=int, default=8, help="different pictures to send, over and over as new instances")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--remote", action="store_true", help="PostgreSQL and a bucket instead of SQLite and the disk")
     parser.add_argument("--out", type=Path, default=Path("test-output/soak"))
     options = parser.parse_args()
     out = options.out.absolute()
@@ -179,7 +198,7 @@ def main() -> int:
     pool = _pool(out / "pool", options.images)
     (out / "sending").mkdir()
     program = next(path for path in PEERS["Orthanc"][0] if Path(path).exists() or path == "Orthanc")
-    with campaign_site(out, program) as (node, orthanc, bad):
+    with remote_settings(options.remote) as extra, campaign_site(out, program, extra) as (node, orthanc, bad):
         began = time.monotonic()
         half, end = began + options.minutes * 30, began + options.minutes * 60
         watch = Watch(node)

@@ -66,6 +66,31 @@ def test_what_ended_a_worker_comes_behind_all_that_never_did_and_alone(store, mo
     assert store.state_of(bomb) == JobState.HELD, "after one more try"
 
 
+def test_a_worker_with_other_jobs_takes_none_that_was_tried_before(store, monkeypatch):
+    monkeypatch.setattr(jobs, "_OLD_AMONG_NEW", 0.0)
+    receive(store, "1.6.1", "10.0.0.66")
+    store.claim()
+    store.lapse()
+    assert store.claim(only_new=True) == []
+    receive(store, "1.1.1", "10.0.0.1")
+    assert uids(store.claim(only_new=True)) == ["1.1.1"]
+    assert uids(store.claim()) == ["1.6.1"]
+
+
+def test_where_there_is_always_something_new_a_worker_comes_to_have_no_other_jobs(store, monkeypatch):
+    monkeypatch.setattr(jobs, "_OLD_AMONG_NEW", 1.0)
+    receive(store, "1.6.1", "10.0.0.66")
+    store.claim()
+    store.lapse()
+    receive(store, "1.1.1", "10.0.0.1")
+    assert uids(store.claim(only_new=True)) == ["1.1.1"]
+    receive(store, "1.1.2", "10.0.0.1")
+    with write(store.engine) as connection:
+        connection.execute(update(jobs_table).where(jobs_table.c.id == 1).values(created_at=jobs_table.c.created_at - 700))
+    assert store.claim(only_new=True) == []
+    assert uids(store.claim()) == ["1.6.1"]
+
+
 def test_what_was_tried_before_is_not_put_off_for_ever(store, monkeypatch):
     monkeypatch.setattr(jobs, "_OLD_AMONG_NEW", 1.0)
     receive(store, "1.6.1", "10.0.0.66")

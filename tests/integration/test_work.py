@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pydicom import dcmread
 
 from cxr_node.analyse.networks import load_networks
 from cxr_node.demo.phantom import chest_phantom
+from cxr_node.node import work
 from cxr_node.node.work import Worker
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import DataFolder, InstanceHeader, JobState, ResultKind, Sender
@@ -28,6 +30,7 @@ from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
 from cxr_node.store.digests import file_digest
 from cxr_node.store.instances import keep_instance, make_folders
+from tests.waiting import PATIENCE_S
 
 
 @functools.cache
@@ -102,6 +105,27 @@ def test_each_job_of_a_batch_comes_to_its_own_end(bench):
     failed = bench.job(lost)
     assert failed["state"] == JobState.NEW  # ours to mend: tried again later
     assert failed["reasons"]
+
+
+def test_results_are_composed_while_the_next_batch_is_analysed(bench, monkeypatch):
+    first, _ = bench.add(drawn(1))
+    may_compose = threading.Event()
+    compose = work.compose_results
+
+    def compose_when_told(*arguments, **named):
+        assert may_compose.wait(PATIENCE_S)
+        return compose(*arguments, **named)
+
+    monkeypatch.setattr(work, "compose_results", compose_when_told)
+    bench.worker.analyse(bench.worker.claim())
+    assert bench.job(first)["state"] == JobState.RUNNING
+    second, _ = bench.add(drawn(2))
+    claimed = bench.worker.claim(only_new=True)
+    may_compose.set()
+    bench.worker.analyse(claimed)
+    assert bench.job(first)["state"] == JobState.DONE  # no more than two batches are in memory
+    bench.worker.finish()
+    assert bench.job(second)["state"] == JobState.DONE
 
 
 def test_results_lie_on_disk_as_their_rows_say_and_go_where_the_route_leads(bench):
