@@ -49,5 +49,12 @@ def _after_all_that_begin(beginning: str) -> str:
 
 
 def as_regex(value: str) -> re.Pattern[str]:
-    """What a text with wildcards matches, in capitals or small letters."""
-    return re.compile(".*".join(map(re.escape, value.split("*"))), re.IGNORECASE | re.DOTALL)
+    """What a text with wildcards matches whole, in capitals or small letters.
+
+    Each part between two wildcards is taken where it is found first, for good: with ".*" alone, many wildcards take years.
+    """
+    first, *others = map(re.escape, value.split("*"))
+    if not others:
+        return re.compile(first, re.IGNORECASE | re.DOTALL)
+    between = "".join(f"(?>.*?{part})" for part in others[:-1] if part)
+    return re.compile(f"{first}{between}.*{others[-1]}", re.IGNORECASE | re.DOTALL)
