@@ -32,6 +32,19 @@ def test_waits_double_to_a_quarter_of_an_hour_and_a_success_ends_them(store):
     assert lockout.wait_s(engine, keys[:1], lambda: clock[0]) is None
 
 
+def test_who_signs_in_from_a_place_is_not_locked_out_there_by_guesses_from_elsewhere(store):
+    engine, clock = store.engine, [1e9]
+    here = lockout.keys_of_login("ann", "10.0.0.1")
+    assert lockout.begin(engine, here, lambda: clock[0]) == 0
+    lockout.succeeded(engine, here, lambda: clock[0])
+    for number in range(60):
+        clock[0] += lockout.begin(engine, lockout.keys_of_login("ann", f"10.0.9.{number}"), lambda: clock[0]) or 0.0
+    assert lockout.wait_s(engine, lockout.keys_of_login("ann", "10.0.0.2"), lambda: clock[0]) > 300
+    assert lockout.begin(engine, here, lambda: clock[0]) == 0
+    assert lockout.begin(engine, here, lambda: clock[0] + 31 * 86400) == 0
+    assert lockout._last_at(engine.connect(), here[2].known_place) == 0, "forgotten after a month"
+
+
 def test_guesses_at_the_same_time_gain_nothing(store):
     keys = lockout.keys_of_login("ann", "10.0.0.1")
     with ThreadPoolExecutor(16) as threads:
