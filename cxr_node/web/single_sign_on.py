@@ -16,15 +16,17 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
+from cxr_node.peer_address import site_of
 from cxr_node.settings import OidcSettings, Settings
-from cxr_node.web.access import User, record, set_cookie
+from cxr_node.web.access import User, client_of, record, set_cookie
 from cxr_node.web.sign_in import begin_session, refusal_page, safe_target
 
 log = structlog.get_logger()
 router = APIRouter(include_in_schema=False)
 
 _COOKIE, _LOGIN_S, _PROVIDER_KEPT_S = "cxr-node-sso", 600.0, 600.0
-_MOST_LOGINS = 1000
+_MOST_LOGINS, _MOST_OF_ONE = 1000, 20
+"""That have begun and not come back: in all, and of one address, whose oldest is then forgotten."""
 _TIMEOUT_S = 10.0
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Signatures by a key of the provider alone: neither "none" nor HMAC."""
@@ -57,14 +59,17 @@ class Provider:
                 self._document = (now, found)
             return self._document[1]
 
-    def begin(self, login: dict[str, Any]) -> str:
-        """Remember a log-in that begins; gives its state."""
+    def begin(self, login: dict[str, Any], site: str) -> str:
+        """Remember a log-in that begins, of this address (see `site_of`); gives its state."""
         now = time.monotonic()
         self._begun = {state: one for state, one in self._begun.items() if now - one["at"] < _LOGIN_S}
+        same = [state for state, one in self._begun.items() if one["site"] == site]
+        if len(same) >= _MOST_OF_ONE:
+            del self._begun[same[0]]
         if len(self._begun) >= _MOST_LOGINS:
             raise HTTPException(503, "Too many log-ins have begun: try again in some minutes.", {"Retry-After": "60"})
         state = secrets.token_urlsafe(32)
-        self._begun[state] = {**login, "at": now}
+        self._begun[state] = {**login, "at": now, "site": site}
         return state
 
     def end(self, state: str) -> dict[str, Any] | None:
@@ -82,7 +87,7 @@ async def begin(request: Request, next: str = "/") -> Response:
             document = await provider.document(client)
             login = {"verifier": secrets.token_urlsafe(48), "nonce": secrets.token_urlsafe(32), "next": safe_target(next)}
             login["browser"] = secrets.token_urlsafe(32)
-            state = provider.begin(login)
+            state = provider.begin(login, site_of(client_of(request)))
             address, _ = client.create_authorization_url(
                 document["authorization_endpoint"], state=state, nonce=login["nonce"], code_verifier=login["verifier"]
             )

@@ -14,6 +14,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from cxr_node.settings import OidcSettings
+from cxr_node.web import single_sign_on
 from cxr_node.web.single_sign_on import role_of
 from tests.orthanc import free_port
 from tests.waiting import PATIENCE_S
@@ -144,6 +145,14 @@ def test_a_return_that_another_browser_began_is_refused_and_each_counts_once(sit
     assert site.browser().get(f"/login/oidc/back?state={state}&code=c").status_code == 403
     assert first.get(f"/login/oidc/back?state={state}&code=c").status_code == 403
     assert site.browser().get("/login/oidc/back").status_code == 403
+
+
+def test_log_ins_that_one_machine_begins_by_the_thousand_keep_nobody_out(site, provider, monkeypatch):
+    monkeypatch.setattr(single_sign_on, "_MOST_LOGINS", 60)
+    waiting, flooding = site.browser(client="192.0.2.9"), site.browser(client="192.0.2.7")
+    assert waiting.get("/login/oidc").status_code == 303
+    assert {flooding.get("/login/oidc").status_code for _ in range(80)} == {303}
+    assert provider.sign_in(site.browser(client="192.0.2.8")).status_code == 303
 
 
 def test_the_strongest_role_of_the_claim_counts():
