@@ -8,7 +8,7 @@ import unicodedata
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 """Unicode categories: control, format (bidirectional overrides, zero width), surrogates, private use, separators of lines."""
 _PLAIN = re.compile(r"[ -~]*")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@")
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -29,7 +29,12 @@ def printable(text: str, *, keep: str = "") -> str:
 def cell(text: str) -> str:
     """The same for a cell of a CSV file, which a spreadsheet takes for a formula where it begins like one."""
     shown = printable(text)
-    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
+    return f"'{shown}" if is_formula(text) else shown
+
+
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet could take a cell for a formula, also behind blanks and in the wide signs of Chinese and Japanese."""
+    return text.startswith(("\t", "\r")) or unicodedata.normalize("NFKC", text.lstrip()[:1]).startswith(_FORMULA)
 
 
 def _written_out(character: str) -> str:
