@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ def create_app(settings: Settings, engine: Engine, config: Path | None = None) -
     app.state.metrics = metrics.make(settings, engine)
     app.state.refusals = RefusalEvents(engine)
     app.state.scratch, app.state.pictures = Scratch(), PictureServer(settings)
+    app.state.uploads = Counter()
     problems.install(app)
     access.install(app)
     app.include_router(health.router)

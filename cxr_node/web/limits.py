@@ -1,4 +1,4 @@
-"""Limits of every request: body size and arrival time; and the headers of every response."""
+"""Limits of every request: body size, arrival time and encoding; and the headers of every response."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Any
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cxr_node.web.problems import CutOff, problem_body
 
 _SMALL_BODY_BYTES = 1 << 20
+_CHARSETS = (b"", b"utf-8", b"us-ascii")
+"""What a form may be written in. Python knows many more, of which some take minutes for a megabyte (punycode)."""
 UPLOADS = ("/try", "/api/v1/analyze")
 """Where files are sent; every other body is small."""
 _POLICY = (
@@ -94,6 +97,10 @@ class Limits:
             state["ours"] = True
             await _answer(413, _too_large(limit), with_headers)
             return
+        if _said_charset(scope) not in _CHARSETS:
+            state["ours"] = True
+            await _answer(400, "Send forms in UTF-8.", with_headers)
+            return
         with suppress(CutOff):
             await self._app(scope, bounded, with_headers)
         if "why" in state and not state["started"]:
@@ -116,6 +123,12 @@ def _said_length(scope: Scope) -> int:
             except ValueError:
                 return 0
     return 0
+
+
+def _said_charset(scope: Scope) -> bytes:
+    """The character set that a form names, as it is read by the library that decodes its texts with it."""
+    given = b"".join(value for name, value in scope["headers"] if name == b"content-type")
+    return parse_options_header(given)[1].get(b"charset", b"").lower()
 
 
 def _add_headers(message: MutableMapping[str, Any], scope: Scope) -> None:

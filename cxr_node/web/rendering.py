@@ -8,16 +8,20 @@ import tomllib
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import HTTPException, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
+from pydantic import Field
 
 from cxr_node.web.access import User
 
 _HERE = Path(__file__).parent
+
+Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""Of a row, as databases count."""
 
 LOOK = ("viewer", "operator")
 """Who sees studies and images."""
@@ -135,6 +139,11 @@ def tone(state: str) -> str:
     return "busy" if state in _BUSY else "odd" if state in ("rejected", "warning", "kept") else "quiet"
 
 
+def picture_response(file: Path, media_type: str) -> FileResponse:
+    """A picture that the browser keeps for ten minutes, for this session alone."""
+    return FileResponse(file, media_type=media_type, headers={"Cache-Control": "private, max-age=600", "Vary": "Cookie"})
+
+
 def count(value: float) -> str:
     """A number with thin blanks between thousands."""
     return f"{value:,}".replace(",", "\u202f")
@@ -185,6 +194,6 @@ def when(text: str, field: str, offset_min: int = 0) -> float | None:
         return None
     try:
         found = datetime.fromisoformat(text.strip())
-    except ValueError as error:
+        return (found if found.tzinfo else found.replace(tzinfo=timezone(timedelta(minutes=offset_min)))).timestamp()
+    except (ValueError, OverflowError) as error:  # also of an offset of more than a day
         raise HTTPException(422, f"{field}: {text!r} is no time: write 2026-11-28 or 2026-11-28T14:30.") from error
-    return (found if found.tzinfo else found.replace(tzinfo=timezone(timedelta(minutes=offset_min)))).timestamp()

@@ -27,12 +27,14 @@ log = structlog.get_logger()
 
 _POLL_S = 0.2
 _HEADERS_TIMEOUT_S = 20.0
+_LEAST_BYTES_PER_S = 1000.0
+"""At which an answer has to be read."""
 _MOST_CONNECTIONS, _MOST_OF_ONE = 200, 64
 """In all, and of one address; a browser opens six. Proxies that the settings trust have no limit of their own."""
 
 
 class _Patient(H11Protocol):
-    """Disconnects clients that send no request: uvicorn would wait forever for the first one.
+    """Disconnects clients that do not send a request whole, or do not read an answer: uvicorn would wait for them forever.
 
     One address has a share of the connections. Beyond it the one that has been idle for longest ends, or the new one.
     """
@@ -40,7 +42,8 @@ class _Patient(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
-        self._since = self.loop.time()
+        self._since = self._answered_at = self.loop.time()
+        self._unread_bytes, self._was_read = 0, False
         self.loop.call_later(_HEADERS_TIMEOUT_S, self._look)
         proxies = self.config.forwarded_allow_ips or ()
         peer = self._peer
@@ -55,9 +58,33 @@ class _Patient(H11Protocol):
         """Who the address counts as."""
         return site_of(self.client[0]) if self.client else ""
 
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request, of which a first byte ends uvicorn's own wait."""
+        self._answered_at = self.loop.time()
+        super().on_response_complete()
+
+    def resume_writing(self) -> None:
+        """Note that the client reads."""
+        self._was_read = True
+        super().resume_writing()
+
     def _look(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        unread_bytes = self.transport.get_write_buffer_size()
+        read_bytes = self._unread_bytes - unread_bytes
+        if (
+            self._unread_bytes
+            and not self._was_read
+            and read_bytes < min(self._unread_bytes, _LEAST_BYTES_PER_S * _HEADERS_TIMEOUT_S)
+        ):
+            self.transport.abort()  # `close` would wait until all is read
+            return
+        self._unread_bytes, self._was_read = unread_bytes, False
+        if self.transport.is_closing() and not unread_bytes:
+            return
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self.loop.time() - self._answered_at >= _HEADERS_TIMEOUT_S:
             self.transport.close()
+        self.loop.call_later(_HEADERS_TIMEOUT_S, self._look)
 
 
 def run(settings: Settings, stop: threading.Event, ready: Callable[..., None], config: Path | None = None) -> None:

@@ -140,6 +140,12 @@ class Scratch:
             shutil.rmtree(self._root / key, ignore_errors=True)
 
 
+def upload_name(given: str | None) -> str:
+    """The name under which a file is kept: of what the sender calls it, the ending of a picture alone."""
+    suffix = Path(given or "").suffix.lower()
+    return f"upload{suffix}" if suffix in (".png", ".jpg", ".jpeg", ".tif", ".tiff") else "upload"
+
+
 def scratch_folder() -> Path:
     """A new folder for one upload whose results are shown at once; `forget` removes it."""
     return Path(tempfile.mkdtemp(prefix="cxr-node-upload-"))

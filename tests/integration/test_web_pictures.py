@@ -19,6 +19,7 @@ from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import ANALYSIS_KINDS
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.web.pictures import NoPictureError, PictureServer
+from cxr_node.web.rendering import picture_response
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,9 @@ def test_pictures_of_yesterday_are_removed(analysed):
     os.utime(thumbnail, (time.time() - 90_000,) * 2)
     pictures.forget_older()
     assert not thumbnail.exists()
+
+
+def test_a_browser_keeps_a_picture_for_its_session_alone(tmp_path):
+    (tmp_path / "picture.jpg").write_bytes(b"x")
+    headers = picture_response(tmp_path / "picture.jpg", "image/jpeg").headers
+    assert (headers["cache-control"], headers["vary"]) == ("private, max-age=600", "Cookie")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 
 import httpx2
@@ -14,8 +14,8 @@ from PIL import Image
 from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.store import tokens
-from cxr_node.web import server
-from tests.waiting import PATIENCE_S
+from cxr_node.web import server, upload_route
+from tests.waiting import PATIENCE_S, wait_until
 from tests.web import Site, serving
 
 
@@ -111,6 +111,62 @@ def test_who_connects_and_asks_nothing_is_cut_off(site, monkeypatch):
     with serving(site.settings) as address, socket.create_connection(("127.0.0.1", address.port), PATIENCE_S) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
         assert connection.recv(100) == b""
+
+
+def test_who_asks_again_in_part_or_does_not_read_the_answer_is_cut_off(site, monkeypatch):
+    monkeypatch.setattr(server, "_HEADERS_TIMEOUT_S", 0.5)
+    request = b"GET /static/vendor/htmx-2.0.7.min.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving(site.settings) as address, ExitStack() as stack:
+        partly, unread = (stack.enter_context(socket.socket()) for _ in range(2))
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        for connection in (partly, unread):
+            connection.settimeout(PATIENCE_S)
+            connection.connect(("127.0.0.1", address.port))
+        partly.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nG")
+        while partly.recv(4096):
+            pass
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            unread.sendall(request * 10**6)
+
+
+@pytest.mark.parametrize("path", ["/try", "/api/v1/analyze"])
+@pytest.mark.parametrize(("role", "status"), [(None, 401), ("auditor", 403)])
+def test_nothing_is_received_of_a_file_of_who_may_send_none(site, path, role, status):
+    who = f"Authorization: Bearer {tokens.create(site.store.engine, 'x', role, 1, 'test').secret}\r\n" if role else ""
+    what = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{who}{what}\r\n"
+    with serving(site.settings) as address, socket.create_connection(("127.0.0.1", address.port), PATIENCE_S) as connection:
+        connection.sendall(head.encode())  # and not a byte of the file
+        said = connection.recv(200)
+    assert said.startswith(f"HTTP/1.1 {303 if path == '/try' and role is None else status} ".encode())
+
+
+def test_a_user_has_a_few_files_under_way_and_others_theirs(site, monkeypatch):
+    monkeypatch.setattr(upload_route, "_MOST_OF_ONE", 1)
+    with program_of(site) as program:
+        head = (
+            f"POST /api/v1/analyze HTTP/1.1\r\nHost: x\r\nAuthorization: {program.headers['Authorization']}\r\n"
+            "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        other = {"Authorization": f"Bearer {tokens.create(site.store.engine, 'other', 'viewer', 1, 'test').secret}"}
+        with socket.create_connection((program.base_url.host, program.base_url.port), PATIENCE_S) as connection:
+            connection.sendall(head.encode())
+            assert b" 100 " in connection.recv(200), "its file is waited for"
+            assert program.post("/api/v1/analyze", files={"file": ("", b"")}).status_code == 503
+            assert program.post("/api/v1/analyze", files={"file": ("", b"")}, headers=other).status_code == 422
+        wait_until(lambda: program.post("/api/v1/analyze", files={"file": ("", b"")}).status_code == 422, "the first has gone")
+
+
+@pytest.mark.parametrize("charset", ["punycode", "unicode_escape", "utf-7", '"PunyCode"'])
+def test_a_form_is_decoded_as_utf_8_or_not_at_all(site, charset):
+    form = b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\nan\xc3\xa4\r\n--x--\r\n'
+    for path in ("/login", "/api/v1/analyze"):
+        refused = site.browser().post(
+            path, content=form, headers={"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+        )
+        assert refused.status_code == 400
+    plain = {"Content-Type": "multipart/form-data; boundary=x; charset=UTF-8"}
+    assert site.browser().post("/login", content=form, headers=plain).status_code == 403
 
 
 @pytest.mark.parametrize(

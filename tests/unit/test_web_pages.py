@@ -129,7 +129,10 @@ def test_a_password_with_signs_in_it_is_hidden_whole():
     assert rows["database.url"]["value"] == "postgresql+psycopg://cxr:…@db:5432/node"
 
 
-@pytest.mark.parametrize(("value", "written"), [("=1+1", "'=1+1"), ("@x", "'@x"), ("plain", "plain"), (-3, -3)])
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [("=1+1", "'=1+1"), ("@x", "'@x"), ("plain", "plain"), (-3, -3), (" \n=1", "' \n=1"), ("＝1", "'＝1"), ("\t1", "'\t1")],
+)
 def test_a_spreadsheet_takes_no_text_for_a_formula(value, written):
     assert _harmless(value) == written
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path as File
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Request, UploadFile
@@ -12,10 +11,12 @@ from fastapi.responses import FileResponse
 
 from cxr_node.web.access import User, need, record
 from cxr_node.web.api.models import NOT_FOUND, Analysis
-from cxr_node.web.upload_analysis import BusyError, Scratch, analyse_upload
+from cxr_node.web.upload_analysis import BusyError, Scratch, analyse_upload, upload_name
+from cxr_node.web.upload_route import upload_route
 
-router = APIRouter(tags=["analyze"])
-Looks = Annotated[User, Depends(need("viewer", "operator"))]
+_ROLES = ("viewer", "operator")
+router = APIRouter(tags=["analyze"], route_class=upload_route(*_ROLES))
+Looks = Annotated[User, Depends(need(*_ROLES))]
 _BINARY: dict[str, Any] = {"application/dicom": {}, "image/png": {}}
 
 
@@ -27,7 +28,7 @@ async def analyze(request: Request, user: Looks, file: UploadFile) -> dict[str, 
         key, folder = scratch.new(user.name)
     except BusyError as error:
         raise HTTPException(503, str(error), {"Retry-After": "10"}) from error
-    upload = folder / ("upload" + File(file.filename or "").suffix.lower()[:8].replace("/", ""))
+    upload = folder / upload_name(file.filename)
 
     def keep() -> None:
         with upload.open("wb") as target:

@@ -17,7 +17,7 @@ from cxr_node.store import browse, hours
 from cxr_node.web import access
 from cxr_node.web.access import User, need
 from cxr_node.web.pages.studies import csv_answer
-from cxr_node.web.rendering import READ_AUDIT, render, when
+from cxr_node.web.rendering import READ_AUDIT, Number, render, when
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -34,7 +34,7 @@ _SIZE = 100
 
 
 @router.get("/audit")
-async def search(request: Request, user: Annotated[User, Depends(need(*READ_AUDIT))], before: int | None = None) -> Response:
+async def search(request: Request, user: Annotated[User, Depends(need(*READ_AUDIT))], before: Number | None = None) -> Response:
     """The page; its address holds the search."""
     given, asked = _given(request)
     engine: Engine = request.app.state.engine
@@ -62,7 +62,7 @@ async def export(
     request: Request,
     user: Annotated[User, Depends(need(*READ_AUDIT))],
     form: str,
-    limit: Annotated[int | None, Query(ge=1)] = None,
+    limit: Annotated[Number | None, Query(ge=1)] = None,
 ) -> Response:
     """What the search finds, all of it, oldest first: audit.csv, or audit.jsonl with an object a line."""
     given, asked = _given(request)

@@ -18,7 +18,7 @@ from cxr_node.records import DeliveryState, JobState, ResultKind
 from cxr_node.store import browse_queue, changes
 from cxr_node.store.selection import Selection
 from cxr_node.web.access import User, need
-from cxr_node.web.rendering import RUN, render, texts, when
+from cxr_node.web.rendering import RUN, Number, render, texts, when
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 router = APIRouter()
 
 _TEXTS = ("state", "study", "patient", "accession", "sop", "sender", "kind", "destination")
+_FIELDS = (*_TEXTS, "since", "until", "offset", "numbers")
 _SIZE = 50
 _MOST_TRIED = 2000
 """A selection of more is changed without being tried first: a trial holds the database's write lock as long as the change."""
@@ -36,10 +37,10 @@ async def queue(
     request: Request,
     user: Annotated[User, Depends(need(*RUN))],
     of: Annotated[str, Query(pattern="^(jobs|deliveries)$")] = "jobs",
-    before: int | None = None,
+    before: Number | None = None,
 ) -> Response:
     """The page; its address holds the selection."""
-    given = {key: value for key, value in request.query_params.items() if key not in ("of", "before") and value}
+    given = {key: value for key, value in request.query_params.items() if key in _FIELDS and value}
     chosen = selection(given, of)
     engine: Engine = request.app.state.engine
     (rows, more), counts = await asyncio.gather(

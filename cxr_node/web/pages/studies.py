@@ -12,14 +12,15 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from cxr_node.records import INDETERMINATE, LABELS, JobState
+from cxr_node.security.printable import is_formula
 from cxr_node.store import browse, readings
 from cxr_node.web import access
 from cxr_node.web.access import User, need
 from cxr_node.web.pictures import NoPictureError, pictures_of
-from cxr_node.web.rendering import LOOK, READ_AUDIT, render, texts, when
+from cxr_node.web.rendering import LOOK, READ_AUDIT, Number, picture_response, render, texts, when
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -81,7 +82,7 @@ async def studies(
 
 
 @router.get("/thumbnails/{instance_id}")
-async def thumbnail(request: Request, user: Annotated[User, Depends(need(*LOOK))], instance_id: int) -> Response:
+async def thumbnail(request: Request, user: Annotated[User, Depends(need(*LOOK))], instance_id: Number) -> Response:
     """A small JPEG of an image's overlay, or of the image."""
     image = await run_in_threadpool(browse.image, request.app.state.engine, instance_id)
     if image is None:
@@ -90,7 +91,7 @@ async def thumbnail(request: Request, user: Annotated[User, Depends(need(*LOOK))
         file = await pictures_of(request.app).thumbnail(image)
     except NoPictureError:  # what can't be decoded has a place in the list all the same
         return RedirectResponse("/static/no-picture.svg", 303)
-    return FileResponse(file, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
+    return picture_response(file, "image/jpeg")
 
 
 @router.get("/readings.csv")
@@ -122,4 +123,4 @@ def csv_answer(rows: Iterator[dict[str, Any]], columns: tuple[str, ...], name: s
 
 
 def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return f"'{value}" if isinstance(value, str) and is_formula(value) else value

@@ -18,7 +18,7 @@ from cxr_node.store.storage import blobs_of
 from cxr_node.web import access
 from cxr_node.web.access import User, need
 from cxr_node.web.pictures import NoPictureError, pictures_of
-from cxr_node.web.rendering import LOOK, READ_AUDIT, RUN, render, texts, tone
+from cxr_node.web.rendering import LOOK, READ_AUDIT, RUN, Number, picture_response, render, texts, tone
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -31,7 +31,10 @@ _OPEN = (DeliveryState.WAITING, DeliveryState.COMMITTING, DeliveryState.HELD)
 
 @router.get("/studies/{study_instance_uid}")
 async def study(
-    request: Request, user: Annotated[User, Depends(need(*LOOK, *READ_AUDIT))], study_instance_uid: str, image: int | None = None
+    request: Request,
+    user: Annotated[User, Depends(need(*LOOK, *READ_AUDIT))],
+    study_instance_uid: str,
+    image: Number | None = None,
 ) -> Response:
     """The page. `image`: the number of the instance to show; absent: the last that was received."""
     images = await run_in_threadpool(browse.study, request.app.state.engine, study_instance_uid)
@@ -61,21 +64,21 @@ async def study(
 
 
 @router.get("/jobs/{job_id}")
-async def job(request: Request, user: Annotated[User, Depends(need(*LOOK))], job_id: int) -> Response:
+async def job(request: Request, user: Annotated[User, Depends(need(*LOOK))], job_id: Number) -> Response:
     """The page of a job's study."""
     image = await _image(request, job_id)
     return RedirectResponse(f"/studies/{image['study_instance_uid']}?image={image['instance_id']}", 303)
 
 
 @router.get("/images/{instance_id}/layers")
-async def layers(request: Request, user: Annotated[User, Depends(need(*LOOK))], instance_id: int) -> Response:
+async def layers(request: Request, user: Annotated[User, Depends(need(*LOOK))], instance_id: Number) -> Response:
     """What the viewer needs to know of its layers; they are made at the first call."""
     folder = await _layers(request, instance_id)
     return FileResponse(folder / "layers.json", media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 @router.get("/images/{instance_id}/layers/{name}")
-async def layer(request: Request, user: Annotated[User, Depends(need(*LOOK))], instance_id: int, name: str) -> Response:
+async def layer(request: Request, user: Annotated[User, Depends(need(*LOOK))], instance_id: Number, name: str) -> Response:
     """One layer as a picture."""
     if name not in _LAYERS:
         raise HTTPException(404, "There is no such layer.")
@@ -86,11 +89,11 @@ async def layer(request: Request, user: Annotated[User, Depends(need(*LOOK))], i
         image = await run_in_threadpool(browse.image, request.app.state.engine, instance_id)
         if image is not None:
             await _note_view(request, user, image, "radiograph shown")
-    return FileResponse(file, media_type=_LAYERS[name], headers={"Cache-Control": "private, max-age=600"})
+    return picture_response(file, _LAYERS[name])
 
 
 @router.get("/images/{instance_id}/source.dcm")
-async def source(request: Request, user: Annotated[User, Depends(need(*LOOK))], instance_id: int) -> Response:
+async def source(request: Request, user: Annotated[User, Depends(need(*LOOK))], instance_id: Number) -> Response:
     """The image as it was received."""
     image = await run_in_threadpool(browse.image, request.app.state.engine, instance_id)
     if image is None or image["removed_at"] is not None:
@@ -99,14 +102,14 @@ async def source(request: Request, user: Annotated[User, Depends(need(*LOOK))], 
 
 
 @router.get("/results/{result_id}.dcm")
-async def result(request: Request, user: Annotated[User, Depends(need(*LOOK))], result_id: int) -> Response:
+async def result(request: Request, user: Annotated[User, Depends(need(*LOOK))], result_id: Number) -> Response:
     """A result object as it is sent."""
     row = await _result(request, result_id)
     return await _download(request, user, row, row["path"], f"{row['kind']}-{row['sop_instance_uid']}.dcm")
 
 
 @router.get("/results/{result_id}.png")
-async def picture(request: Request, user: Annotated[User, Depends(need(*LOOK))], result_id: int) -> Response:
+async def picture(request: Request, user: Annotated[User, Depends(need(*LOOK))], result_id: Number) -> Response:
     """The overlay as PNG."""
     row = await _result(request, result_id)
     if row["kind"] != "overlay":
@@ -120,7 +123,7 @@ async def picture(request: Request, user: Annotated[User, Depends(need(*LOOK))],
 
 
 @router.get("/results/{result_id}/report")
-async def report(request: Request, user: Annotated[User, Depends(need(*LOOK))], result_id: int) -> Response:
+async def report(request: Request, user: Annotated[User, Depends(need(*LOOK))], result_id: Number) -> Response:
     """The structured report as a page."""
     row = await _result(request, result_id)
     if row["kind"] != "report":
@@ -137,7 +140,7 @@ async def report(request: Request, user: Annotated[User, Depends(need(*LOOK))], 
 async def reading(
     request: Request,
     user: Annotated[User, Depends(need("viewer"))],
-    job_id: int,
+    job_id: Number,
     verdict: Annotated[str, Form(max_length=16)],
     comment: Annotated[str, Form(max_length=readings.LONGEST_COMMENT)] = "",
 ) -> Response:
@@ -157,7 +160,7 @@ async def reading(
 
 
 @router.get("/images/{instance_id}/state")
-async def state_of(request: Request, user: Annotated[User, Depends(need(*LOOK, *READ_AUDIT))], instance_id: int) -> Response:
+async def state_of(request: Request, user: Annotated[User, Depends(need(*LOOK, *READ_AUDIT))], instance_id: Number) -> Response:
     """Where the image is, for a page that waits for its answer."""
     image = await run_in_threadpool(browse.image, request.app.state.engine, instance_id)
     return JSONResponse({"state": image["state"] if image else ""}, headers={"Cache-Control": "no-store"})
@@ -240,7 +243,7 @@ def zones_of(findings: dict[str, Any]) -> list[tuple[str, list[tuple[str, float]
     return [(zone, [(lung, float(shares.get(f"{lung} {zone}", 0.0))) for lung in lungs]) for zone in ZONES]
 
 
-async def _layers(request: Request, instance_id: int) -> Any:
+async def _layers(request: Request, instance_id: Number) -> Any:
     image = await run_in_threadpool(browse.image, request.app.state.engine, instance_id)
     if image is None:
         raise HTTPException(404, "There is no such image.")
@@ -252,14 +255,14 @@ async def _layers(request: Request, instance_id: int) -> Any:
         raise HTTPException(404, str(error)) from error
 
 
-async def _image(request: Request, job_id: int) -> dict[str, Any]:
+async def _image(request: Request, job_id: Number) -> dict[str, Any]:
     image = await run_in_threadpool(browse.image_of_job, request.app.state.engine, job_id)
     if image is None:
         raise HTTPException(404, f"There is no job {job_id}.")
     return image
 
 
-async def _result(request: Request, result_id: int) -> dict[str, Any]:
+async def _result(request: Request, result_id: Number) -> dict[str, Any]:
     row = await run_in_threadpool(browse.result, request.app.state.engine, result_id)
     if row is None or row["removed_at"] is not None:
         raise HTTPException(404, "The result is no longer in the data folder: analyse its image again.")

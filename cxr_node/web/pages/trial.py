@@ -15,9 +15,10 @@ from cxr_node.web import access
 from cxr_node.web.access import User, need
 from cxr_node.web.pages.study import zones_of
 from cxr_node.web.rendering import LOOK, render, size, texts
-from cxr_node.web.upload_analysis import Progress, analyse_upload, forget, scratch_folder
+from cxr_node.web.upload_analysis import Progress, analyse_upload, forget, scratch_folder, upload_name
+from cxr_node.web.upload_route import upload_route
 
-router = APIRouter()
+router = APIRouter(route_class=upload_route(*LOOK))
 
 
 @router.get("/try")
@@ -32,8 +33,7 @@ async def analyse(request: Request, user: Annotated[User, Depends(need(*LOOK))],
     """Analyse what was uploaded, and answer with a part of the page."""
     folder = scratch_folder()
     try:
-        suffix = Path(file.filename or "").suffix.lower()
-        upload = folder / f"upload{suffix if suffix in ('.png', '.jpg', '.jpeg', '.tif', '.tiff') else ''}"
+        upload = folder / upload_name(file.filename)
         await run_in_threadpool(_write, file, upload)
         out = folder / "results"
         out.mkdir()
