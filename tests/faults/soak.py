@@ -11,6 +11,7 @@ import argparse
 import csv
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -166,16 +167,17 @@ def break_the_pacs(bad: BadPACS, until: float, over: threading.Event) -> None:
 
 
 @contextmanager
-def remote_settings(wanted: bool) -> Iterator[str]:
+def remote_settings(wanted: bool, folder: Path) -> Iterator[str]:
     """Settings, in TOML, of a database and a bucket on servers that run meanwhile; empty if they aren't wanted."""
     if not wanted:
         yield ""
         return
     with Postgres(find_peer("initdb")) as postgres, BucketServer(find_peer("moto_server")) as server:
-        storage = server.settings()
+        storage, key = server.settings(), folder / "audit-key.pem"
+        subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True)
         yield (
             f'[database]\nurl = "{postgres.new_database()}"\n[storage]\nurl = "{storage.url}"\nendpoint = "{storage.endpoint}"\n'
-            'access_key_id = "test"\nsecret_access_key = "hunter2"\n'
+            f'access_key_id = "test"\nsecret_access_key = "hunter2"\n[audit]\nkey = "{key}"\n'
         )
 
 
@@ -198,7 +200,7 @@ def main() -> int:
     pool = _pool(out / "pool", options.images)
     (out / "sending").mkdir()
     program = next(path for path in PEERS["Orthanc"][0] if Path(path).exists() or path == "Orthanc")
-    with remote_settings(options.remote) as extra, campaign_site(out, program, extra) as (node, orthanc, bad):
+    with remote_settings(options.remote, out) as extra, campaign_site(out, program, extra) as (node, orthanc, bad):
         began = time.monotonic()
         half, end = began + options.minutes * 30, began + options.minutes * 60
         watch = Watch(node)

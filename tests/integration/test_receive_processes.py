@@ -20,11 +20,14 @@ import psutil
 import pytest
 
 from cxr_node.errors import StoreError
+from cxr_node.receive.transport import __main__ as transport_process
 from cxr_node.receive.transport import processes
 from cxr_node.receive.transport.fork_server import ForkServer
 from cxr_node.receive.transport.limiter import AssociationSlots
 from cxr_node.receive.transport.processes import Processes, _Receiver
+from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store import lock
+from cxr_node.store.database import open_database
 from cxr_node.store.leftovers import remove_leftovers
 from tests.raw_peer import COMMAND, LAST, raw_peer, store_command
 from tests.receiver import Receiver, associated, encoded, radiograph, send
@@ -458,3 +461,18 @@ def test_a_stop_ends_associations_in_every_process(tmp_path):
         receiver.stop()
         assert fork_servers() == []
         assert (one.read_pdu()[0], other.read_pdu()[0]) == (0x07, 0x07)
+
+
+def test_a_receiver_ends_in_order_if_the_process_that_accepts_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # it runs in a thread here
+    settings = Settings(node=NodeSettings(data_dir=tmp_path / "var"))
+    open_database(settings).dispose()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    receiver = threading.Thread(target=transport_process._receive, args=(theirs, settings, ("127.0.0.1", 0)))
+    receiver.start()
+    assert ours.recv(100).startswith(processes.STARTED)
+    assert ours.recv(100, socket.MSG_PEEK) == processes.READY  # stays unread, so that it finds the connection reset
+    ours.close()
+    receiver.join(PATIENCE_S)
+    assert not receiver.is_alive()
+    theirs.close()

@@ -69,7 +69,10 @@ def _receive(control: socket.socket, settings: Settings, address: tuple[str, int
             limits.set_oom_priority()
             say(READY)
             while True:
-                order, descriptors, _, _ = socket.recv_fds(control, LONGEST_MESSAGE, 1)
+                try:
+                    order, descriptors, _, _ = socket.recv_fds(control, LONGEST_MESSAGE, 1)
+                except ConnectionResetError:  # its parent was killed with messages of this process unread
+                    break
                 if not order:
                     break
                 if order[:1] in (YES, NO):
