@@ -7,6 +7,8 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 export PYTHON PIP_OPTIONS
+# Hundreds of processes of the tests import the program: without compiled modules each would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 WORKERS ?= 3
 PYTEST_OPTIONS ?=
