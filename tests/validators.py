@@ -80,6 +80,10 @@ def _of_dcmtk(program: str, path: Path) -> list[str]:
     return complaints + [f"exit status {done.returncode}"] * bool(done.returncode)
 
 
+_FOR_MINUTES = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+"""A Java machine that doesn't optimise for hours of work, nor with threads of its own: half the processor time."""
+
+
 @cache
 def _pixelmed_validator() -> Any:
     """In a Java machine of this process: reading the rules takes it seconds, and only once.
@@ -91,5 +95,5 @@ def _pixelmed_validator() -> Any:
     if not jpype.isJVMStarted():
         processor = "-Djavax.xml.transform.TransformerFactory=net.sf.saxon.TransformerFactoryImpl"
         jars = [find_peer("pixelmed.jar"), find_peer("Saxon-HE.jar")]
-        jpype.startJVM(processor, classpath=jars, convertStrings=False)
+        jpype.startJVM(processor, *_FOR_MINUTES, classpath=jars, convertStrings=False)
     return jpype.JClass("com.pixelmed.validate.DicomSRValidator")()
