@@ -127,7 +127,8 @@ def test_answers_to_every_label_are_counted(run, data, tmp_path):
     assert figures["indeterminate"]["coverage"] <= 1
 
 
-def test_heat_is_measured_beside_what_looks_for_no_disease(run, data, tmp_path):
+def test_heat_is_measured_beside_what_looks_for_no_disease(run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.heat.STEPS", (0.5, 1.0))  # of ten, each a pass through the network for each map and image
     (data / "zone_scores.csv").unlink(missing_ok=True)
     figures = heat(data, "test", run / "weights", tmp_path, limit=1)
     assert json.loads((tmp_path / "heat.json").read_text()) == figures
