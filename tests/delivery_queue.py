@@ -18,6 +18,7 @@ from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
 from cxr_node.store.instances import keep_instance, write_result
 from tests.scps import write_instance
+from tests.store import lay_database
 from tests.waiting import PATIENCE_S, wait_until
 
 CLASSES = {ResultKind.REPORT: Comprehensive3DSRStorage, ResultKind.OVERLAY: SecondaryCaptureImageStorage}
@@ -42,6 +43,7 @@ class Queue:
 
     def __init__(self, settings: Settings, scratch) -> None:
         self.settings = settings
+        lay_database(settings)
         self.engine: Engine = open_database(settings)
         self.folders = DataFolder(settings.node.data_dir)
         self.blobs = LocalBlobs(self.folders)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from cxr_node.demo import phantom
 
 ENCODERS = {
     "1.2.840.10008.1.2.5": "pylibjpeg",
@@ -70,3 +73,11 @@ def save(ds: FileDataset, path: Path) -> Path:
 def ramp(rows: int = 160, columns: int = 200, dtype: type = np.uint8) -> NDArray[Any]:
     """A picture that is nowhere flat."""
     return (np.add.outer(np.arange(rows), np.arange(columns)) % 251).astype(dtype)
+
+
+def chest_phantom(seed: int = 0, finding: Literal["right", "left"] | None = None) -> NDArray[np.uint16]:
+    """The phantom of the demonstration, drawn once in a process: it takes more than a second."""
+    return _drawn(seed, finding).copy()
+
+
+_drawn = cache(phantom.chest_phantom)

@@ -17,6 +17,7 @@ from cxr_node.store import overview
 from cxr_node.store.database import open_database
 from tests.installation import Installation, environment
 from tests.orthanc import free_port
+from tests.store import lay_database
 from tests.waiting import PATIENCE_S, wait_until
 
 
@@ -31,6 +32,7 @@ class Node:
         installation: where the program is installed from its wheel; None runs this clone's.
         min_free_mb: below which it refuses images.
         tree: a checkout of another version to run instead of this one.
+        weights: of other networks than those that come with the program.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Node:
         installation: Installation | None = None,
         min_free_mb: int = 0,
         tree: Path | None = None,
+        weights: Path | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._installation, self._tree = folder, installation, tree
@@ -57,7 +60,7 @@ class Node:
         self.config.write_text("\n".join([*parts, extra]))
         self.settings: Settings = load_settings(self.config)
         self.log = folder / "node.log"
-        self.environment: dict[str, str] = {}
+        self.environment = {} if weights is None else {"CXR_NODE__INFERENCE__WEIGHTS_DIR": str(weights)}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, command: str = "serve") -> None:
@@ -69,7 +72,9 @@ class Node:
         if self._tree is not None:
             variables["PYTHONPATH"] = str(self._tree)
         if self._installation is not None:
-            program, cwd, variables = [str(self._installation.program)], self._folder, environment()
+            program, cwd, variables = [str(self._installation.program)], self._folder, environment() | self.environment
+        elif self._tree is None:
+            lay_database(self.settings)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*program, command, "--config", str(self.config)],

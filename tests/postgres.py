@@ -91,12 +91,11 @@ class Postgres:
             self._process.wait(PATIENCE_S)
             self._process = None
 
-    def new_database(self, encoding: str = "UTF8") -> str:
-        """Make an empty database; gives its SQLAlchemy URL."""
+    def new_database(self, encoding: str = "UTF8", template: str = "template0") -> str:
+        """Make a database, empty or as another one that nobody is connected to; gives its SQLAlchemy URL."""
         name = next(self._names)
-        self.execute(
-            SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING {} LOCALE 'C'").format(Identifier(name), encoding), "postgres"
-        )
+        statement = SQL("CREATE DATABASE {} TEMPLATE {} ENCODING {} LOCALE 'C'")
+        self.execute(statement.format(Identifier(name), Identifier(template), encoding), "postgres")
         return self.url(name)
 
     def drop_database(self, url: str) -> None:

@@ -25,6 +25,7 @@ from cxr_node.receive import scp
 from cxr_node.settings import DatabaseSettings, NodeSettings, ReceiveSettings, Settings, StorageSettings, TlsSettings
 from cxr_node.store import schema
 from cxr_node.store.database import open_database
+from tests.store import lay_database
 from tests.waiting import PATIENCE_S, wait_until
 
 
@@ -62,6 +63,7 @@ class Receiver:
         self._is_ready.set()
 
     def __enter__(self) -> Receiver:
+        lay_database(self.settings)
         self._thread.start()
         assert self._is_ready.wait(PATIENCE_S), "the receiver did not start"
         return self

@@ -3,27 +3,68 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from functools import cache
+from pathlib import Path
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
 from cxr_node.store import admissions, deliveries, jobs, overview
+from cxr_node.store.backup import database_file
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database, write
-from cxr_node.store.instances import keep_instance, write_result
+from cxr_node.store.instances import keep_instance, make_folders, write_result
 from cxr_node.store.schema import deliveries as deliveries_table
+from cxr_node.store.schema import home
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import jobs as jobs_table
 
 BOTH = {"pacs": (ResultKind.OVERLAY, ResultKind.REPORT)}
 
 
-class Store:
-    """A data folder with its database, and the steps that tests take in it."""
+def lay_database(settings: Settings) -> None:
+    """Make the data folder with an SQLite database as the migrations leave it, which take a sixth of a second each time.
 
-    def __init__(self, root, database_url=""):
+    A folder that has a database keeps it, and a database elsewhere is left to itself.
+    """
+    file = database_file(settings)
+    if not settings.database.url and not file.exists():
+        make_folders(DataFolder(settings.node.data_dir))
+        file.write_bytes(_migrated())
+
+
+@cache
+def _migrated() -> bytes:
+    with tempfile.TemporaryDirectory(prefix="cxr-migrated-") as folder:
+        settings = Settings(node=NodeSettings(data_dir=Path(folder)))
+        open_database(settings).dispose()
+        return database_file(settings).read_bytes()
+
+
+def migrate(url: str) -> None:
+    """Give a PostgreSQL database the program's schema, and no data folder to belong to."""
+    with tempfile.TemporaryDirectory(prefix="cxr-migrated-") as folder:
+        engine = open_database(Settings(node=NodeSettings(data_dir=Path(folder)), database=DatabaseSettings(url=url)))
+        with write(engine) as connection:
+            connection.execute(delete(home))
+        engine.dispose()
+
+
+class Store:
+    """A data folder with its database, and the steps that tests take in it.
+
+    Args:
+        root: the data folder.
+        database_url: as in the settings.
+        migrating: an SQLite database that isn't there is made by the program's migrations, and isn't a copy of one.
+    """
+
+    def __init__(self, root, database_url="", *, migrating=False):
         self.settings = Settings(node=NodeSettings(data_dir=root), database=DatabaseSettings(url=database_url))
+        if not migrating:
+            lay_database(self.settings)
         self.engine = open_database(self.settings)
         self.folders = DataFolder(root)
         self.blobs = LocalBlobs(self.folders)

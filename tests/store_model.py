@@ -54,6 +54,7 @@ from cxr_node.store.instances import keep_instance, write_result
 from cxr_node.store.schema import metadata
 from cxr_node.store.selection import Selection
 from tests.receiver import encoded, radiograph
+from tests.store import lay_database
 
 DX = uid.DigitalXRayImageStorageForPresentation
 UIDS = ("1.2.1", "1.2.2")
@@ -115,6 +116,7 @@ class StoreModel(RuleBasedStateMachine):
         self.settings = Settings(node=NodeSettings(data_dir=self.root / "var"), database=DatabaseSettings(url=self.url))
         if self.url:
             self._empty()
+        lay_database(self.settings)
         self.engine = open_database(self.settings)
         self.folders = DataFolder(self.settings.node.data_dir)
         self.blobs = LocalBlobs(self.folders)

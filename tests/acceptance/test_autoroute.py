@@ -12,11 +12,11 @@ from pydicom import Dataset
 from pydicom.uid import MRImageStorage
 from sqlalchemy import func, select
 
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.store import schema
 from cxr_node.store.database import open_database
 from tests.conftest import REPOSITORY
+from tests.images import chest_phantom
 from tests.node import Node
 from tests.orthanc import Orthanc, free_port
 from tests.receiver import radiograph

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from tests.conftest import REPOSITORY, absent
 from tests.image import CONFIG_AT, Buildah, Container, build, may_run
+from tests.images import chest_phantom
 from tests.orthanc import Orthanc, free_port
 from tests.waiting import wait_until
 

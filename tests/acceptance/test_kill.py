@@ -41,7 +41,7 @@ def extra(database_url):
     return f'[database]\nurl = "{database_url}"\n'
 
 
-def test_every_image_ends_once_whatever_dies(tmp_path, radiographs, extra, installation):
+def test_every_image_ends_once_whatever_dies(tmp_path, radiographs, extra, installation, small_networks):
     """Once with each database, in another order. tests/faults strikes at each point between two commits, and for longer."""
     rng = random.Random(2 if "postgresql" in extra else 1)
     pictures = sorted((radiographs / "fullres").glob("*.jpg"))[:IMAGES]
@@ -50,7 +50,8 @@ def test_every_image_ends_once_whatever_dies(tmp_path, radiographs, extra, insta
         files.append(tmp_path / f"{picture.stem}.dcm")
         radiograph_from_image(picture).save_as(files[-1], enforce_file_format=True)
     with SmallPACS(tmp_path / "pacs") as pacs:
-        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], extra, installation=installation)
+        places = [("pacs", pacs.ae_title, pacs.port)]
+        node = Node(tmp_path / "node", places, extra, installation=installation, weights=small_networks)
         node.start()
         sender = threading.Thread(target=lambda: [send_until_acknowledged(node, path) for path in files])
         sender.start()
@@ -75,10 +76,11 @@ def test_every_image_ends_once_whatever_dies(tmp_path, radiographs, extra, insta
     assert kinds.count("SR") == len(files)
 
 
-def test_sigterm_stops_in_order_and_a_restart_finishes(tmp_path, radiographs, installation):
+def test_sigterm_stops_in_order_and_a_restart_finishes(tmp_path, radiographs, installation, small_networks):
     pictures = sorted((radiographs / "fullres").glob("*.jpg"))[:4]
     with SmallPACS(tmp_path / "pacs") as pacs:
-        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], installation=installation)
+        places = [("pacs", pacs.ae_title, pacs.port)]
+        node = Node(tmp_path / "node", places, installation=installation, weights=small_networks)
         node.start()
         for picture in pictures:
             path = tmp_path / f"{picture.stem}.dcm"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from cxr_node.demo.modality import send_files
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.errors import CxrNodeError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
+from tests.images import chest_phantom
 from tests.node import Node
 from tests.postgres import PASSWORD
 from tests.waiting import PATIENCE_S, wait_until
@@ -30,8 +31,12 @@ def phantoms(folder, count):
     return files
 
 
-def node_on(url, folder, pacs):
-    return Node(folder, [("pacs", pacs.ae_title, pacs.port)], f'[database]\nurl = "{url}"\n')
+@pytest.fixture
+def node_on(small_networks):
+    def make(url, folder, pacs):
+        return Node(folder, [("pacs", pacs.ae_title, pacs.port)], f'[database]\nurl = "{url}"\n', weights=small_networks)
+
+    return make
 
 
 def status_of_sending(node, path):
@@ -53,7 +58,7 @@ def command(node, *arguments):
     )
 
 
-def test_radiographs_in_results_out_and_the_commands_answer(tmp_path, postgres_url):
+def test_radiographs_in_results_out_and_the_commands_answer(tmp_path, postgres_url, node_on):
     files = phantoms(tmp_path, 2)
     with SmallPACS(tmp_path / "pacs") as pacs, node_on(postgres_url, tmp_path / "node", pacs) as node:
         assert [status_of_sending(node, path) for path in files] == [0x0000, 0x0000]
@@ -76,7 +81,7 @@ def test_radiographs_in_results_out_and_the_commands_answer(tmp_path, postgres_u
     assert PASSWORD not in node.log.read_text() + doctor.stdout + refused.stderr
 
 
-def test_the_server_goes_and_comes_back_and_the_node_goes_on_by_itself(tmp_path, postgres, postgres_url):
+def test_the_server_goes_and_comes_back_and_the_node_goes_on_by_itself(tmp_path, postgres, postgres_url, node_on):
     files = phantoms(tmp_path, 5)
     with SmallPACS(tmp_path / "pacs") as pacs, node_on(postgres_url, tmp_path / "node", pacs) as node:
         assert status_of_sending(node, files[0]) == 0x0000
@@ -106,12 +111,16 @@ def test_the_server_goes_and_comes_back_and_the_node_goes_on_by_itself(tmp_path,
     assert PASSWORD not in log
 
 
-def test_roles_of_their_own_share_a_data_folder_and_the_database(tmp_path, postgres_url):
+def test_roles_of_their_own_share_a_data_folder_and_the_database(tmp_path, postgres_url, node_on):
     (file,) = phantoms(tmp_path, 1)
     with SmallPACS(tmp_path / "pacs") as pacs:
         node = node_on(postgres_url, tmp_path / "node", pacs)
         others = [
-            subprocess.Popen([sys.executable, "-m", "cxr_node", role, "--config", str(node.config)], stderr=subprocess.DEVNULL)
+            subprocess.Popen(
+                [sys.executable, "-m", "cxr_node", role, "--config", str(node.config)],
+                stderr=subprocess.DEVNULL,
+                env=os.environ | node.environment,
+            )
             for role in ("work", "work", "deliver")
         ]
         try:

@@ -7,9 +7,8 @@ import stat
 import pytest
 from pydicom import Dataset
 
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
-from tests.images import grey_image, ramp
+from tests.images import chest_phantom, grey_image, ramp
 from tests.node import Node
 from tests.receiver import associated, encoded, send, store
 from tests.scps import STORAGE, storage_scp

@@ -19,12 +19,12 @@ from playwright.sync_api import Browser, sync_playwright
 from pydicom import Dataset
 
 from cxr_node.compose import compose_results
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.radiograph import prepare_dataset
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import ANALYSIS_KINDS, LABELS, ComposedObject, Findings, ResultKind
 from tests.compose_inputs import NOW, findings
 from tests.conftest import REPOSITORY, find_peer
+from tests.images import chest_phantom
 from tests.orthanc import Orthanc
 from tests.viewer import Reader, ViewerServer, as_shown, coloured, is_blank
 from tests.waiting import wait_until

@@ -177,14 +177,14 @@ class Sender:
 
 
 @contextmanager
-def campaign_site(folder: Path, orthanc_program: str, extra: str = "") -> Iterator[tuple[Node, Orthanc, BadPACS]]:
+def campaign_site(folder: Path, orthanc_program: str, weights: Path | None = None) -> Iterator[tuple[Node, Orthanc, BadPACS]]:
     """A node that delivers to an Orthanc, which it asks to commit, and to a PACS that can be made to misbehave."""
     bad = BadPACS()
     port = free_port()
     try:
         with Orthanc(orthanc_program, folder / "orthanc", {"node": ("CXRNODE", port)}) as orthanc:
             destinations = [("orthanc", orthanc.ae_title, orthanc.dicom_port), ("bad", "BAD", bad.port)]
-            node = Node(folder / "node", destinations, SETTINGS + extra, port)
+            node = Node(folder / "node", destinations, SETTINGS, port, weights=weights)
             receive = f'min_free_mb = {_room_to_be_made()}\ncommitment_requests = "anyone"'
             config = node.config.read_text().replace("min_free_mb = 0", receive)
             for destination_port, keys in ((bad.port, "timeout_s = 5"), (orthanc.dicom_port, COMMITMENT)):

@@ -30,7 +30,6 @@ from typing import Any
 from sqlalchemy import select
 
 from cxr_node.audit import chain, signing
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.node import repair
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import Settings, load_settings
@@ -40,6 +39,7 @@ from cxr_node.store.database import open_database
 from cxr_node.store.storage import blobs_of
 from tests.bucket import BucketServer
 from tests.conftest import find_peer
+from tests.images import chest_phantom
 from tests.postgres import Postgres
 from tests.waiting import wait_until
 

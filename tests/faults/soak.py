@@ -26,7 +26,6 @@ import psutil
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.store.database import open_database
 from cxr_node.store.faults import POINTS
@@ -35,6 +34,7 @@ from tests.bucket import BucketServer
 from tests.conftest import PEERS, REPOSITORY, find_peer
 from tests.faults.campaign import ROLES, TROUBLES, BadPACS, Sender, account, campaign_site, inject_faults, renamed
 from tests.faults.fault_injection import FaultPoints
+from tests.images import chest_phantom
 from tests.node import Node
 from tests.postgres import Postgres
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from cxr_node.demo.modality import send_files
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.errors import CxrNodeError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
+from tests.images import chest_phantom
 from tests.node import Node
 from tests.waiting import wait_until
 
@@ -64,7 +64,7 @@ def sent(node: Node, path: Path) -> bool:
         return False
 
 
-def test_a_disk_that_fills_up_loses_nothing_and_holds_nothing(tmp_path):
+def test_a_disk_that_fills_up_loses_nothing_and_holds_nothing(tmp_path, small_networks):
     files = []
     for seed in range(4):
         files.append(tmp_path / f"{seed}.dcm")
@@ -72,7 +72,7 @@ def test_a_disk_that_fills_up_loses_nothing_and_holds_nothing(tmp_path):
     image_bytes = files[0].stat().st_size
     with small_filesystem(tmp_path / "small") as small, SmallPACS(tmp_path / "pacs") as pacs:
         filler = Filler(small)
-        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)])
+        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], weights=small_networks)
         node.config.write_text(node.config.read_text().replace(str(tmp_path / "node" / "var"), str(small / "var")))
         node.settings = node.settings.model_copy(
             update={"node": node.settings.node.model_copy(update={"data_dir": small / "var"})}

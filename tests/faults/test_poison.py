@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import JobState
 from tests.faults.fault_injection import FaultPoints, enqueue
+from tests.images import chest_phantom
 from tests.node import Node
 
 LIMITS = """
 [inference]
 max_attempts = 2
-job_timeout_s = 90
+job_timeout_s = 30
 job_memory_mb = 1500
 """
 
 
 @pytest.mark.timeout(1200)
-def test_a_poisonous_image_costs_its_own_job_alone(tmp_path, monkeypatch):
+def test_a_poisonous_image_costs_its_own_job_alone(tmp_path, monkeypatch, small_networks):
     fault_points = FaultPoints(tmp_path / "faults")
     monkeypatch.setenv("CXR_NODE_FAULTS", str(fault_points.folder))
-    node = Node(tmp_path / "node", extra=LIMITS)
+    node = Node(tmp_path / "node", extra=LIMITS, weights=small_networks)
     picture = chest_phantom(seed=1)
     good, *poisons = [enqueue(node.settings, radiograph_from_image(picture)) for _ in range(5)]
     endings = dict(zip(("segfault", "loop", "allocate"), poisons, strict=False))
@@ -40,4 +40,4 @@ def test_a_poisonous_image_costs_its_own_job_alone(tmp_path, monkeypatch):
     assert "MemoryError" in reasons["allocate"]
     log = node.log.read_text()
     assert "Segmentation fault" in log
-    assert "Timeout (0:01:30)!" in log
+    assert "Timeout (0:00:30)!" in log

@@ -30,8 +30,8 @@ def test_whoever_waits_waits_longer_than_what_it_waits_for():
         assert int(text.partition(before)[2].split()[0].rstrip("m")) * unit_s > in_all_s
 
 
-def test_a_receiver_that_ends_slowly_is_waited_for(tmp_path):
-    node = Node(tmp_path, extra="[inference]\nmax_batch = 1\n")
+def test_a_receiver_that_ends_slowly_is_waited_for(tmp_path, small_networks):
+    node = Node(tmp_path, extra="[inference]\nmax_batch = 1\n", weights=small_networks)
     text = node.config.read_text().replace("[receive]\n", "[receive]\nprocesses = 2\n")
     node.config.write_text(text)
     node.start()

@@ -16,12 +16,12 @@ from cxr_node.cli.analysis_table import BucketJournal, write_table
 from cxr_node.cli.analyze import analyze_files, analyze_many, run_plain
 from cxr_node.cli.places import Place, client, find_sources
 from cxr_node.compose import DEFAULT_KINDS
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.errors import BucketUnavailable, CxrNodeError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import InferenceSettings, Settings, StorageSettings
 from cxr_node.store import bucket
 from tests.bucket import FaultyProxy
+from tests.images import chest_phantom
 from tests.waiting import PATIENCE_S
 
 KEYS = ("0.dcm", "broken.dcm", "ward 1/0.dcm", "ward 1/no-suffix")

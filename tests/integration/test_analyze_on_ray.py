@@ -13,9 +13,9 @@ from pyarrow import parquet
 
 from cxr_node.cli.analysis_table import Journal
 from cxr_node.cli.analyze_on_ray import ray_engine
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.errors import CxrNodeError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
+from tests.images import chest_phantom
 
 pytestmark = pytest.mark.xdist_group("ray")
 

@@ -6,12 +6,12 @@ from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
 
 from cxr_node.compose import compose_results
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.radiograph import prepare_dataset
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import ANALYSIS_KINDS
 from tests.attack_helpers import defended
 from tests.compose_inputs import NOW, SMALL, findings
+from tests.images import chest_phantom
 from tests.receiver import associated, send
 
 

@@ -22,12 +22,12 @@ from cxr_node.audit import chain, signing
 from cxr_node.audit.events import EVENTS
 from cxr_node.audit.keeper import AuditMaintenance
 from cxr_node.cli import app
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.node import housekeeping
 from cxr_node.records import AuditEvent
 from cxr_node.settings import AuditSettings, NodeSettings, ReceiveSettings, RetentionSettings, SenderSettings, Settings
 from cxr_node.store import audit, backup, tokens, users
 from cxr_node.store.database import write
+from tests.images import chest_phantom
 from tests.node import Node
 from tests.receiver import Receiver, associated, radiograph, send
 from tests.store import Store
@@ -153,8 +153,8 @@ def test_a_command_leaves_its_event(filled, command):
     assert event in EVENTS
 
 
-def test_the_node_tells_of_its_start_its_port_and_its_stop(tmp_path):
-    with Node(tmp_path) as node:
+def test_the_node_tells_of_its_start_its_port_and_its_stop(tmp_path, small_networks):
+    with Node(tmp_path, weights=small_networks) as node:
         pass
     store = Store(node.settings.node.data_dir)
     events = [row["event"] for row in audit.search(store.engine)]

@@ -27,6 +27,7 @@ from cxr_node.store.database import open_database, write
 from tests.conftest import REPOSITORY
 from tests.orthanc import free_port
 from tests.rsyslog import Rsyslog
+from tests.store import lay_database
 from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.peer
@@ -54,6 +55,7 @@ def settings_for(tmp_path, authority, pair, port, transport="tls", timeout_s=PAT
 
 @pytest.fixture
 def engine(settings):
+    lay_database(settings)
     opened = open_database(settings)
     for name in ("hospital", "away"):  # known before the first event: they are to have all
         assert audit_repositories.position(opened, name) == 0

@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from cxr_node.demo.modality import send_files
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import NodeSettings, Settings
@@ -18,6 +17,7 @@ from cxr_node.store import bucket
 from cxr_node.store.digests import file_digest
 from cxr_node.store.storage import blobs_of
 from tests.bucket import FAULTS, FaultyProxy, limit_s
+from tests.images import chest_phantom
 from tests.node import Node
 from tests.receiver import Receiver, associated, radiograph, send
 from tests.waiting import PATIENCE_S, wait_until
@@ -74,7 +74,7 @@ def test_the_same_again_takes_the_place_of_what_is_gone(tmp_path, bucket_server)
         assert len(list(blobs_of(receiver.settings).list("instances"))) == 1
 
 
-def test_radiographs_in_results_out_while_the_bucket_comes_and_goes(tmp_path, bucket_server, meddler):
+def test_radiographs_in_results_out_while_the_bucket_comes_and_goes(tmp_path, bucket_server, meddler, small_networks):
     storage = bucket_server.settings(port=meddler.port, timeout_s=30.0)
     files = []
     for seed in range(4):
@@ -83,7 +83,7 @@ def test_radiographs_in_results_out_while_the_bucket_comes_and_goes(tmp_path, bu
     (tmp_path / "secret").write_text("hunter2")
     extra = f'[storage]\nurl = "{storage.url}"\nendpoint = "{storage.endpoint}"\naccess_key_id = "test"\ntimeout_s = 30.0\n'
     with SmallPACS(tmp_path / "pacs") as pacs:
-        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], "")
+        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], weights=small_networks)
         node.config.write_text(node.config.read_text() + extra)
         node.environment["CXR_NODE__STORAGE__SECRET_ACCESS_KEY_FILE"] = str(tmp_path / "secret")
         node.settings = Settings(

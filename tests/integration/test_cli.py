@@ -19,12 +19,12 @@ import pytest
 from typer.testing import CliRunner
 
 from cxr_node.cli import app
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.demo.samples import load_samples
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.errors import CxrNodeError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import LABELS
+from tests.images import chest_phantom
 from tests.store import Store
 
 

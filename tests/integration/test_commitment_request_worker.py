@@ -17,6 +17,7 @@ from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store.database import open_database, write
 from tests.commitment_peers import Modality
 from tests.receiver import Receiver, associated, radiograph, send
+from tests.store import lay_database
 from tests.waiting import PATIENCE_S, wait_until
 
 
@@ -42,6 +43,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def engine(settings):
+    lay_database(settings)
     opened = open_database(settings)
     yield opened
     opened.dispose()

@@ -7,7 +7,6 @@ from pydicom import dcmread, uid
 from pydicom.uid import ImplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from cxr_node.analyse.networks import load_networks
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.node.work import Worker
 from cxr_node.prepare.content import content_digest
 from cxr_node.prepare.decode import read_dataset
@@ -21,6 +20,8 @@ from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
 from cxr_node.store.digests import data_set_offset, file_digest
 from cxr_node.store.instances import keep_instance, make_folders
+from tests.images import chest_phantom
+from tests.store import lay_database
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,7 @@ class Bench:
         self.folders = DataFolder(root)
         self.blobs = LocalBlobs(self.folders)
         make_folders(self.folders)
+        lay_database(self.settings)
         self.engine = open_database(self.settings)
         self.worker = Worker(self.settings, self.engine, networks)
 

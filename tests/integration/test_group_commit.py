@@ -20,6 +20,7 @@ from cxr_node.store.admissions import Admission, Arrival
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
 from cxr_node.store.schema import instances
+from tests.store import lay_database
 from tests.waiting import PATIENCE_S, wait_until
 
 
@@ -30,6 +31,7 @@ def settings(tmp_path, database_url):
 
 @pytest.fixture
 def engine(settings):
+    lay_database(settings)
     opened = open_database(settings)
     yield opened
     opened.dispose()

@@ -12,13 +12,13 @@ from pydicom.dataset import Dataset
 
 from cxr_node.analyse.networks import choose_device, choose_engine, choose_precision, load_networks
 from cxr_node.analyse.pipeline import analyse
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.errors import Rejected, SettingsError
 from cxr_node.prepare.geometry import to_source
 from cxr_node.prepare.radiograph import prepare_dataset
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import LABELS, ZONES, Findings, Marker, Sides, SidesBy
 from cxr_node.settings import InferenceSettings
+from tests.images import chest_phantom
 
 
 @pytest.fixture(scope="module")

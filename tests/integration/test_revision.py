@@ -154,28 +154,28 @@ class TestMigrationsThatAreMissing:
         ["", "env.py", "versions", "versions/0001_first.py", "versions/0003_digests.py", f"versions/{SCHEMA_REVISION}_*.py"],
     )
     @pytest.mark.filterwarnings("ignore:Revision .* is not present")  # Alembic's own words, before it fails
-    def test_stop_the_first_start(self, migrations, tmp_path, database_url, missing):
+    def test_stop_the_first_start(self, migrations, tmp_path, empty_database_url, missing):
         for path in migrations.glob(missing) if missing else [migrations]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         with pytest.raises(StoreError, match=r"migrations of the database are missing in .*: install it again") as error:
-            Store(tmp_path / "var", database_url)
+            Store(tmp_path / "var", empty_database_url, migrating=True)
         assert "\n" not in str(error.value)
 
     def test_stop_a_later_start_too(self, store, migrations):
         shutil.rmtree(migrations / "versions")
         assert "install it again" in told(open_database, store.settings)
 
-    def test_are_found_wherever_they_lie(self, migrations, tmp_path, database_url):
-        opened = Store(tmp_path / "var", database_url)
+    def test_are_found_wherever_they_lie(self, migrations, tmp_path, empty_database_url):
+        opened = Store(tmp_path / "var", empty_database_url, migrating=True)
         opened.receive()
         assert len(opened.claim()) == 1
         opened.engine.dispose()
 
-    def test_those_of_a_newer_program_are_not_run(self, migrations, tmp_path, database_url):
+    def test_those_of_a_newer_program_are_not_run(self, migrations, tmp_path, empty_database_url):
         newest = next((migrations / "versions").glob(f"{SCHEMA_REVISION}_*.py"))
         down = f'revision = "9999"\ndown_revision = "{SCHEMA_REVISION}"\n\n\ndef upgrade():\n    raise AssertionError\n'
         newest.with_name("9999_newer.py").write_text(down)
-        Store(tmp_path / "var", database_url).engine.dispose()
+        Store(tmp_path / "var", empty_database_url, migrating=True).engine.dispose()
 
 
 def test_tables_of_another_program_are_no_node(tmp_path, postgres, postgres_url):

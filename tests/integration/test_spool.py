@@ -32,7 +32,7 @@ from cxr_node.store.storage import blobs_of, bucket_of
 from tests.bucket import FAULTS, FaultyProxy, limit_s
 from tests.faults.fault_injection import FaultPoints
 from tests.receiver import Receiver, associated, radiograph, send
-from tests.store import Store
+from tests.store import Store, lay_database
 
 
 class Host(Store):
@@ -41,6 +41,7 @@ class Host(Store):
     def __init__(self, root, storage, database_url=""):
         settings = Settings(node=NodeSettings(data_dir=root), database=DatabaseSettings(url=database_url))
         self.settings = settings.model_copy(update={"storage": storage})
+        lay_database(self.settings)
         self.engine = open_database(self.settings)
         self.folders = DataFolder(root)
         self.blobs = blobs_of(self.settings)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from cxr_node.demo.modality import send_files
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store.storage import bucket_of
 from tests.bucket import FaultyProxy
+from tests.images import chest_phantom
 from tests.node import Node
 from tests.waiting import PATIENCE_S, wait_until
 
 
-def test_what_a_killed_node_had_in_its_spool_arrives_once(tmp_path, bucket_server):
+def test_what_a_killed_node_had_in_its_spool_arrives_once(tmp_path, bucket_server, small_networks):
     files = []
     for seed in range(4):
         files.append(tmp_path / f"{seed}.dcm")
         radiograph_from_image(chest_phantom(seed=seed)).save_as(files[-1], enforce_file_format=True)
     with FaultyProxy(bucket_server) as proxy, SmallPACS(tmp_path / "pacs") as pacs:
         storage = bucket_server.settings(port=proxy.port, timeout_s=30.0, spool=True)
-        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], "")
+        node = Node(tmp_path / "node", [("pacs", pacs.ae_title, pacs.port)], weights=small_networks)
         extra = f'[storage]\nurl = "{storage.url}"\nendpoint = "{storage.endpoint}"\naccess_key_id = "test"\n'
         node.config.write_text(node.config.read_text() + extra + "timeout_s = 30.0\nspool = true\n")
         node.environment["CXR_NODE__STORAGE__SECRET_ACCESS_KEY"] = "hunter2"

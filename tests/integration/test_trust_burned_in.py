@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from cxr_node.cli.analyze import analyze_files
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.burned_text import blackened, find_text
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import InferenceSettings, Settings
+from tests.images import chest_phantom
 
 NAME = "MUSTERMANN^ERIKA 12.08.1964"
 

@@ -14,7 +14,6 @@ from structlog.testing import capture_logs
 
 from cxr_node.analyse.networks import load_networks
 from cxr_node.cli.status import node_status
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.node.work import Worker
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import MODEL_NAME, DeliveryState, JobState
@@ -23,7 +22,9 @@ from cxr_node.store import audit, changes, overview
 from cxr_node.store.database import open_database
 from cxr_node.store.retention import make_room
 from cxr_node.store.selection import Selection
+from tests.images import chest_phantom
 from tests.receiver import Receiver, radiograph, send
+from tests.store import lay_database
 from tests.waiting import PATIENCE_S
 
 DX, SC = uid.DigitalXRayImageStorageForPresentation, uid.SecondaryCaptureImageStorage
@@ -104,6 +105,7 @@ class Site(Receiver):
     def __init__(self, folder, networks, senders=(), **receive):
         pacs = DestinationSettings(name="pacs", ae_title="PACS", host="127.0.0.1", port=1)
         super().__init__(folder, senders, destinations=(pacs,), **receive)
+        lay_database(self.settings)
         self.engine = open_database(self.settings)
         self.worker = Worker(self.settings, self.engine, networks)
 

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from cxr_node.cli.analyze import analyze_files
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import ANALYSIS_KINDS
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.web.pictures import NoPictureError, PictureServer
 from cxr_node.web.rendering import picture_response
+from tests.images import chest_phantom
 
 
 @pytest.fixture(scope="module")

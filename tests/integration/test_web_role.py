@@ -35,8 +35,8 @@ def test_the_page_can_be_turned_off():
     assert "web" not in supervisor.roles_to_run(settings)
 
 
-def test_serve_prints_where_the_page_is_and_a_web_that_dies_is_replaced(tmp_path):
-    running = Node(tmp_path, extra="[web]\nport = 0\n")
+def test_serve_prints_where_the_page_is_and_a_web_that_dies_is_replaced(tmp_path, small_networks):
+    running = Node(tmp_path, extra="[web]\nport = 0\n", weights=small_networks)
     running.start()
     try:
         address = re.search(r"http://\S+/enter\?key=\S+", running.next_line())[0]

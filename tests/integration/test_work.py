@@ -12,7 +12,6 @@ import torch
 from pydicom import dcmread
 
 from cxr_node.analyse.networks import load_networks
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.node import work
 from cxr_node.node.work import Worker
 from cxr_node.prepare.wrap_picture import radiograph_from_image
@@ -30,6 +29,8 @@ from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
 from cxr_node.store.digests import file_digest
 from cxr_node.store.instances import keep_instance, make_folders
+from tests.images import chest_phantom
+from tests.store import lay_database
 from tests.waiting import PATIENCE_S
 
 
@@ -53,6 +54,7 @@ class Bench:
             destinations=tuple(pacs),
             routes=(RouteSettings(calling_ae_title="ER_*", destinations=("ER",)),),
         )
+        lay_database(self.settings)
         self.engine = open_database(self.settings)
         self.folders = DataFolder(root)
         self.blobs = LocalBlobs(self.folders)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from cxr_node.analyse.letters import MIRRORED, choose, letter_probabilities, read_marker
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.demo.samples import load_samples
 from cxr_node.nets.constants import LETTER_CLASSES, LETTER_SIZE_PX
 from cxr_node.nets.letters import shipped_letter_net
 from cxr_node.prepare.image_file import read_image_file
 from cxr_node.prepare.letters import LOOKED_AT_PX, PATCH_PX, find_letters
 from cxr_node.records import Marker
+from tests.images import chest_phantom
 
 NO_LUNGS = np.zeros((224, 224), np.bool_)
 THRESHOLDS = dict.fromkeys(LETTER_CLASSES[1:], 0.9)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from pydicom import Dataset
 
-from cxr_node.demo.phantom import chest_phantom
 from cxr_node.dicom.routes import check_keywords, read_route_header
 from cxr_node.errors import SettingsError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import DestinationSettings, RouteSettings, Settings, load_settings
+from tests.images import chest_phantom
 
 
 def settings(*routes):
