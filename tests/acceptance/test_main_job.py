@@ -139,16 +139,15 @@ def test_what_is_no_frontal_chest_radiograph_is_turned_away_with_reasons(tmp_pat
     assert len(wrong) <= 0.05 * len(pictures), wrong  # the model-based gate's own bound
 
 
-def test_a_pacs_that_routes_everything_back_comes_to_rest(tmp_path, radiographs, peer, installation):
+def test_a_pacs_that_routes_everything_back_comes_to_rest(tmp_path, radiographs, peer, installation, small_networks):
     files = distinct(real_radiographs(radiographs, tmp_path / "sent", count=16))
     sources = uids(files)
     node_port = free_port()
     modalities = {"node": ("CXRNODE", node_port)}
+    how = {"port": node_port, "installation": installation, "weights": small_networks}
     with (
         Orthanc(peer("Orthanc"), tmp_path / "orthanc", modalities, route_all_to="node") as orthanc,
-        Node(
-            tmp_path / "node", [("pacs", orthanc.ae_title, orthanc.dicom_port)], port=node_port, installation=installation
-        ) as node,
+        Node(tmp_path / "node", [("pacs", orthanc.ae_title, orthanc.dicom_port)], **how) as node,
     ):
         for option, group in _by_syntax(files).items():
             sent = storescu(peer("storescu"), orthanc.dicom_port, "ORTHANC", group, *option)
