@@ -16,6 +16,7 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 from cxr_node.errors import CxrNodeError, Note
+from cxr_node.security.event_budget import Budget
 from cxr_node.security.printable import printable
 
 _UID = re.compile(r"(?=.{1,64}\Z)(?:0|[1-9][0-9]*)(?:\.[0-9]+)+")
@@ -82,18 +83,25 @@ _LINES = _Lines()
 
 
 class _OfLibraries(logging.Handler):
-    """Logs only the place of a library's log line: its text may quote a patient's name."""
+    """Logs only the place of a library's log line: its text may quote a patient's name.
+
+    Of one place 100 lines at once and 60 a minute, and the number of the others: HTTP has a peer cause one with each request.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._budget = Budget(at_once=100, per_minute=60, peer_of=str)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write it down."""
+        place = f"{record.filename}:{record.lineno}"
+        if not self._budget.takes(place, ""):
+            return
+        logger = structlog.get_logger()
+        for silenced, _, count in self._budget.due():
+            logger.warning("a library logged more", place=silenced, lines=count)
         error = record.exc_info[1] if record.exc_info else None
-        structlog.get_logger().warning(
-            "a library logs",
-            library=record.name,
-            its_level=record.levelname.lower(),
-            place=f"{record.filename}:{record.lineno}",
-            exc_info=error,
-        )
+        logger.warning("a library logs", library=record.name, its_level=record.levelname.lower(), place=place, exc_info=error)
 
 
 def _note_uncaught(error: BaseException | None, where: str) -> None:
