@@ -124,7 +124,7 @@ def verify_archive(file: Path, key: Ed25519PublicKey) -> chain.ChainVerification
     try:
         with file.open(encoding="utf-8") as lines:
             heading = json.loads(next(lines, "{}"))
-            if heading.get("format") != _FORMAT:
+            if not isinstance(heading, dict) or heading.get("format") != _FORMAT:
                 raise StoreError(f"{file} is not an audit log archive.")
             base = Head(int(heading["first_seq"]) - 1, 0, bytes.fromhex(heading["previous_hash"]))
             seal: dict[str, Any] = {}
@@ -145,7 +145,7 @@ def verify_archive(file: Path, key: Ed25519PublicKey) -> chain.ChainVerification
 
             chain.verify_rows(links(), base, key, (), verification)
             _check_seal(seal, key, base, verification, last, len(next(lines, "")) > 0)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StoreError(f"{file} can't be read as an archive ({error}): it is damaged, or not an archive.") from error
     return verification
 

@@ -106,6 +106,18 @@ def test_an_archive_that_was_tampered_with_is_named(store, tamper, kind):
         archive.purge(store.engine, store.settings, path, "auditor")
 
 
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '["cxr-node audit archive 1"]', '{"format": "cxr-node audit archive 1", "first_seq": 1e999}']
+)
+def test_what_is_no_archive_is_said_to_be_none(store, tmp_path, place, line):
+    engine, settings = store.engine, store.settings
+    lines = archive.write_archive(engine, settings, time.time() + 1, "me").read_text().splitlines()
+    (tmp_path / "crafted.jsonl").write_text("\n".join([*lines[:place], line, *lines[place + 1 :]]))
+    with pytest.raises(StoreError, match="archive"):
+        archive.verify_archive(tmp_path / "crafted.jsonl", signing.own_public_key(settings))
+
+
 def test_rows_that_were_exported_can_be_removed_and_the_chain_goes_on(store):
     path = export(store)
     add(store, 3)
