@@ -31,6 +31,7 @@ from cxr_node.deliver.scu import Association
 from cxr_node.dicom.references import Reference
 from cxr_node.errors import DeliveryError
 from cxr_node.logs import exception_text
+from cxr_node.prepare.decode import is_dicom
 
 _META = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
@@ -215,6 +216,8 @@ def _request(file: Path, temporary: Path) -> StoreRequest:
 
         radiograph_from_image(file).save_as(temporary, enforce_file_format=True)
         return _request(temporary, temporary)
+    if not is_dicom(file):  # which pydicom, forced, would read as millions of elements
+        raise DeliveryError("it is not a DICOM, PNG or JPEG file.")
     ds = dcmread(file, force=True, stop_before_pixels=True)
     meta = getattr(ds, "file_meta", Dataset())
     if start.endswith(b"DICM") and all(meta.get(keyword) for keyword in _META):

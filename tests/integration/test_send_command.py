@@ -152,6 +152,13 @@ def test_a_receiver_without_commitment(image):
     assert "doesn't accept Storage Commitment" in result.stdout
 
 
+def test_a_file_without_an_element_is_not_read_as_millions_of_them(receiver, tmp_path, monkeypatch):
+    (tmp_path / "zeros.dcm").write_bytes(bytes(1000))
+    monkeypatch.setattr("cxr_node.demo.modality.dcmread", None)
+    result = send(tmp_path / "zeros.dcm", receiver.port)
+    assert (result.exit_code, "it is not a DICOM" in result.stdout) == (1, True)
+
+
 def test_nothing_stored_is_nothing_to_commit(image):
     with storage_scp(lambda _: 0xC000, contexts=[(XRAY, ["1.2.840.10008.1.2.1"])]) as scp:
         result = send(image, scp.port, "--commit", called="PACS")
