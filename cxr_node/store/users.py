@@ -19,6 +19,8 @@ from cxr_node.store.schema import users, web_sessions
 ROLES = ("viewer", "operator", "auditor", "admin")
 """viewer (read only), operator (also changes the queue), auditor (reads the audit log), admin (everything)."""
 
+_CLOCK_STEP_S = 300.0
+"""A clock is set back by less in the course of its day."""
 _SEEN_EVERY_S = 30.0
 """So often a session that is used writes down when."""
 
@@ -160,6 +162,8 @@ def session(engine: Engine, secret: str, idle_s: float, *, is_use: bool = True) 
     with engine.connect() as connection:
         row = connection.execute(query).mappings().first()
     if row is None or now > row["ends_at"] or now > row["seen_at"] + idle_s:
+        return None
+    if row["seen_at"] > now + _CLOCK_STEP_S:  # from before the clock was set back: it would outlast its time
         return None
     of_database = row["how"] == "password"
     if of_database and (row["user_id"] is None or row["disabled_at"] is not None):

@@ -155,12 +155,13 @@ def test_the_log_in_itself_needs_the_token_of_its_form(site):
 def test_a_session_ends_when_it_is_idle_and_after_its_time(site):
     browser = site.signed_in()
     assert browser.get("/page").status_code == 200
-    for values in ({"seen_at": web_sessions.c.seen_at - 31 * 60}, {"ends_at": web_sessions.c.created_at - 1}):
+    seen_at = web_sessions.c.seen_at
+    for values in ({"seen_at": seen_at - 31 * 60}, {"ends_at": web_sessions.c.created_at - 1}, {"seen_at": seen_at + 86400}):
         with write(site.store.engine) as connection:
             connection.execute(update(web_sessions).values(**values))
         assert browser.get("/page").status_code == 303
         with write(site.store.engine) as connection:
-            connection.execute(update(web_sessions).values(seen_at=2e9))
+            connection.execute(update(web_sessions).values(seen_at=web_sessions.c.created_at, ends_at=2e9))
 
 
 def test_what_the_page_asks_by_itself_keeps_no_session_alive(site):
