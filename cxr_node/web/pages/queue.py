@@ -122,7 +122,7 @@ def selection(given: Any, of: str) -> Selection:
     if problem := chosen.problem(deliveries=of == "deliveries"):
         raise HTTPException(422, problem)
     words = str(given.get("numbers", "")).replace(",", " ").split()
-    if not all(word.isdecimal() and len(word) < 12 for word in words):
+    if not all(word.isdecimal() and len(word) < 12 and int(word) < 2**31 for word in words):
         raise HTTPException(422, "Numbers are written as digits, separated by spaces.")
     offset = str(given.get("offset", "0"))
     ahead = int(offset) if offset.removeprefix("-").isdecimal() else 0
