@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ _AT_ONCE_BYTES = 4 * _PART_BYTES
 """Larger files go in parts, so that no process holds a whole one in memory."""
 _PARTS_AT_ONCE = 2
 _CHUNK_BYTES = 4 * 2**20
+_SMALL_BYTES = 256 * 2**20
 _CONNECT_S = 5.0
 _MOST_RETRIES = 5
 _CLOCK = "clock"
@@ -150,9 +152,14 @@ class BucketBlobs:
         """The whole of a small object; None if it isn't there."""
         try:
             with self._in_words():
-                return bytes(obstore.get(self._store, key).bytes())
+                answer = obstore.get(self._store, key)
+                size_bytes = int(answer.meta["size"])
+                if size_bytes <= _SMALL_BYTES:
+                    return bytes(answer.bytes())
         except FileNotFoundError:
             return None
+        # the library would take memory for all of it at once, and end the process where there is not enough
+        raise BucketUnavailable(f"{self._url} says that a small object has {size_bytes} bytes.")
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """A part of an object."""
@@ -177,6 +184,8 @@ class BucketBlobs:
         with self._in_words():
             answer = obstore.get(self._store, key)
             wanted = int(answer.meta["size"])
+            if wanted > shutil.disk_usage(self._near).free:
+                raise BucketUnavailable(f"{self._url} says that an object has {wanted} bytes: there is no room for it here.")
             received = 0
             for chunk in answer.stream(min_chunk_size=_CHUNK_BYTES):
                 received += len(chunk)

@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from cxr_node.demo.modality import send_files
 from cxr_node.demo.small_pacs import SmallPACS
+from cxr_node.errors import BucketUnavailable
 from cxr_node.prepare.wrap_picture import radiograph_from_image
-from cxr_node.settings import NodeSettings, Settings
+from cxr_node.settings import NodeSettings, Settings, StorageSettings
 from cxr_node.store import bucket
 from cxr_node.store.digests import file_digest
 from cxr_node.store.storage import blobs_of
@@ -119,3 +122,35 @@ def test_radiographs_in_results_out_while_the_bucket_comes_and_goes(tmp_path, bu
     log = node.log.read_text()
     assert "hunter2" not in log + status.stdout
     assert list((tmp_path / "node" / "var").rglob("*.dcm")) == [], "images and results lie in the bucket alone"
+
+
+class _Boaster(BaseHTTPRequestHandler):
+    """An object store that announces a petabyte."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(10**15))
+        self.send_header("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
+        self.send_header("ETag", '"x"')
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("ask", ["read_small", "open"])
+def test_what_an_object_store_announces_takes_no_memory_and_no_disk(tmp_path, ask):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Boaster)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    blobs = bucket.BucketBlobs(
+        StorageSettings(url="s3://bucket", endpoint=endpoint, access_key_id="a", secret_access_key="b"), tmp_path / "near"
+    )
+    try:
+        with pytest.raises(BucketUnavailable, match="1000000000000000 bytes"):
+            getattr(blobs, ask)("key")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
