@@ -87,10 +87,10 @@ def password_hash(engine: Engine, name: str) -> tuple[str, str] | None:
     return None if row is None else (row[0], row[1])
 
 
-def rehash(engine: Engine, name: str, new_hash: str) -> None:
-    """Keep a hash made with newer parameters, of the same password."""
+def rehash(engine: Engine, name: str, old_hash: str, new_hash: str) -> None:
+    """Keep a hash made with newer parameters, of the same password, if that is still the user's."""
     with write(engine) as connection:
-        connection.execute(update(users).where(users.c.name == name).values(password_hash=new_hash))
+        connection.execute(update(users).where(*_has_hash(name, old_hash)).values(password_hash=new_hash))
 
 
 def set_password(engine: Engine, name: str, new_hash: str, by: str) -> None:
@@ -127,7 +127,9 @@ def set_role(engine: Engine, name: str, role: str, by: str) -> None:
         audit.add(connection, AuditEvent("user-role-set", user=by[:64], detail=f"{name}, {role}"))
 
 
-def begin_session(engine: Engine, name: str, role: str, how: str, longest_s: float, instead_of: str = "") -> str:
+def begin_session(
+    engine: Engine, name: str, role: str, how: str, longest_s: float, instead_of: str = "", checked_hash: str = ""
+) -> str:
     """Begin a session under a new secret, which it gives; ends the one that the browser had, so that none can be planted.
 
     Args:
@@ -137,6 +139,10 @@ def begin_session(engine: Engine, name: str, role: str, how: str, longest_s: flo
         how: "password", "oidc" or "link".
         longest_s: when it ends at the latest.
         instead_of: the secret that the browser had, if any.
+        checked_hash: of the password that was right: log-ins wait for their check, and it may have been changed meanwhile.
+
+    Raises:
+        StoreError: it was.
     """
     secret, now = secrets.token_urlsafe(32), time.time()
     values = {
@@ -144,6 +150,8 @@ def begin_session(engine: Engine, name: str, role: str, how: str, longest_s: flo
         **{"created_at": now, "seen_at": now, "ends_at": now + longest_s},
     }
     with write(engine) as connection:
+        if checked_hash and not connection.execute(select(users.c.id).where(*_has_hash(name, checked_hash))).first():
+            raise StoreError("The password was changed a moment ago: sign in with the new one.")
         connection.execute(delete(web_sessions).where(web_sessions.c.ends_at < now - 86400))
         if instead_of:
             connection.execute(delete(web_sessions).where(web_sessions.c.token_hash == hash_of(instead_of)))
@@ -184,6 +192,10 @@ def end_link_sessions(engine: Engine) -> None:
     """End what was begun by one-time links: once there are users, these sign in."""
     with write(engine) as connection:
         connection.execute(delete(web_sessions).where(web_sessions.c.how == "link"))
+
+
+def _has_hash(name: str, password_hash: str) -> tuple[Any, ...]:
+    return users.c.name == name, users.c.password_hash == password_hash, users.c.disabled_at.is_(None)
 
 
 def _find(connection: Connection, name: str) -> int | None:

@@ -63,9 +63,11 @@ async def log_in(
         return await _form(request, next, _WRONG, 401)
     assert known is not None
     await run_in_threadpool(lockout.succeeded, engine, keys)
-    if passwords.is_outdated(known[0]):
-        await run_in_threadpool(users.rehash, engine, name, await run_in_threadpool(passwords.new_hash, password))
-    return await begin_session(request, User(name, known[1], "password"), safe_target(next))
+    checked_hash = known[0]
+    if passwords.is_outdated(checked_hash):
+        checked_hash = await run_in_threadpool(passwords.new_hash, password)
+        await run_in_threadpool(users.rehash, engine, name, known[0], checked_hash)
+    return await begin_session(request, User(name, known[1], "password"), safe_target(next), checked_hash)
 
 
 @router.post("/logout")
@@ -95,13 +97,13 @@ async def enter(request: Request, key: str = "") -> Response:
     return await begin_session(request, User("local", "admin", "link"), "/")
 
 
-async def begin_session(request: Request, user: User, target: str) -> Response:
+async def begin_session(request: Request, user: User, target: str, checked_hash: str = "") -> Response:
     """Sign a user in: a session under a new secret, in place of any that the browser had; then go to a page of this site."""
     engine: Engine = request.app.state.engine
     settings: Settings = request.app.state.settings
     longest_s, name = settings.web.session_hours * 3600, cookie_name(request)
     secret = await run_in_threadpool(
-        users.begin_session, engine, user.name, user.role, user.how, longest_s, request.cookies.get(name, "")
+        users.begin_session, engine, user.name, user.role, user.how, longest_s, request.cookies.get(name, ""), checked_hash
     )
     await record(request, "user-logged-in", user, detail=f"by {user.how}, {user.role}")
     response = RedirectResponse(target, 303)

@@ -14,6 +14,7 @@ from cxr_node.store import audit, users
 from cxr_node.store.database import write
 from cxr_node.store.schema import api_tokens, web_sessions
 from cxr_node.store.schema import users as users_table
+from cxr_node.web import passwords
 from cxr_node.web.access import User, need
 from cxr_node.web.sign_in import safe_target
 from tests.web import PASSWORD, Site, form_token, sign_in
@@ -183,6 +184,20 @@ def test_disabling_a_user_or_another_role_or_password_counts_at_once(site):
     users.set_disabled(engine, "viewer", "test")
     assert browser.get("/page").status_code == 303
     assert sign_in(site.browser(), "viewer").status_code == 401
+
+
+def test_a_log_in_that_waits_while_the_password_is_changed_begins_no_session(site, monkeypatch):
+    site.add_user()
+
+    def check(*_):
+        users.set_password(site.store.engine, "ann", passwords.new_hash("another long password"), "test")
+        return True
+
+    monkeypatch.setattr(passwords, "is_right", check)
+    browser = site.browser()
+    assert sign_in(browser, "ann").status_code == 409
+    assert browser.get("/page").status_code == 303
+    assert site.events("user-logged-in") == []
 
 
 def test_after_wrong_passwords_the_waits_grow(site):
