@@ -113,7 +113,7 @@ async def back(request: Request, state: str = "", code: str = "", error: str = "
             answer = await client.fetch_token(
                 document["token_endpoint"], grant_type="authorization_code", code=code, code_verifier=login["verifier"]
             )
-        claims = checked(answer["id_token"], document["keys"], provider.settings, login["nonce"])
+        claims = checked(str(answer["id_token"]), document["keys"], provider.settings, login["nonce"])
     except (HTTPError, OAuthError, JoseError, ValueError, KeyError) as failure:
         return await _failed(request, failure)
     name, role = str(claims.get(provider.settings.name_claim) or claims["sub"])[:64], role_of(claims, provider.settings)
@@ -182,7 +182,9 @@ def _client(request: Request, provider: Provider) -> AsyncOAuth2Client:
 async def _get(client: AsyncOAuth2Client, address: str) -> dict[str, Any]:
     answer = await client.request("GET", address, withhold_token=True)
     answer.raise_for_status()
-    found: dict[str, Any] = answer.json()
+    found = answer.json()
+    if not isinstance(found, dict):
+        raise ValueError("the provider's answer is no JSON object")
     return found
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import pytest
 import uvicorn
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
@@ -153,6 +154,12 @@ def test_log_ins_that_one_machine_begins_by_the_thousand_keep_nobody_out(site, p
     assert waiting.get("/login/oidc").status_code == 303
     assert {flooding.get("/login/oidc").status_code for _ in range(80)} == {303}
     assert provider.sign_in(site.browser(client="192.0.2.8")).status_code == 303
+
+
+@pytest.mark.parametrize("said", [[], "x", None])
+def test_a_provider_that_answers_nonsense_is_told_of_as_one_that_is_away(site, monkeypatch, said):
+    monkeypatch.setattr(httpx2.Response, "json", lambda _: said)
+    assert site.browser().get("/login/oidc").status_code == 502
 
 
 def test_the_strongest_role_of_the_claim_counts():
