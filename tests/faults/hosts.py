@@ -117,12 +117,13 @@ class Host:
         return process
 
     def start(self) -> None:
-        """Start its roles, on the disk that it has."""
+        """Start its roles, on the disk that it has; a role that ends is started again, as by a service manager."""
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "cxr-node.toml"
         config.write_text(self._settings.replace("DATA_DIR", str(self._folder / "var")))
         for role in self.roles:
             self.run(
+                *("sh", "-c", 'while :; do "$@"; sleep 1; done', "role"),
                 *(sys.executable, "-m", "cxr_node", role, "--config", str(config)),
                 log=self._folder.with_suffix(f".{role}.log"),
                 environment={"OMP_NUM_THREADS": "1", "CXR_NODE__INFERENCE__ENGINE": "torch"},
