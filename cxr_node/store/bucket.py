@@ -133,8 +133,13 @@ class BucketBlobs:
 
     def list(self, prefix: str) -> Iterator[Blob]:
         """List a page at a time; without a prefix, all."""
+        beginnings: set[str] = set()
         with self._in_words():
             for page in obstore.list(self._store, f"{prefix}/" if prefix else None, chunk_size=1000):
+                beginning = str(page[0]["path"])
+                if beginning in beginnings:
+                    raise BucketUnavailable(f"{self._url} lists the same objects again and again.")
+                beginnings.add(beginning)
                 for found in page:
                     yield Blob(str(found["path"]), int(found["size"]), found["last_modified"].timestamp())
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -138,19 +140,48 @@ class _Boaster(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("ask", ["read_small", "open"])
-def test_what_an_object_store_announces_takes_no_memory_and_no_disk(tmp_path, ask):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Boaster)
+class _Repeater(BaseHTTPRequestHandler):
+    """An object store whose every page of a listing says that there is another."""
+
+    def do_GET(self):
+        keys = "".join(
+            f"<Contents><Key>instances/{number:04}</Key><LastModified>2026-11-28T10:00:00.000Z</LastModified><Size>1</Size></Contents>"
+            for number in range(1000)
+        )
+        more = "<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"
+        content = f"<?xml version='1.0'?><ListBucketResult>{more}{keys}</ListBucketResult>".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def store_that(handler, near):
+    """The blobs of an object store that answers so."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    blobs = bucket.BucketBlobs(
-        StorageSettings(url="s3://bucket", endpoint=endpoint, access_key_id="a", secret_access_key="b"), tmp_path / "near"
-    )
     try:
-        with pytest.raises(BucketUnavailable, match="1000000000000000 bytes"):
-            getattr(blobs, ask)("key")
+        yield bucket.BucketBlobs(
+            StorageSettings(url="s3://bucket", endpoint=endpoint, access_key_id="a", secret_access_key="b"), near
+        )
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.mark.parametrize("ask", ["read_small", "open"])
+def test_what_an_object_store_announces_takes_no_memory_and_no_disk(tmp_path, ask):
+    with store_that(_Boaster, tmp_path / "near") as blobs, pytest.raises(BucketUnavailable, match="1000000000000000 bytes"):
+        getattr(blobs, ask)("key")
+
+
+def test_a_listing_that_begins_again_and_again_ends(tmp_path):
+    with store_that(_Repeater, tmp_path / "near") as blobs, pytest.raises(BucketUnavailable, match="again and again"):
+        list(itertools.islice(blobs.list("instances"), 5000))
