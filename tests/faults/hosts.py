@@ -52,9 +52,13 @@ _LEFT = (DifferenceKind.INSTANCE_WITHOUT_ROW, DifferenceKind.RESULT_WITHOUT_ROW,
 
 
 def why_not_here() -> str:
-    """Why no network namespace can be made here; empty if one can."""
+    """Why no network of namespaces can be made here; empty if one can."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "network namespaces need root and the program `ip` (Debian package iproute2)"
+    addresses = json.loads(subprocess.run(["ip", "-json", "addr"], capture_output=True, check=True).stdout)
+    taken = [link["ifname"] for link in addresses for address in link["addr_info"] if address["local"] == _CENTRE]
+    if taken:
+        return f"{_CENTRE} is taken: another campaign runs, or one was killed; then `ip link del {taken[0]}`"
     name = f"cxr-try-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if made.returncode == 0:
