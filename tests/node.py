@@ -17,7 +17,6 @@ from cxr_node.store import overview
 from cxr_node.store.database import open_database
 from tests.installation import Installation, environment
 from tests.orthanc import free_port
-from tests.store import lay_database
 from tests.waiting import PATIENCE_S, wait_until
 
 
@@ -73,8 +72,6 @@ class Node:
             variables["PYTHONPATH"] = str(self._tree)
         if self._installation is not None:
             program, cwd, variables = [str(self._installation.program)], self._folder, environment() | self.environment
-        elif self._tree is None:
-            lay_database(self.settings)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*program, command, "--config", str(self.config)],

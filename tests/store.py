@@ -32,6 +32,7 @@ def lay_database(settings: Settings) -> None:
     file = database_file(settings)
     if not settings.database.url and not file.exists():
         make_folders(DataFolder(settings.node.data_dir))
+        file.touch(0o600)
         file.write_bytes(_migrated())
 
 

@@ -1,4 +1,7 @@
-"""Who gets into the web page, and what keeps others out."""
+"""Who gets into the web page, and what keeps others out.
+
+Over 300 lines: passwords, sessions, links and lock-outs are tried on one site.
+"""
 
 from __future__ import annotations
 
