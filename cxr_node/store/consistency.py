@@ -19,6 +19,7 @@ from cxr_node.store import leases
 from cxr_node.store.blobs import Blobs
 from cxr_node.store.database import write
 from cxr_node.store.digests import earlier_digest_of, file_digest, is_earlier
+from cxr_node.store.resend import BEING_MADE
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
 _IMAGE_GONE = "The image's file is gone from the data folder: send the image again, and this goes on by itself."
@@ -135,7 +136,7 @@ def note_result_gone(engine: Engine, row_id: int, key: str) -> bool:
         connection.execute(
             update(deliveries)
             .where(deliveries.c.result_id == row_id, deliveries.c.state.in_(open_states))
-            .values(state=DeliveryState.HELD, reason="Its file is gone; it is being made again." if again else _BOTH_GONE)
+            .values(state=DeliveryState.HELD, reason=BEING_MADE if again else _BOTH_GONE)
         )
     return True
 

@@ -25,7 +25,8 @@ from cxr_node.store.schema import deliveries, instances, jobs, results
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 2.0, 300.0
 _LONG_S, _OLD_AMONG_NEW = 600.0, 0.1
-"""A job that was tried before and has waited for so long is taken in this share of claims, before what is new."""
+"""A job that was tried before and has waited for so long comes before what is new in this share of the claims of a worker without
+other jobs; of a worker with others, in this share of claims nothing is taken, so that it comes to have none."""
 _MADE_ANEW = "Its job was repeated and made another object in its place."
 
 

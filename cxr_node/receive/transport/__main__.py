@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from cxr_node.errors import CxrNodeError
 from cxr_node.receive.transport import skipped_imports
@@ -28,6 +28,7 @@ def main() -> None:
         fork_server,
         reception,  # noqa: F401 - reception is loaded here for every receiver
     )
+    from cxr_node.security import limits
 
     control = socket.socket(fileno=int(sys.argv[1]))
     told = sys.stdin.buffer.read()
@@ -43,7 +44,7 @@ def main() -> None:
         except CxrNodeError as error:
             print(f"cxr-node: {error}", file=sys.stderr)
             status = 2
-        _end_with(status)
+        limits.end_now(status)
 
 
 def _receive(control: socket.socket, settings: Settings, address: tuple[str, int]) -> None:
@@ -86,14 +87,6 @@ def _receive(control: socket.socket, settings: Settings, address: tuple[str, int
                     reception.take(int(number), connection, host, over_tls=order[:1] == TAKE_TLS, is_crowded=False)
         finally:
             reception.end()
-
-
-def _end_with(status: int) -> NoReturn:
-    """End without Python's tidying up, which writes to all that is shared and so takes memory and time."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(status)
 
 
 if __name__ == "__main__":
