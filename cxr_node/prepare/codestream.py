@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import accumulate
 
 from pydicom import Dataset
 from pydicom.encaps import generate_fragments
@@ -48,6 +49,9 @@ _MOST_SCANS = 100
 """Of a JPEG; a progressive one has some ten, a restart interval none of its own."""
 _MOST_TILES, _MOST_PACKETS, _MOST_BLOCKS = 16_384, 1_000_000, 1_000_000
 """20 million pixels in tiles of 256 × 256 are 306, in code blocks of 32 × 32 are 20,000."""
+
+_RLE_HEADER_BYTES = 64
+"""The number of segments and 15 offsets, of which that many are used."""
 
 _START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 """SOF0 to SOF15 without DHT, JPG and DAC (ISO/IEC 10918-1 table B.1), and SOF55 of JPEG-LS (ISO/IEC 14495-1 C.1.1)."""
@@ -126,6 +130,24 @@ def check_codestream(ds: Dataset, frame: bytes) -> None:
         raise Rejected(DAMAGED)
     if not _is_of_reasonable_make(frame):
         raise Rejected("The picture has more compressed parts than any radiograph.")
+
+
+def rle_in_order(frame: bytes) -> bytes:
+    """A frame of RLE Lossless (PS3.5 G.5) with its segments one after another behind the header, wherever they lay.
+
+    Decoders differ in what they put up with: a gap behind the header, offsets behind those that are used.
+
+    Raises:
+        Rejected: a segment lies nowhere.
+    """
+    count, *offsets = struct.unpack("<16L", frame[:_RLE_HEADER_BYTES].ljust(_RLE_HEADER_BYTES, b"\0"))
+    begins = offsets[:count]
+    ends = [min((other for other in begins if other > begin), default=len(frame)) for begin in begins]
+    if len(set(begins)) != count or not all(_RLE_HEADER_BYTES <= begin < len(frame) for begin in begins):
+        raise Rejected(DAMAGED)
+    segments = [frame[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    moved = list(accumulate(map(len, segments[:-1]), initial=_RLE_HEADER_BYTES))
+    return struct.pack("<16L", count, *moved, *[0] * (15 - count)) + b"".join(segments)
 
 
 def read_codestream(codestream: bytes) -> Codestream | None:

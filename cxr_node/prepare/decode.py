@@ -6,6 +6,7 @@ Rejects what can't or must not be decoded. `render` interprets the values, `qual
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from pydicom.uid import (
 from cxr_node.dicom.measure import check_size, drop_long_texts
 from cxr_node.dicom.part10 import source_of
 from cxr_node.errors import Rejected
-from cxr_node.prepare.codestream import DAMAGED, TRUNCATED, check_codestream, only_frame, syntax_of
+from cxr_node.prepare.codestream import DAMAGED, TRUNCATED, check_codestream, only_frame, rle_in_order, syntax_of
 from cxr_node.prepare.pixel_header import MAX_PIXELS, PALETTE, check_pixel_header
 
 MAX_INFLATED_BYTES = 4 * MAX_PIXELS + 64 * 1024 * 1024
@@ -163,6 +164,8 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
     if shift:
         pixels = _shifted(pixels, shift, ds.BitsStored, is_signed=ds.PixelRepresentation == 1)
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if pixels.dtype.itemsize < image.BitsAllocated // 8:
+        pixels = pixels.astype(f"{'ui'[image.PixelRepresentation]}{image.BitsAllocated // 8}")
     return single_channel(pixels, ds.BitsStored) if coloured else grey_of_palette(image, pixels) if indexed else pixels
 
 
@@ -199,16 +202,20 @@ def _with_one_fragment(ds: Dataset) -> tuple[Dataset, UID]:
     alone = Dataset()
     for keyword in _PIXEL_HEADER:
         if keyword in ds:
-            alone[keyword] = ds[keyword]
+            alone[keyword] = copy(ds[keyword])
     alone.file_meta = FileMetaDataset()
     if syntax == _ENCAPSULATED_UNCOMPRESSED:
         syntax, alone.PixelData = ExplicitVRLittleEndian, frame
     else:
-        if syntax != RLELossless:
+        if syntax == RLELossless:
+            frame = rle_in_order(frame)
+        else:
             syntax = syntax_of(frame, syntax)
             if syntax not in _PLUGINS:
                 raise unknown
             check_codestream(ds, frame)
+            if syntax == JPEGBaseline8Bit and ds.BitsAllocated > 8:  # decoded to bytes, whatever the header's words are
+                alone.BitsAllocated, alone.BitsStored, alone.HighBit, alone.PixelRepresentation = 8, 8, 7, 0
         alone.PixelData = encapsulate([frame])
     alone["PixelData"].VR = "OB" if syntax.is_encapsulated or ds.BitsAllocated == 8 else "OW"
     alone.file_meta.TransferSyntaxUID = syntax

@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.tag import Tag
-from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLossless, JPEGLSLossless, RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLSLossless, RLELossless
 
 from cxr_node.errors import Rejected
 from cxr_node.prepare.decode import decode_pixels
@@ -90,6 +90,46 @@ def test_a_progressive_jpeg_of_a_retired_syntax_is_read():
     ds.PixelData = encapsulate([written.getvalue()])
     ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.55"
     assert np.abs(decode_pixels(ds).astype(int) - eight).max() <= 4
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit], ids=lambda uid: uid.keyword)
+def test_a_jpeg_of_8_bits_is_read_into_words_of_16(syntax):
+    eight = (STORED // 16).astype(np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(eight).save(written, "JPEG", quality=95)
+    ds = grey_image(eight.astype(np.uint16), 8)
+    ds.PixelData = encapsulate([written.getvalue()])
+    ds.file_meta.TransferSyntaxUID = syntax
+    decoded = decode_pixels(ds)
+    assert decoded.dtype == np.uint16
+    assert np.abs(decoded.astype(int) - eight).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("gaps", "order", "unused"),
+    [((6, 0), (0, 1), 0), ((0, 8), (0, 1), 0), ((0, 0), (1, 0), 0), ((0, 0), (0, 1), 2**32 - 1)],
+    ids=["a gap after the header", "a gap between", "the second first", "unused offsets filled"],
+)
+def test_segments_of_rle_are_read_wherever_they_lie(gaps, order, unused):
+    ds = grey_image(STORED, 12, RLELossless)
+    frame = frame_of(RLELossless)
+    _, first, second = struct.unpack("<3I", frame[:12])
+    segments = frame[first:second], frame[second:]
+    offsets, body = [0, 0], b""
+    for segment, gap in zip(order, gaps, strict=True):
+        body += b"\x80" * gap  # which stands for nothing (PS3.5 G.3.1)
+        offsets[segment] = 64 + len(body)
+        body += segments[segment]
+    ds.PixelData = encapsulate([struct.pack("<16I", 2, *offsets, *[unused] * 13) + body])
+    assert np.array_equal(decode_pixels(ds), STORED)
+
+
+@pytest.mark.parametrize("offsets", [(64, 2**32 - 1), (10, 5000), (64, 64)], ids=str)
+def test_segments_of_rle_that_lie_nowhere_are_damaged(offsets):
+    ds = grey_image(STORED, 12, RLELossless)
+    ds.PixelData = encapsulate([struct.pack("<3I", 2, *offsets) + frame_of(RLELossless)[12:]])
+    with pytest.raises(Rejected, match="damaged"):
+        decode_pixels(ds)
 
 
 def test_an_uncompressed_frame_that_is_encapsulated_is_read():
