@@ -39,6 +39,7 @@ from pydicom.uid import (
 from cxr_node.dicom.measure import check_size, drop_long_texts
 from cxr_node.dicom.part10 import source_of
 from cxr_node.errors import Rejected
+from cxr_node.prepare.character_set import settle_character_set
 from cxr_node.prepare.codestream import DAMAGED, TRUNCATED, check_codestream, only_frame, rle_in_order, syntax_of
 from cxr_node.prepare.pixel_header import MAX_PIXELS, PALETTE, check_pixel_header
 
@@ -102,6 +103,7 @@ def read_dataset(path: Path) -> Dataset:
         check_size(path, MAX_INFLATED_BYTES)
         ds = dcmread(source_of(path), force=True)
         drop_long_texts(ds)
+        settle_character_set(ds)
     except Rejected:
         raise
     except Exception as error:  # pydicom raises many types of exception

@@ -15,6 +15,7 @@ from pydicom.uid import UID
 from cxr_node.dicom.measure import check_size, drop_long_texts
 from cxr_node.dicom.part10 import source_of
 from cxr_node.errors import Rejected
+from cxr_node.prepare.character_set import settle_character_set
 from cxr_node.prepare.content import content_digest
 from cxr_node.prepare.decode import MAX_INFLATED_BYTES, decode_pixels, is_dicom, is_system_failure, read_dataset
 from cxr_node.prepare.header import first_of
@@ -104,6 +105,7 @@ def read_unanalysed_header(path: Path) -> Dataset | None:
         check_size(path, MAX_INFLATED_BYTES)
         ds = dcmread(source_of(path), force=True, stop_before_pixels=True)
         drop_long_texts(ds)
+        settle_character_set(ds)
         named = all(UID(str(ds.get(keyword, ""))).is_valid for keyword in ("StudyInstanceUID", "SOPClassUID", "SOPInstanceUID"))
     except Exception:  # whatever broken bytes lead pydicom to
         return None
