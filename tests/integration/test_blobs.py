@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -72,6 +73,22 @@ def test_gives_back_what_was_put(tmp_path, blobs, size_bytes):
         assert path.read_bytes() == content
     with blobs.open(key) as file:
         assert file.read() == content
+
+
+def test_a_disk_that_fails_at_the_flush_keeps_nothing(tmp_path, monkeypatch):
+    settings = settings_of(tmp_path, Settings().storage)
+    blobs, key = blobs_of(settings), new_key("instances", "ab", "ab")
+    source = file_of(tmp_path, b"whole")
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        blobs.put(key, source)
+    monkeypatch.undo()
+    assert blobs.size(key) is None
+    assert list(blobs.list("instances")) == []
 
 
 def test_lists_what_is_there_by_folder(tmp_path, blobs):
