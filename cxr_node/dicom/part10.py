@@ -1,4 +1,4 @@
-"""Reads DICOM files whose data set repeats file meta information: the one in front of the data set counts (PS3.10 section 7).
+"""Reads DICOM files whose data set repeats file meta information or an element: the first counts (PS3.10 section 7).
 
 Some senders leave elements of group 0002 in the data set that they send. pydicom reads these too, and uses their transfer syntax
 instead of the negotiated one in the file meta information.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import dcmread, read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from cxr_node.dicom.top_level import top_elements
 
 _PREAMBLE_BYTES = 132
 _GROUP_LENGTH = struct.Struct("<HH2sHL")
@@ -23,25 +26,42 @@ _UNDEFINED = 0xFFFFFFFF
 
 
 def source_of(path: Path) -> Path | BytesIO:
-    """What pydicom can read of a file: its path, or where its data set begins with group 0002, the file without that.
+    """What pydicom can read of a file: its path, or the file without what pydicom would read otherwise than others do.
+
+    That is group 0002 where the data set begins, and an element that is there again: of repeated ones pydicom takes the last,
+    dcmtk, and with it Orthanc and most archives, the first.
 
     Raises:
         OSError: it can't be read.
     """
     with path.open("rb") as file:
-        end = end_of_meta(file.read(_PREAMBLE_BYTES + _GROUP_LENGTH.size))
-        if not end:
+        head = file.read(_PREAMBLE_BYTES + _GROUP_LENGTH.size)
+        end = end_of_meta(head)
+        syntax = read_meta(path).get("TransferSyntaxUID") if end else None
+        if syntax == DeflatedExplicitVRLittleEndian or file.seek(0, 2) <= end:
             return path
-        file.seek(0)
-        head = file.read(end + 2)
-        if head[end:] not in (b"\x02\x00", b"\x00\x02"):
-            return path
-        syntax = read_meta(path).get("TransferSyntaxUID")
-        order = ">" if syntax == ExplicitVRBigEndian else "<"
-        if syntax == DeflatedExplicitVRLittleEndian or head[end:] != struct.pack(f"{order}H", 2):
-            return path
-        content = head + file.read()
-    return BytesIO(content[:end] + content[after_group_2(content, end, order) :])
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            explicit = syntax != ImplicitVRLittleEndian if syntax else content[4:6].isalpha()
+            order = ">" if syntax == ExplicitVRBigEndian else "<"
+            begin = end or (_PREAMBLE_BYTES if head[_PREAMBLE_BYTES - 4 : _PREAMBLE_BYTES] == b"DICM" else 0)
+            first = after_group_2(content, begin, order) if end else begin
+            again = list(_repeated(content, first, explicit=explicit, little_endian=order == "<"))
+            if first == begin and not again:
+                return path
+            kept, at = [content[:begin]], first
+            for start, stop in again:
+                kept.append(content[at:start])
+                at = stop
+            return BytesIO(b"".join((*kept, content[at:])))
+
+
+def _repeated(content: mmap.mmap, at: int, *, explicit: bool, little_endian: bool) -> Iterator[tuple[int, int]]:
+    """Where those elements at the top of a data set lie that have been there before."""
+    seen: set[int] = set()
+    for tag, begin, end in top_elements(content, at, explicit=explicit, little_endian=little_endian):
+        if tag in seen:
+            yield begin, end
+        seen.add(tag)
 
 
 def read_meta(path: Path) -> FileMetaDataset:

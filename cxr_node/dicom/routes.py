@@ -42,10 +42,11 @@ def read_route_header(path: Path, settings: Settings) -> Dataset | None:
     from pydicom import dcmread
 
     from cxr_node.dicom.measure import check_size
+    from cxr_node.dicom.part10 import source_of
 
     wanted = ["SpecificCharacterSet", *settings.route_keywords]
     try:
         check_size(path, _MOST_INFLATED_BYTES)
-        return dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(wanted))
+        return dcmread(source_of(path), force=True, stop_before_pixels=True, specific_tags=list(wanted))
     except Exception:  # whatever broken bytes lead pydicom to
         return None

@@ -100,6 +100,46 @@ def test_elements_out_of_order_are_sorted(receiver, syntax, pixels_first):
     assert instance["digest"] == file_digest(path)
 
 
+@pytest.mark.parametrize("syntax", [syntax for syntax in SYNTAXES if not syntax.is_deflated], ids=lambda syntax: syntax.name)
+@pytest.mark.parametrize("size_bytes", [512, 200_000])
+def test_a_patient_who_is_named_behind_the_pixels_is_read(receiver, syntax, size_bytes):
+    ds = radiograph(PatientName="Late^One", AccessionNumber="A9", PixelData=bytes(size_bytes))
+    named = ("PatientName", "PatientID", "AccessionNumber")
+    late, early = (
+        Dataset({element.tag: element for element in ds if (element.keyword in named) is wanted}) for wanted in (True, False)
+    )
+    content = encoded(early, syntax) + encoded(late, uid.ExplicitVRLittleEndian if syntax.is_encapsulated else syntax)
+    with associated(receiver, transfer_syntaxes=(syntax,)) as assoc:
+        assert [store(assoc, content, ds.SOPInstanceUID).Status for _ in range(2)] == [0x0000, 0x0000]
+    (instance,) = receiver.rows("instances")
+    assert (instance["patient_id"], instance["accession_number"]) == ("P1", "A9")
+    path = receiver.folder / instance["path"]
+    assert path.read_bytes().endswith(encoded(ds, syntax))
+    assert instance["digest"] == file_digest(path)
+
+
+@pytest.mark.parametrize(
+    "rest", [b"", bytes(1000), b"\xfc\xff\xfc\xffOB\0\0\x04\0\0\0abcd", b"\xe1\x7f\x10\0LO\x02\0ab", b"\x10\0\x10\0"], ids=len
+)
+def test_what_may_follow_the_pixels_or_is_no_element_stays(receiver, rest):
+    ds = radiograph()
+    content = encoded(ds) + rest
+    with associated(receiver) as assoc:
+        assert store(assoc, content, ds.SOPInstanceUID).Status == 0x0000
+    (instance,) = receiver.rows("instances")
+    assert (receiver.folder / instance["path"]).read_bytes().endswith(content)
+
+
+def test_another_patient_behind_the_pixels_is_refused(receiver):
+    ds = radiograph()
+    late = Dataset()
+    late.PatientID = "P2"
+    with associated(receiver) as assoc:
+        answer = store(assoc, encoded(ds) + encoded(late), ds.SOPInstanceUID)
+    assert answer.Status == 0xC000
+    assert "twice" in receiver.rows("audit")[-1]["detail"]
+
+
 @pytest.mark.parametrize("spoil", [lambda content: content + content[-24:], lambda content: content[:-3]])
 def test_what_would_lose_something_by_being_sorted_is_not(receiver, spoil):
     ds = radiograph()

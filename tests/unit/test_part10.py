@@ -1,11 +1,11 @@
-"""Elements of group 0002 inside of a data set: the file meta information in front of it counts."""
+"""Elements of group 0002 inside of a data set, and elements that are there twice: what comes first counts."""
 
 from __future__ import annotations
 
 import struct
 
 import pytest
-from pydicom import dcmread, uid
+from pydicom import Dataset, dcmread, uid
 
 from cxr_node.dicom.part10 import read_meta, source_of
 from cxr_node.prepare.decode import read_dataset
@@ -92,3 +92,23 @@ def test_a_data_set_alone_is_read_where_it_lies(tmp_path):
     path.write_bytes(encoded(radiograph()))
     assert source_of(path) == path
     assert dcmread(source_of(path), force=True).PatientID == "P1"
+
+
+@pytest.mark.parametrize("syntax", [one for one in SYNTAXES if not uid.UID(one).is_deflated])
+def test_of_an_element_that_is_there_twice_the_first_counts(tmp_path, syntax):
+    ds, again = radiograph(PatientName="First^One"), Dataset()
+    again.PatientName, again.Rows, again.StudyDescription = "Second^Two", 9, "only once"
+    alike = uid.ExplicitVRLittleEndian if uid.UID(syntax).is_encapsulated else syntax
+    path, _ = written(tmp_path, syntax, b"", ds)
+    path.write_bytes(path.read_bytes() + encoded(again, uid.UID(alike)))
+    found = read_dataset(path)
+    assert (found.PatientName, found.Rows, found.StudyDescription) == ("First^One", 64, "only once")
+    assert found.PixelData == dcmread(written(tmp_path, syntax, b"", ds)[0]).PixelData
+
+
+def test_of_an_element_that_is_there_twice_the_first_counts_in_a_data_set_alone(tmp_path):
+    again = Dataset()
+    again.PatientID = "P2"
+    path = tmp_path / "image.dcm"
+    path.write_bytes(encoded(radiograph()) + encoded(again))
+    assert read_dataset(path).PatientID == "P1"

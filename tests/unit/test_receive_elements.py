@@ -87,7 +87,7 @@ def test_control_characters_are_carried_and_do_no_harm(tmp_path, patient_id):
 
 def find(content, **changes):
     values = {"explicit": True, "little_endian": True, "tags": (0x00080018,), "inside": 0x0018A001}
-    return find_elements(content, 0, **values | changes)
+    return find_elements(content, 0, **values | changes)[:2]
 
 
 @given(st.binary(max_size=400), st.booleans(), st.booleans(), st.booleans())

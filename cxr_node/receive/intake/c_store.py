@@ -131,11 +131,10 @@ class Intake:
     def _header_of(self, incoming: IncomingDataSet) -> tuple[InstanceHeader, bool]:
         where = (incoming.path, incoming.offset, incoming.transfer_syntax_uid)
         try:
-            return read_header(*where, incoming.beginning)
+            return read_header(*where, incoming.beginning, in_order=True)
         except Incomplete:
-            if not sort_elements(*where):
-                raise
-            incoming.digest = file_digest(incoming.path)
+            if sort_elements(*where):
+                incoming.digest = file_digest(incoming.path)
             return read_header(*where)
 
     def _keep(self, incoming: IncomingDataSet, header: InstanceHeader, purpose: Purpose) -> StoreResponse:

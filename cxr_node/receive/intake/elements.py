@@ -54,7 +54,7 @@ def find_elements(  # noqa: C901, PLR0912, PLR0915 - one pass over the bytes, it
     inside: int,
     is_cut: bool = False,
     is_beginning: bool = False,
-) -> tuple[dict[int, bytes], list[dict[int, bytes]]]:
+) -> tuple[dict[int, bytes], list[dict[int, bytes]], int]:
     """The values of some elements that come before the pixels.
 
     Args:
@@ -68,7 +68,7 @@ def find_elements(  # noqa: C901, PLR0912, PLR0915 - one pass over the bytes, it
         is_beginning: `content` is the beginning of it all, and enough only if the pixels begin in it.
 
     Returns:
-        the values at the top, and those in each item of that sequence.
+        the values at the top, those in each item of that sequence, and where the search ended.
 
     Raises:
         Broken: an element extends beyond its container, a delimiter is missing, a requested element occurs twice with
@@ -91,7 +91,7 @@ def find_elements(  # noqa: C901, PLR0912, PLR0915 - one pass over the bytes, it
             frame = stack[-1]
         if at + 8 > (frame.end if frame.end != UNDEFINED else size):
             if is_cut or (len(stack) == 1 and not is_beginning):
-                return top, items
+                return top, items, at
             raise Broken("it is truncated")
         group, number = tag_of.unpack_from(content, at)
         tag = group << 16 | number
@@ -119,7 +119,7 @@ def find_elements(  # noqa: C901, PLR0912, PLR0915 - one pass over the bytes, it
             at += 8
             continue
         if tag >= _PIXELS and len(stack) == 1:
-            return top, items
+            return top, items, at
         vr = bytes(content[at + 4 : at + 6]) if frame.explicit else b""
         if vr in _LONG:
             if at + 12 > size:
@@ -154,7 +154,7 @@ def find_elements(  # noqa: C901, PLR0912, PLR0915 - one pass over the bytes, it
     else:
         raise Broken("there are too many elements")
     if is_cut:
-        return top, items
+        return top, items, at
     raise Broken("it ends within an element")
 
 

@@ -17,6 +17,7 @@ from pydicom.valuerep import TEXT_VR_DELIMS
 from cxr_node.dicom.part10 import after_group_2, file_in
 from cxr_node.errors import Rejected
 from cxr_node.receive.intake.elements import Broken, find_elements
+from cxr_node.receive.intake.order import elements_follow_the_pixels
 from cxr_node.records import MODEL_NAME, InstanceHeader
 from cxr_node.store.instances import is_uid
 
@@ -31,15 +32,21 @@ _MODEL_NAME, _CONTRIBUTIONS = _tag("ManufacturerModelName"), _tag("ContributingE
 _TAGS = frozenset((*_UIDS.values(), _CHARACTER_SET, _PATIENT_ID, _ACCESSION_NUMBER, _MODEL_NAME))
 
 
+_Found = tuple[dict[int, bytes], list[dict[int, bytes]], int]
+"""What `find_elements` finds."""
+
+
 class Incomplete(Rejected):
-    """A UID is missing, or comes after the pixels."""
+    """A UID, or something else that is asked for, is missing or comes after the pixels."""
 
 
 _LONGEST_HEADER_BYTES = 4 * 1024 * 1024
 """Of a deflated data set no more than this is inflated: a few kilobytes of it can hold gigabytes."""
 
 
-def read_header(path: Path, offset: int, transfer_syntax_uid: str, beginning: bytes = b"") -> tuple[InstanceHeader, bool]:
+def read_header(
+    path: Path, offset: int, transfer_syntax_uid: str, beginning: bytes = b"", *, in_order: bool = False
+) -> tuple[InstanceHeader, bool]:
     """The header of a data set in a file; see `header_of`.
 
     Args:
@@ -47,16 +54,22 @@ def read_header(path: Path, offset: int, transfer_syntax_uid: str, beginning: by
         offset: where in it the data set begins, in bytes.
         transfer_syntax_uid: how it is encoded.
         beginning: the first bytes of the file, where they are at hand: it is opened only if its pixels don't begin in these.
+        in_order: raise `Incomplete` if elements come after the pixels that belong before them.
     """
     if beginning:
         found = None
         with suppress(Exception):  # any defect other than trailing data shows below
             found = _find(beginning, offset, transfer_syntax_uid, is_beginning=True)
         if found is not None:
+            if in_order:
+                _check_order(path, beginning, found[2], transfer_syntax_uid)
             return _header(*found, transfer_syntax_uid)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return header_of(content, offset, transfer_syntax_uid)
+            found = _found(content, offset, transfer_syntax_uid)
+            if in_order:
+                _check_order(path, content, found[2], transfer_syntax_uid)
+            return _header(*found, transfer_syntax_uid)
     except ValueError as error:  # there is no mapping of nothing
         raise Rejected("it can't be parsed: it is empty") from error
 
@@ -75,19 +88,30 @@ def header_of(content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str)
     Raises:
         Rejected: it can't be parsed as far as its pixels, or lacks a UID that every instance has.
     """
+    return _header(*_found(content, offset, transfer_syntax_uid), transfer_syntax_uid)
+
+
+def _found(content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str) -> _Found:
     try:
-        top, contributions = _find(content, offset, transfer_syntax_uid)
+        return _find(content, offset, transfer_syntax_uid)
     except Rejected:
         raise
     except Broken as broken:
         raise Rejected(f"it can't be parsed: {broken}") from broken
     except Exception as error:
         raise Rejected(f"it can't be parsed ({type(error).__name__})") from error
-    return _header(top, contributions, transfer_syntax_uid)
+
+
+def _check_order(path: Path, content: bytes | mmap.mmap, at: int, transfer_syntax_uid: str) -> None:
+    if transfer_syntax_uid == uid.DeflatedExplicitVRLittleEndian:
+        return
+    explicit, little_endian = _encoding(transfer_syntax_uid)
+    if elements_follow_the_pixels(path, content, at, explicit=explicit, little_endian=little_endian):
+        raise Incomplete("elements follow its pixels")
 
 
 def _header(
-    top: dict[int, bytes], contributions: list[dict[int, bytes]], transfer_syntax_uid: str
+    top: dict[int, bytes], contributions: list[dict[int, bytes]], _: int, transfer_syntax_uid: str
 ) -> tuple[InstanceHeader, bool]:
     values = {keyword: _text(top.get(tag, b"")) for keyword, tag in _UIDS.items()}
     for keyword, value in values.items():
@@ -107,9 +131,7 @@ def _header(
     return header, is_own
 
 
-def _find(
-    content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str, *, is_beginning: bool = False
-) -> tuple[dict[int, bytes], list[dict[int, bytes]]]:
+def _find(content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str, *, is_beginning: bool = False) -> _Found:
     wrapped = file_in(content, offset)
     if wrapped is not None:  # one of the negotiated syntax comes unwrapped (`transport.incoming`)
         raise Rejected(f"it is a file of another transfer syntax ({uid.UID(wrapped[1]).name})")
