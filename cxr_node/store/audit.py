@@ -74,7 +74,7 @@ def search(  # noqa: PLR0913 - each is a filter
         outcome: success, failure or rejected; or NO_SUCCESS.
         about: PERSON: only what names a patient; OBJECT: only what names a study or has a detail; empty: all.
         words: all of these words are in `detail`, one with * after it as the beginning of a word, which takes longer where that
-            is common; the newest seconds are not indexed yet.
+            is common.
         since: UTC seconds since the epoch, inclusive.
         until: UTC seconds since the epoch, exclusive.
         after_id: only rows that were added after this one.

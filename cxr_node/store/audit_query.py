@@ -5,19 +5,19 @@ Rows are read newest first along an index on (filter column, time) until the pag
 - several conditions: the query uses the index of the most selective one and only compares the others. SQLite would guess which
   one that is, so the rows of each condition are counted first, up to a limit.
 - any of several events or outcomes: the query reads a page of each, and merges the newest.
-- words on SQLite: the full-text index has no times, so the times are converted to row numbers first.
+- words: see `audit_words`.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, literal_column, or_, select, text, union, union_all
+from sqlalchemy import Connection, Select, func, literal_column, or_, select, union, union_all
 
+from cxr_node.store import audit_words
 from cxr_node.store.distinct import distinct
 from cxr_node.store.schema import FOUND_BY_BEGINNING, audit, instances
 from cxr_node.store.wildcards import as_regex, begins_with, is_beginning
@@ -35,8 +35,6 @@ _FEW = 2000
 _NEWEST = 3000
 """Rows whose words are compared one by one."""
 _MOST_BRANCHES = 24
-_OUT_OF_ORDER_S = 31 * 86400.0
-"""Row numbers follow the times, except for clock steps of less than this."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def query_of(connection: Connection, wanted: AuditSearch) -> Select[Any]:
         has = {PERSON: audit.c.patient_id != "", OBJECT: (audit.c.study_instance_uid != "") | (audit.c.detail != "")}
         conditions.append(has[wanted.about])
     if wanted.words:
-        query = _with_words(connection, query, wanted, times)
+        query = audit_words.with_words(connection, query, wanted, times)
     is_found_otherwise = bool(wanted.accession_number or wanted.words or wanted.row_id is not None or wanted.after_id is not None)
     first = "" if is_found_otherwise else filters.rarest(connection, times)
     query = query.where(*conditions, *filters.conditions(first))
@@ -78,7 +76,9 @@ def query_of(connection: Connection, wanted: AuditSearch) -> Select[Any]:
     if wanted.words and not on_sqlite and not _are_common(connection, query, wanted):
         order = (audit.c.at + 0, audit.c.id)  # by the index of words, not in the order of time until they are found
     if wanted.words and on_sqlite:
-        order = (literal_column("audit_text.rowid"),)
+        not_indexed = audit.c.id.in_(audit_words.not_indexed(connection, wanted.words))
+        newer = select(audit).where(not_indexed, *conditions, *filters.conditions(first), *filters.any_of(first))
+        return _together(query.where(*filters.any_of(first)), newer, wanted.limit)
     if wanted.limit is None:
         return query.where(*filters.any_of(first)).order_by(*order)
     newest = [one.desc() for one in order]
@@ -92,6 +92,18 @@ def query_of(connection: Connection, wanted: AuditSearch) -> Select[Any]:
             first = ""
         page = query.where(*filters.any_of(first)).order_by(*newest).limit(wanted.limit).subquery()
     return select(page).order_by(*((page.c.id,) if by_number else (page.c.at, page.c.id)))
+
+
+def _together(indexed: Select[Any], newer: Select[Any], limit: int | None) -> Select[Any]:
+    """What either finds, each row once: a row may be indexed in between. By row numbers, oldest first."""
+    if limit is not None:
+        indexed = select(indexed.order_by(audit_words.row_number.desc()).limit(limit).subquery())
+        newer = select(newer.order_by(audit.c.id.desc()).limit(limit).subquery())
+    both = union(indexed, newer).subquery()
+    if limit is None:
+        return select(both).order_by(both.c.id)
+    page = select(both).order_by(both.c.id.desc()).limit(limit).subquery()
+    return select(page).order_by(page.c.id)
 
 
 @dataclass(frozen=True)
@@ -240,34 +252,3 @@ def _of_accession(connection: Connection, value: str) -> Any:
     known = select(instances.c.study_instance_uid).where(instances.c.accession_number == value)
     studies = [study for study in connection.execute(union(told, known)).scalars() if study]
     return or_(with_number, audit.c.study_instance_uid.in_(studies))
-
-
-def _row_number(connection: Connection, edge: Any, times: Sequence[Any], near: Any) -> int:
-    """The first or last row number of a time: looked up among the rows near its edge, or, without any, among all."""
-    number = connection.execute(select(edge).where(*times, near)).scalar()
-    if number is None:
-        number = connection.execute(select(edge).where(*times)).scalar()
-    return int(number or 0)
-
-
-def _with_words(connection: Connection, query: Select[Any], wanted: AuditSearch, times: Sequence[Any]) -> Select[Any]:
-    found = re.findall(r"([^\W_]+)(\*?)", wanted.words)
-    if connection.dialect.name == "sqlite":
-        asked = " ".join(f'"{word}"{star}' for word, star in found) or '""'
-        row: Any = literal_column("audit_text.rowid")
-        query = query.select_from(text("audit_text")).where(
-            row == audit.c.id, text("audit_text MATCH :words").bindparams(words=asked)
-        )
-        if wanted.since is not None:
-            near = audit.c.at < wanted.since + _OUT_OF_ORDER_S
-            query = query.where(row >= _row_number(connection, func.min(audit.c.id), times, near))
-        if wanted.until is not None:
-            near = audit.c.at >= wanted.until - _OUT_OF_ORDER_S
-            query = query.where(row <= _row_number(connection, func.max(audit.c.id), times, near))
-        return query
-    asked = " & ".join(f"{word}:*" if star else word for word, star in found)
-    indexed = func.to_tsvector(
-        literal_column("'simple'"),
-        func.regexp_replace(audit.c.detail, literal_column("'[^[:alnum:]]+'"), literal_column("' '"), literal_column("'g'")),
-    )
-    return query.where(indexed.op("@@")(func.to_tsquery(literal_column("'simple'"), asked)))

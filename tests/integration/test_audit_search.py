@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import insert, literal, select, union_all
 
 from benchmarks.audit import PAGE, fill, filters, first_pages
-from cxr_node.store import audit
+from cxr_node.records import AuditEvent
+from cxr_node.store import audit, audit_chain, audit_words
 from cxr_node.store.database import write
 from cxr_node.store.schema import FOUND_BY_BEGINNING
 from cxr_node.store.schema import audit as audit_table
@@ -110,4 +111,41 @@ def test_words_within_a_time_are_found_though_the_clock_stepped_back(tmp_path):
         connection.exec_driver_sql("INSERT INTO audit_text (rowid, detail) SELECT id, detail FROM audit WHERE id = 1001")
     for times in ({"until": late["at"] + 1}, {"since": late["at"] - 1}, {"since": late["at"] - 1, "until": late["at"] + 1}):
         assert [found["id"] for found in audit.search(store.engine, words="zebra", **times, limit=PAGE)] == [1001]
+    store.engine.dispose()
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["not chained yet", "chained"])
+def test_words_are_found_as_soon_as_they_are_written(tmp_path, database_url, sealed):
+    store = Store(tmp_path / "var", database_url)
+    audit.record(store.engine, AuditEvent("job-held", "failure", detail="Größe nicht lesbar: overlay-7"))
+    audit_chain.seal_all(store.engine)
+    audit.record(
+        store.engine,
+        AuditEvent("job-held", "failure", detail="größe nicht lesbar: overlay-8", user="CT"),
+        AuditEvent("job-held", "failure", detail="something else"),
+    )
+    if sealed:
+        audit_chain.seal_all(store.engine)
+
+    def found(words, **asked):
+        return [row["id"] for row in audit.search(store.engine, words=words, **asked)]
+
+    for limit in (None, 50):
+        assert found("größe", limit=limit) == [1, 2]
+        assert found("lesb* overlay", limit=limit) == [1, 2]
+        assert found("8", limit=limit) == [2]
+        assert found("größe", user="CT", limit=limit) == found("größe", after_id=1, limit=limit) == [2]
+        assert found("größe", before_id=2, limit=limit) == [1]
+        assert found("größe", since=0.0, limit=limit) == [1, 2]
+        assert found("größe", until=1.0, limit=limit) == []
+        assert found("lesba", limit=limit) == found("8 else", limit=limit) == found("*", limit=limit) == []
+    assert found("größe", limit=1) == [2]
+    store.engine.dispose()
+
+
+def test_of_many_rows_that_are_not_indexed_the_newest_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_words, "MOST_NOT_INDEXED", 3)
+    store = Store(tmp_path / "var")
+    audit.record(store.engine, *(AuditEvent("job-held", detail="zebra") for _ in range(5)))
+    assert [row["id"] for row in audit.search(store.engine, words="zebra")] == [3, 4, 5]
     store.engine.dispose()
