@@ -3,7 +3,8 @@
 Rows are read newest first along an index on (filter column, time) until the page is full. Three kinds of search need more:
 
 - several conditions: the query uses the index of the most selective one and only compares the others. SQLite would guess which
-  one that is, so the rows of each condition are counted first, up to a limit.
+  one that is, so the rows of each condition are counted first, up to a limit. The indices of events, outcomes and addresses hold
+  other columns of few values too: the page is found in the index alone, however few rows meet all conditions.
 - any of several events or outcomes: the query reads a page of each, and merges the newest.
 - words: see `audit_words`.
 """
@@ -30,6 +31,8 @@ PERSON, OBJECT = "person", "object"
 _FAILURES = ("failure", "rejected")
 _PARTLY_INDEXED = {"sop_instance_uid": "", "host": "", "outcome": "success"}
 """An index leaves out rows with this value; to be used, the query has to say that it doesn't want those."""
+_COVERING = {name: {"event", "outcome", "user", "host"} for name in ("outcome", "event")} | {"host": {"user", "host"}}
+"""Columns whose index holds other columns too."""
 _FEW = 2000
 """Rows that are found and sorted at once."""
 _NEWEST = 3000
@@ -71,7 +74,10 @@ def query_of(connection: Connection, wanted: AuditSearch) -> Select[Any]:
         query = audit_words.with_words(connection, query, wanted, times)
     is_found_otherwise = bool(wanted.accession_number or wanted.words or wanted.row_id is not None or wanted.after_id is not None)
     first = "" if is_found_otherwise else filters.rarest(connection, times)
-    query = query.where(*conditions, *filters.conditions(first))
+    in_index = first in filters.covering and not wanted.about and wanted.limit is not None
+    if in_index:
+        query = select(audit.c.id, audit.c.at)
+    query = query.where(*conditions, *filters.conditions(first, are_covered=in_index))
     order: tuple[Any, ...] = (audit.c.id,) if by_number else (audit.c.at, audit.c.id)
     if wanted.words and not on_sqlite and not _are_common(connection, query, wanted):
         order = (audit.c.at + 0, audit.c.id)  # by the index of words, not in the order of time until they are found
@@ -91,6 +97,8 @@ def query_of(connection: Connection, wanted: AuditSearch) -> Select[Any]:
         if first in filters.several and not filters.are_few(connection, first, times):
             first = ""
         page = query.where(*filters.any_of(first)).order_by(*newest).limit(wanted.limit).subquery()
+    if in_index:
+        return select(audit).where(audit.c.id.in_(select(page.c.id))).order_by(audit.c.at, audit.c.id)
     return select(page).order_by(*((page.c.id,) if by_number else (page.c.at, page.c.id)))
 
 
@@ -140,16 +148,32 @@ class _Filters:
         if len(names) == 1 and names[0] not in self.like:
             return names[0]
         counted = {name: _count(connection, [self._one(name), *times]) for name in names}
-        found = min(counted, key=lambda name: counted[name], default="")
+        if min(counted.values(), default=0) >= _FEW:
+            names = self.covering or names
+        found = min(names, key=lambda name: counted[name], default="")
         return "" if found in self.like and counted[found] >= _FEW else found
+
+    @property
+    def covering(self) -> list[str]:
+        """The columns whose index holds all columns of the conditions, of which there are several."""
+        names = {*self.equal, *self.several, *self.like}
+        held = [name for name, columns in _COVERING.items() if len(names) > 1 and name in names and names <= columns]
+        return [name for name in held if name not in self.like and self.equal.get(name) != "success"]
 
     def are_few(self, connection: Connection, name: str, times: Sequence[Any]) -> bool:
         """Whether all rows of the time that meet a condition can be sorted at once."""
         return _count(connection, [self._one(name), *times]) < _FEW
 
-    def conditions(self, first: str) -> list[Any]:
-        """All but those on one of several values; `first` is looked up in its index, the others are not."""
-        found = [_equal(name, value, by_index=name == first) for name, value in self.equal.items()]
+    def conditions(self, first: str, *, are_covered: bool = False) -> list[Any]:
+        """All but those on one of several values; `first` is looked up in its index, the others are not.
+
+        are_covered: the others are compared in that index: PostgreSQL does so only where it could look them up.
+        """
+        are_plain = are_covered and self.dialect == "postgresql"
+        found = [
+            audit.c[name] == value if are_plain and name != first else self._equal(name, value, by_index=name == first)
+            for name, value in self.equal.items()
+        ]
         return found + [
             begins_with(audit.c[name], value, self.dialect) if name == first else _like(audit.c[name] + "", value)
             for name, value in self.like.items()
@@ -157,7 +181,7 @@ class _Filters:
 
     def any_of(self, first: str) -> list[Any]:
         """The conditions on one of several values."""
-        return [_in(name, values, by_index=name == first) for name, values in self.several.items()]
+        return [self._in(name, values, by_index=name == first) for name, values in self.several.items()]
 
     def branches(self) -> list[list[Any]]:
         """The same taken apart, a list of conditions for each combination; empty: they are too many, or there is none."""
@@ -166,16 +190,32 @@ class _Filters:
             return []
         names = list(self.several)
         return [
-            [_equal(name, value, by_index=name == names[0]) for name, value in zip(names, one, strict=True)]
+            [self._equal(name, value, by_index=name == names[0]) for name, value in zip(names, one, strict=True)]
             for one in combinations
         ]
 
     def _one(self, name: str) -> Any:
         if name in self.equal:
-            return _equal(name, self.equal[name], by_index=True)
+            return self._equal(name, self.equal[name], by_index=True)
         if name in self.several:
-            return _in(name, self.several[name], by_index=True)
+            return self._in(name, self.several[name], by_index=True)
         return begins_with(audit.c[name], self.like[name], self.dialect)
+
+    def _equal(self, name: str, value: str, *, by_index: bool) -> Any:
+        if not by_index:
+            return self._compared(name) == value
+        column, left_out = audit.c[name], _PARTLY_INDEXED.get(name)
+        return column == value if left_out in (None, value) else (column == value) & (column != left_out)
+
+    def _in(self, name: str, values: Sequence[str], *, by_index: bool) -> Any:
+        if not by_index:
+            return self._compared(name).in_(values)
+        column, left_out = audit.c[name], _PARTLY_INDEXED.get(name)
+        return column.in_(values) if left_out is None or left_out in values else column.in_(values) & (column != left_out)
+
+    def _compared(self, name: str) -> Any:
+        """A column in a form that no index has; of another collation, PostgreSQL still knows how frequent its values are."""
+        return audit.c[name].collate("C") if self.dialect == "postgresql" else audit.c[name] + ""
 
 
 def _times(wanted: AuditSearch, rows: Any = audit) -> list[Any]:
@@ -205,21 +245,6 @@ def _count(connection: Connection, conditions: Sequence[Any]) -> int:
     """How many rows, up to _FEW."""
     some = select(literal_column("1")).select_from(audit).where(*conditions).limit(_FEW).subquery()
     return int(connection.execute(select(func.count()).select_from(some)).scalar() or 0)
-
-
-def _equal(name: str, value: str, *, by_index: bool) -> Any:
-    column = audit.c[name]
-    if not by_index:
-        return column + "" == value
-    left_out = _PARTLY_INDEXED.get(name)
-    return column == value if left_out in (None, value) else (column == value) & (column != left_out)
-
-
-def _in(name: str, values: Sequence[str], *, by_index: bool) -> Any:
-    column, left_out = audit.c[name], _PARTLY_INDEXED.get(name)
-    if not by_index:
-        return (column + "").in_(values)
-    return column.in_(values) if left_out is None or left_out in values else column.in_(values) & (column != left_out)
 
 
 def _like(column: Any, value: str) -> Any:

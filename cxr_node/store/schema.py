@@ -262,15 +262,15 @@ for _name, _columns, _where in (  # for searches: see `audit.search`
     ("study_instance_uid", ("study_instance_uid",), ""),
     ("accession_number", ("accession_number",), "accession_number != ''"),
     ("sop_instance_uid", ("sop_instance_uid",), "sop_instance_uid != ''"),
-    ("event", ("event", "at"), ""),
+    ("event", ("event", "at", "id", "user", "outcome", "host"), ""),
     ("user", ("user", "at"), ""),
-    ("host", ("host", "at"), "host != ''"),
-    ("trouble", ("outcome", "at"), "outcome != 'success'"),
+    ("host", ("host", "at", "id", "user"), "host != ''"),
+    ("trouble", ("outcome", "at", "id", "event", "user", "host"), "outcome != 'success'"),
 ):
     Index(
         f"ix_audit_{_name}",
         *(audit.c[_column] for _column in _columns),
-        postgresql_ops={_column: "varchar_pattern_ops" for _column in _columns if _column in FOUND_BY_BEGINNING},
+        postgresql_ops={_column: "varchar_pattern_ops" for _column in _columns[:1] if _column in FOUND_BY_BEGINNING},
         **({"sqlite_where": text(_where), "postgresql_where": text(_where)} if _where else {}),  # type: ignore[arg-type]
     )
 
