@@ -121,6 +121,7 @@ EVENTS: dict[str, Form] = {
     "instance-unparsed": _transfer("C", "an image of {user} could not be parsed"),
     "instance-same": _transfer("R", "the same image arrived again in another encoding"),
     "instance-superseded": _accessed("U", "a corrected image arrived and replaces the earlier one"),
+    "revision-held": _accessed("R", "another image of {user} came under a known UID and is held for an operator"),
     "uid-used-again": _alert(RESTRICTED_FUNCTION, "{user} sent different content under a known UID", "attempted"),
     "commitment-requested": _accessed("R", "{user} requested storage commitment"),
     "commitment-refused": _accessed("R", "a request of {user} for storage commitment was refused"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from cxr_node.audit.refusal_events import RefusalEvents
+    from cxr_node.store.selection import Selection
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _REFUSED = ("login-refused", "access-refused")
 
-__all__ = ["ROLES", "User", "client_of", "need", "record", "record_view", "signed_in"]
+__all__ = ["ROLES", "User", "client_of", "need", "record", "record_list", "record_view", "signed_in"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,13 @@ async def record_view(
     """Audit a view of a patient's images or results."""
     whose = {"patient_id": patient_id, "study_instance_uid": study_instance_uid, "sop_instance_uid": sop_instance_uid}
     await record(request, "images-viewed", user, detail=detail or _route_of(request), **whose)
+
+
+async def record_list(request: Request, user: User, event: str, what: str, chosen: Selection) -> None:
+    """Audit a list of jobs, deliveries or studies: what it was of, and the selection."""
+    asked = {name: value for name, value in vars(chosen).items() if value}
+    detail = f"{what}, {json.dumps(asked, ensure_ascii=False)}"
+    await record(request, event, user, detail=detail, patient_id=chosen.patient, study_instance_uid=chosen.study)
 
 
 async def record(

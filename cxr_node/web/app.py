@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from cxr_node.audit.refusal_events import RefusalEvents
+from cxr_node.security.event_budget import LogThrottle
 from cxr_node.settings import Settings
 from cxr_node.store.node_status import node_status
 from cxr_node.web import access, api, health, metrics, pages, problems, sign_in
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 _STATUS_S = 2.0
+_SEEN_S = 3600.0
+"""A thumbnail that a user sees again within this time is no new event."""
 _HERE = Path(__file__).parent
 
 
@@ -39,6 +42,7 @@ def create_app(settings: Settings, engine: Engine, config: Path | None = None) -
     app.state.status = TimedCache(lambda: node_status(settings), _STATUS_S)
     app.state.metrics = metrics.make(settings, engine)
     app.state.refusals = RefusalEvents(engine)
+    app.state.thumbnails_seen = LogThrottle(_SEEN_S)
     app.state.scratch, app.state.pictures = Scratch(), PictureServer(settings)
     app.state.uploads = Counter()
     problems.install(app)

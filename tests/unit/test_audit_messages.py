@@ -147,12 +147,20 @@ def events_in_the_source():
     """Every event that the program's source names: given to `AuditEvent` or a function that makes one, or called `event`."""
     found = set()
     for path in sorted((REPOSITORY / "cxr_node").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        module = ast.parse(path.read_text("utf-8"))
+        constants = {
+            ast.unparse(target): one.value.value
+            for one in module.body
+            if isinstance(one, ast.Assign) and isinstance(one.value, ast.Constant)
+            for target in one.targets
+        }
+        for node in ast.walk(module):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func).rpartition(".")[2]
                 if name in ("AuditEvent", "_event", "_record", "_tell", "record"):
                     given = [*node.args[:3], *(word.value for word in node.keywords if word.arg == "event")]
                     found |= {one.value for given_one in given for one in ast.walk(given_one) if isinstance(one, ast.Constant)}
+                    found |= {constants[one.id] for one in given if isinstance(one, ast.Name) and one.id in constants}
             elif isinstance(node, ast.Assign) and any(ast.unparse(target) == "event" for target in node.targets):
                 found |= {one.value for one in ast.walk(node.value) if isinstance(one, ast.Constant)}
     return {one for one in found if isinstance(one, str) and re.fullmatch(r"[a-z]+(-[a-z]+)+", one)} | {"retention"}
@@ -160,7 +168,7 @@ def events_in_the_source():
 
 def test_every_event_of_the_source_has_a_message():
     named = events_in_the_source()
-    assert {"instance-received", "result-delayed", "job-held", "association-refused"} <= named
+    assert {"instance-received", "result-delayed", "job-held", "association-refused", "revision-held"} <= named
     assert named - set(EVENTS) == set()
 
 

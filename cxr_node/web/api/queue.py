@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from cxr_node.store import changes, overview
 from cxr_node.store.selection import Selection
-from cxr_node.web.access import User, need, record_view
+from cxr_node.web.access import User, need, record, record_list, record_view
 from cxr_node.web.api import selections
 from cxr_node.web.api.models import CONFLICT, NOT_FOUND, Change, Delivery, DeliveryPage, JobInFull, JobPage, Outcome
 
@@ -21,28 +21,32 @@ Action = Literal["retry", "cancel"]
 
 
 @router.get("/jobs", response_model=JobPage)
-def list_jobs(
+async def list_jobs(
     request: Request,
-    _user: Looks,
+    user: Looks,
     chosen: Annotated[Selection, Depends(selections.of_jobs)],
     limit: selections.Limit = 100,
     after: selections.After = 0,
 ) -> dict[str, Any]:
-    """Jobs, oldest first, by the selection of `cxr-node queue list`."""
-    rows = overview.list_jobs(request.app.state.engine, limit=limit + 1, after=after, **vars(chosen))
+    """Jobs, oldest first, by the selection of `cxr-node queue list`. Audited as a view of the queue."""
+    engine = request.app.state.engine
+    rows = await run_in_threadpool(lambda: overview.list_jobs(engine, limit=limit + 1, after=after, **vars(chosen)))
+    await record_list(request, user, "queue-viewed", f"{len(rows[:limit])} jobs", chosen)
     return {"jobs": rows[:limit], "next": rows[limit - 1]["id"] if len(rows) > limit else None}
 
 
 @router.get("/deliveries", response_model=DeliveryPage)
-def list_deliveries(
+async def list_deliveries(
     request: Request,
-    _user: Looks,
+    user: Looks,
     chosen: Annotated[Selection, Depends(selections.of_deliveries)],
     limit: selections.Limit = 100,
     after: selections.After = 0,
 ) -> dict[str, Any]:
-    """Deliveries, oldest first, by the selection of `cxr-node queue list deliveries`."""
-    rows = overview.list_deliveries(request.app.state.engine, limit=limit + 1, after=after, **vars(chosen))
+    """Deliveries, oldest first, by the selection of `cxr-node queue list deliveries`. Audited as a view of the queue."""
+    engine = request.app.state.engine
+    rows = await run_in_threadpool(lambda: overview.list_deliveries(engine, limit=limit + 1, after=after, **vars(chosen)))
+    await record_list(request, user, "queue-viewed", f"{len(rows[:limit])} deliveries", chosen)
     return {"deliveries": rows[:limit], "next": rows[limit - 1]["id"] if len(rows) > limit else None}
 
 
@@ -58,11 +62,13 @@ async def show_job(request: Request, user: Looks, number: Id) -> dict[str, Any]:
 
 
 @router.get("/deliveries/{number}", response_model=Delivery, responses=NOT_FOUND)
-def show_delivery(request: Request, _user: Looks, number: Id) -> dict[str, Any]:
-    """One delivery."""
-    rows = overview.list_deliveries(request.app.state.engine, numbers=(number,))
+async def show_delivery(request: Request, user: Looks, number: Id) -> dict[str, Any]:
+    """One delivery. Audited as a view of the queue."""
+    rows = await run_in_threadpool(lambda: overview.list_deliveries(request.app.state.engine, numbers=(number,)))
     if not rows:
         raise HTTPException(404, f"There is no delivery {number}.")
+    whose = {key: str(rows[0].get(key) or "") for key in ("patient_id", "study_instance_uid", "sop_instance_uid")}
+    await record(request, "queue-viewed", user, detail=f"delivery {number}", **whose)
     return rows[0]
 
 

@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from cxr_node.store import overview, studies
 from cxr_node.store.selection import Selection
-from cxr_node.web.access import User, need, record_view
+from cxr_node.web.access import User, need, record_list, record_view
 from cxr_node.web.api import selections
 from cxr_node.web.api.models import NOT_FOUND, StudyInFull, StudyPage
 
@@ -18,15 +18,16 @@ Looks = Annotated[User, Depends(need("viewer", "operator"))]
 
 
 @router.get("/studies", response_model=StudyPage)
-def list_studies(
+async def list_studies(
     request: Request,
-    _user: Looks,
+    user: Looks,
     chosen: Annotated[Selection, Depends(selections.of_jobs)],
     limit: selections.Limit = 100,
     before: Annotated[float | None, Query(ge=0, le=1e11)] = None,
 ) -> dict[str, Any]:
-    """Studies with a job that is chosen, the last received first."""
-    rows = studies.list_studies(request.app.state.engine, chosen, limit=limit + 1, before=before)
+    """Studies with a job that is chosen, the last received first. Audited as a search."""
+    rows = await run_in_threadpool(studies.list_studies, request.app.state.engine, chosen, limit=limit + 1, before=before)
+    await record_list(request, user, "studies-searched", f"{len(rows[:limit])} studies", chosen)
     return {"studies": rows[:limit], "next": rows[limit - 1]["last_received_at"] if len(rows) > limit else None}
 
 

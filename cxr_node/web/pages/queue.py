@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from cxr_node.records import DeliveryState, JobState, ResultKind
 from cxr_node.store import browse_queue, changes
 from cxr_node.store.selection import Selection
+from cxr_node.web import access
 from cxr_node.web.access import User, need
 from cxr_node.web.rendering import RUN, Number, render, texts, when
 
@@ -47,6 +48,7 @@ async def queue(
         run_in_threadpool(browse_queue.list_queue, engine, chosen, of=of, before=before, size=_SIZE),
         run_in_threadpool(browse_queue.count_by_state, engine),
     )
+    await access.record_list(request, user, "queue-viewed", f"{len(rows)} {of}", chosen)
     words = texts()
     states = JobState if of == "jobs" else DeliveryState
     kept = {key: value for key, value in given.items() if key != "state"}

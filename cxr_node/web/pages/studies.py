@@ -25,6 +25,8 @@ from cxr_node.web.rendering import LOOK, READ_AUDIT, Number, picture_response, r
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from cxr_node.security.event_budget import LogThrottle
+
 router = APIRouter()
 
 _FIELDS = ("patient", "name", "accession", "study", "sender", "answer", "state", "since", "until")
@@ -83,7 +85,7 @@ async def studies(
 
 @router.get("/thumbnails/{instance_id}")
 async def thumbnail(request: Request, user: Annotated[User, Depends(need(*LOOK))], instance_id: Number) -> Response:
-    """A small JPEG of an image's overlay, or of the image."""
+    """A small JPEG of an image's overlay, or of the image. Audited once an hour for each user: a list has many."""
     image = await run_in_threadpool(browse.image, request.app.state.engine, instance_id)
     if image is None:
         raise HTTPException(404, "There is no such image.")
@@ -91,6 +93,10 @@ async def thumbnail(request: Request, user: Annotated[User, Depends(need(*LOOK))
         file = await pictures_of(request.app).thumbnail(image)
     except NoPictureError:  # what can't be decoded has a place in the list all the same
         return RedirectResponse("/static/no-picture.svg", 303)
+    seen: LogThrottle = request.app.state.thumbnails_seen
+    if seen.is_due((user.name, instance_id)):
+        whose = {key: image[key] for key in ("patient_id", "study_instance_uid", "sop_instance_uid")}
+        await access.record_view(request, user, **whose, detail="thumbnail shown")
     return picture_response(file, "image/jpeg")
 
 

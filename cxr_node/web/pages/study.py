@@ -85,10 +85,9 @@ async def layer(request: Request, user: Annotated[User, Depends(need(*LOOK))], i
     file = await _layers(request, instance_id) / name
     if not file.is_file():
         raise HTTPException(404, "There is no such layer of this image.")
-    if name == "radiograph.png":
-        image = await run_in_threadpool(browse.image, request.app.state.engine, instance_id)
-        if image is not None:
-            await _note_view(request, user, image, "radiograph shown")
+    image = await run_in_threadpool(browse.image, request.app.state.engine, instance_id)
+    if image is not None:
+        await _note_view(request, user, image, f"{name.removesuffix('.png')} shown")
     return picture_response(file, _LAYERS[name])
 
 
