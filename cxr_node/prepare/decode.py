@@ -42,6 +42,7 @@ from cxr_node.errors import Rejected
 from cxr_node.prepare.character_set import settle_character_set
 from cxr_node.prepare.codestream import DAMAGED, TRUNCATED, check_codestream, only_frame, rle_in_order, syntax_of
 from cxr_node.prepare.pixel_header import MAX_PIXELS, PALETTE, check_pixel_header
+from cxr_node.prepare.stored_bits import shifted, unused_low_bits, without_unused_bits
 
 MAX_INFLATED_BYTES = 4 * MAX_PIXELS + 64 * 1024 * 1024
 
@@ -154,9 +155,10 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
     coloured, indexed = ds.SamplesPerPixel == 3, ds.PhotometricInterpretation == PALETTE
     if syntax in _NATIVE and _is_short(ds):
         raise Rejected(TRUNCATED)
-    shift = _unused_low_bits(ds) if syntax in _NATIVE else 0
+    shift = unused_low_bits(ds) if syntax in _NATIVE else 0
     options: dict[str, Any] = {"raw": not coloured, "index": 0, "allow_excess_frames": False}
-    if shift:
+    is_corrected_here = shift > 0 or ((syntax in _NATIVE or syntax == RLELossless) and not coloured and not indexed)
+    if is_corrected_here:
         options["correct_unused_bits"] = False
 
     def decode(plugin: str) -> NDArray[Any]:
@@ -164,7 +166,9 @@ def decode_pixels(ds: Dataset) -> NDArray[Any]:
 
     pixels = _first_that_works(decode, plugins)
     if shift:
-        pixels = _shifted(pixels, shift, ds.BitsStored, is_signed=ds.PixelRepresentation == 1)
+        pixels = shifted(pixels, shift, ds.BitsStored, is_signed=ds.PixelRepresentation == 1)
+    elif is_corrected_here and ds.BitsStored < ds.BitsAllocated:
+        pixels = without_unused_bits(pixels, ds.BitsStored, is_signed=ds.PixelRepresentation == 1)
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if pixels.dtype.itemsize < image.BitsAllocated // 8:
         pixels = pixels.astype(f"{'ui'[image.PixelRepresentation]}{image.BitsAllocated // 8}")
@@ -176,14 +180,6 @@ def _is_short(ds: Dataset) -> bool:
     if ds.PhotometricInterpretation.startswith("YBR") and ds.PhotometricInterpretation != "YBR_FULL":
         return False
     return bool(8 * len(ds.PixelData or b"") < ds.Rows * ds.Columns * ds.SamplesPerPixel * ds.BitsAllocated)
-
-
-def _shifted(pixels: NDArray[Any], shift: int, bits: int, *, is_signed: bool) -> NDArray[Any]:
-    """Stored values that lie above so many unused bits of their words."""
-    if not is_signed and pixels.max() < 1 << bits and (pixels & ((1 << shift) - 1)).any():
-        return pixels  # they lie at the lower end after all: HighBit is wrong
-    pixels = (pixels >> shift) & ((1 << bits) - 1)
-    return pixels - ((pixels >> (bits - 1)) << bits) if is_signed else pixels
 
 
 def _with_one_fragment(ds: Dataset) -> tuple[Dataset, UID]:
@@ -265,11 +261,3 @@ def _first_that_works(decode: Callable[[str], NDArray[Any]], plugins: tuple[str,
         except BaseException as error:  # decoders raise various errors, and a Rust panic is not an Exception
             first = first or error
     raise Rejected(DAMAGED) from first
-
-
-def _unused_low_bits(ds: Dataset) -> int:
-    """Bits below the stored ones: 0 since HighBit has to be BitsStored - 1; older images may lie higher in their word."""
-    high_bit = ds.get("HighBit")
-    if high_bit is None or not ds.BitsStored <= high_bit + 1 <= ds.BitsAllocated:
-        return 0
-    return int(high_bit) + 1 - int(ds.BitsStored)

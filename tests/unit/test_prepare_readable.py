@@ -12,7 +12,15 @@ from PIL import Image
 from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.tag import Tag
-from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from cxr_node.errors import Rejected
 from cxr_node.prepare.decode import decode_pixels
@@ -204,3 +212,26 @@ def test_of_several_values_the_first_counts(keyword):
     value = ds[keyword].value
     setattr(ds, keyword, [value, 7])
     assert np.array_equal(decode_pixels(ds), STORED)
+
+
+SMOOTH = (np.hypot(*np.mgrid[-100:100, -128:128]) * 22).astype(np.uint16)
+"""0 to 3581, nowhere with a jump."""
+
+
+@pytest.mark.parametrize("bits", [8, 10, 11])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless], ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize("least", [0, -1800])
+def test_values_that_need_more_bits_than_bits_stored_says_are_read_as_they_are(least, syntax, bits):
+    values = SMOOTH.astype(np.int16) + least if least else SMOOTH
+    ds = grey_image(values.astype(np.int16 if least else np.uint16), 13, syntax)
+    ds.BitsStored, ds.HighBit = bits, bits - 1
+    assert np.array_equal(decode_pixels(ds), values)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless], ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize("beyond", ["everywhere", "a circle", "noise"])
+def test_what_lies_in_the_unused_bits_beside_the_values_is_not_seen(beyond, syntax):
+    where = {"everywhere": SMOOTH >= 0, "a circle": SMOOTH < 900, "noise": np.random.default_rng(2).random(SMOOTH.shape) < 0.5}
+    ds = grey_image(SMOOTH | np.where(where[beyond], 0x3000, 0).astype(np.uint16), 16, syntax)
+    ds.BitsStored, ds.HighBit = 12, 11
+    assert np.array_equal(decode_pixels(ds), SMOOTH)
