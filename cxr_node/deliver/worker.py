@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 from pydicom import dcmread
+from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_node.commitment import requests
 from cxr_node.deliver import reasons
@@ -38,12 +38,10 @@ from cxr_node.records import REPORT_CLASS_NAMES, Delivery, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
 from cxr_node.store import deliveries, faults, leases
 from cxr_node.store.backoff import backoff_s
+from cxr_node.store.commit_watch import CommitWatch
 from cxr_node.store.database import open_database
 from cxr_node.store.disk_space import DiskSpace
 from cxr_node.store.storage import blobs_of
-
-if TYPE_CHECKING:
-    pass
 
 log = structlog.get_logger()
 
@@ -78,6 +76,7 @@ class DeliveryWorker:
         self._log = log.bind(destination=destination.name)
         self._engine = open_database(settings)
         try:
+            self._commits = CommitWatch(self._engine)
             self._owner = leases.owner_name(settings.node.data_dir)
             self._commitment = commitment_requester(self._engine, settings, destination)
             if not destination.storage_commitment:
@@ -99,9 +98,19 @@ class DeliveryWorker:
                     wait_s = self._pause_s()
                 finally:
                     self._claimed = ()
-                stop.wait(wait_s)
+                self._wait(stop, wait_s)
         finally:
             self.close()
+
+    def _wait(self, stop: threading.Event, wait_s: float) -> None:
+        """Wait before the next round; a commit ends the wait where there was merely nothing to do."""
+        if wait_s > _IDLE_WAIT_S:
+            stop.wait(wait_s)
+            return
+        try:
+            self._commits.wait(stop, wait_s)
+        except SQLAlchemyError:  # the next round says what is wrong
+            stop.wait(wait_s)
 
     def deliver_due(self, stop: threading.Event) -> float:
         """Send what is due, oldest first; seconds to wait before the next round.
@@ -166,6 +175,7 @@ class DeliveryWorker:
         """Release the associations and the database."""
         self._commitment.close()
         self._stop_lingering(at_once=True)
+        self._commits.close()
         self._engine.dispose()
 
     def _send(self, delivery: Delivery) -> StoreOutcome:

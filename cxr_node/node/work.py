@@ -40,6 +40,7 @@ from cxr_node.security import limits
 from cxr_node.settings import Settings
 from cxr_node.store import confirmations, corrections, faults, jobs, leases, missing_deliveries, previous_report
 from cxr_node.store.backoff import backoff_s
+from cxr_node.store.commit_watch import CommitWatch
 from cxr_node.store.database import DatabaseTrouble, is_full, open_database
 from cxr_node.store.disk_space import DiskSpace
 from cxr_node.store.instances import write_result
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _IDLE_WAIT_S = 0.05
+"""Between two looks for due jobs where nothing tells of a commit."""
 _FIRST_TROUBLE_WAIT_S, _LONGEST_TROUBLE_WAIT_S = 1.0, 30.0
 _NO_ROOM = "Too little free disk space for results (receive.min_free_mb)."
 _CHANGED = "Another image with the same SOP instance UID arrived before, and receive.changed_instance refuses changed images."
@@ -83,6 +85,7 @@ class Worker:
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._composers = ThreadPoolExecutor(2, thread_name_prefix="compose")
         self._endings: list[Future[None]] = []
+        self._commits = CommitWatch(engine)
         self._open: dict[int, Job] = {}
         self._disk_space = DiskSpace(settings.node.data_dir, settings.receive.min_free_mb, "work", _log_disk_space)
         self.trouble = ""
@@ -105,6 +108,10 @@ class Worker:
         if taken:
             before_reading()
         return [Claimed(job, self._readers.submit(self._read, job)) for job in taken]
+
+    def wait(self, stop: threading.Event) -> None:
+        """Wait until there may be a job that is due, or until `stop` is set."""
+        self._commits.wait(stop, _IDLE_WAIT_S)
 
     def renew(self, claimed: Sequence[Claimed]) -> None:
         """Renew the leases of claims that waited."""
@@ -186,6 +193,7 @@ class Worker:
         """Stop the threads, after what they have begun."""
         self._readers.shutdown(cancel_futures=True)
         self._composers.shutdown()
+        self._commits.close()
 
     def _read(self, job: Job) -> Source:
         faults.point("reading", job.sop_instance_uid)
@@ -520,7 +528,7 @@ def _work(settings: Settings, worker: Worker, stop: threading.Event) -> None:
                 limits.cancel_exit()
             current, ahead = ahead or worker.claim(set_limit), []
             if not current:
-                stop.wait(_IDLE_WAIT_S)
+                worker.wait(stop)
                 continue
             set_limit()
             worker.renew(current)  # otherwise the next claim could take it again

@@ -22,8 +22,8 @@ def picture_box(pixels: NDArray[np.float32]) -> tuple[int, int, int, int] | None
     Args:
         pixels: float32 (rows, columns) in 0..1; NaN, where padded, counts as a bar.
     """
-    top, bottom = _between_bars(_is_flat(pixels, axis=1))
-    left, right = _between_bars(_is_flat(pixels, axis=0))
+    top, bottom = _between_bars(pixels)
+    left, right = _between_bars(pixels.T)
     if not _is_one_grey(pixels[:top], pixels[bottom:]):
         top, bottom = 0, pixels.shape[0]
     if not _is_one_grey(pixels[:, :left], pixels[:, right:]):
@@ -42,10 +42,26 @@ def cut(pixels: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
     return pixels[top:bottom, left:right]
 
 
-def _is_flat(pixels: NDArray[np.float32], axis: int) -> NDArray[np.bool_]:
-    """Which rows (axis 1) or columns (axis 0) are of one grey, bool (N,)."""
-    spread = np.fmax.reduce(pixels, axis=axis) - np.fmin.reduce(pixels, axis=axis)
-    return np.asarray(~(spread > _FLAT))
+def _between_bars(pixels: NDArray[np.float32]) -> tuple[int, int]:
+    """Bounds of the rows that lie beside a bar, or between two; all where there are none."""
+    rows = len(pixels)
+    before = _flat_rows(pixels)
+    if before == rows:  # one grey in each row
+        return 0, rows
+    after = _flat_rows(pixels[::-1])
+    return (0, rows) if before + after < _LEAST_BARS * rows else (before, rows - after)
+
+
+def _flat_rows(pixels: NDArray[np.float32]) -> int:
+    """How many rows from the top are of one grey each; most radiographs have none, so that few rows are looked at."""
+    at, taken = 0, 1
+    while at < len(pixels):
+        rows = pixels[at : at + taken]
+        varied = np.flatnonzero(np.fmax.reduce(rows, axis=1) - np.fmin.reduce(rows, axis=1) > _FLAT)
+        if varied.size:
+            return at + int(varied[0])
+        at, taken = at + taken, 2 * taken
+    return len(pixels)
 
 
 def _is_one_grey(*bars: NDArray[np.float32]) -> bool:
@@ -53,12 +69,3 @@ def _is_one_grey(*bars: NDArray[np.float32]) -> bool:
     values = [bar[~np.isnan(bar)] for bar in bars]
     extremes = [extreme for bar in values if bar.size for extreme in (bar.min(), bar.max())]
     return not extremes or max(extremes) - min(extremes) <= _FLAT
-
-
-def _between_bars(flat: NDArray[np.bool_]) -> tuple[int, int]:
-    """Bounds of what lies beside a bar, or between two; all where there are none."""
-    varied = np.flatnonzero(~flat)
-    if varied.size == 0:
-        return 0, flat.size
-    before, after = int(varied[0]), int(flat.size - varied[-1] - 1)
-    return (0, flat.size) if before + after < _LEAST_BARS * flat.size else (before, flat.size - after)
