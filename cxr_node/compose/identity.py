@@ -22,7 +22,7 @@ import numpy as np
 from highdicom import ContributingEquipment
 from pydicom import DataElement, Dataset
 from pydicom.charset import convert_encodings, decode_bytes, encode_string, python_encoding
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.sr.codedict import codes
@@ -32,7 +32,7 @@ from pydicom.valuerep import PersonName, validate_value
 from cxr_node.compose.encode import encode
 from cxr_node.compose.requests import add_requests
 from cxr_node.dicom.uids import derived_uid
-from cxr_node.prepare.header import UNREADABLE, first_of, number, value_of
+from cxr_node.prepare.header import UNREADABLE, as_list, first_of, number, value_of
 from cxr_node.records import KINDS_OF_RESULT, MODEL_NAME, ComposedObject, Findings, Model, ResultKind
 
 _TYPE_2 = (
@@ -64,6 +64,9 @@ _TEXT = frozenset(("LO", "SH", "PN", "ST", "LT", "UT", "UC"))
 
 _LONGEST_TEXT, _LONGEST_SEQUENCE, _OVERHEAD = 1024, 65536, 8
 """Characters of a value that are copied, and of all values in a sequence; how many each element counts besides its own."""
+
+_MATCHED = frozenset(("PatientName", "PatientID", "AccessionNumber"))
+"""Copied even if they have several values where one is allowed."""
 
 _VERBATIM = _TEXT | {"SQ"}
 """Copied even if a value breaks its VR (a long accession number): archives match by it."""
@@ -291,6 +294,8 @@ def _copy(source: Dataset, ds: Dataset, keyword: str) -> None:
         value = _capped(vr, source[tag].value) if tag in source else None
     except UNREADABLE:
         value = None
+    if vr in _TEXT and keyword not in _MATCHED and not isinstance(value, str | PersonName) and dictionary_VM(tag) == "1":
+        value = next(iter(as_list(value)), value)
     if value is not None and vr not in _VERBATIM:
         value = _valid(vr, keyword, value)
     if value is None and keyword not in _TYPE_2:
@@ -369,12 +374,17 @@ def _equipment(source: Dataset, model: Model, made_at: datetime) -> list[Dataset
 
 def _acquisition(source: Dataset) -> ContributingEquipment | None:
     """What took the image: as highdicom's `for_image_acquisition`, which first searches its tables for the class's pixel data."""
-    manufacturer = source.get("Manufacturer")
+    manufacturer = first_of(source, "Manufacturer")
     if not manufacturer:
         return None
     return ContributingEquipment(
         manufacturer,
         codes.DCM.AcquisitionEquipment,
-        **{argument: source.get(keyword) for argument, keyword in _ACQUISITION.items()},
+        **{
+            argument: source.get(keyword)
+            if keyword == "SoftwareVersions"
+            else first_of(source, keyword)  # the only one of several
+            for argument, keyword in _ACQUISITION.items()
+        },
         contribution_description="Acquisition equipment of the source image(s)",
     )

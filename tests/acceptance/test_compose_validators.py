@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import generate_uid
 
 from cxr_node.compose import compose_not_analysed, compose_rejection_note, compose_results
@@ -79,6 +80,10 @@ ODD: dict[str, dict[str, Any]] = {
     "no view, spacing at the detector": {"ImagerPixelSpacing": [0.143, 0.143], "BodyPartExamined": "CHEST"},
     "non-square pixels": {"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": [0.2, 0.1]},
     "aspect ratio alone": {"PixelAspectRatio": [4, 3]},
+    "several values where one is allowed": {
+        keyword: ["A", "B"] for keyword in ("StudyID", "StudyDescription", "Manufacturer", "StationName", "InstitutionName")
+    },
+    "several values of what archives match by": {"PatientID": ["1", "2"], "AccessionNumber": ["A", "B"]},
     "laterality": {"Laterality": "", "ImageLaterality": "U", "ViewPosition": "AP"},
     "on its side": {"PatientOrientation": ["F", "R"], "TimezoneOffsetFromUTC": "+0545", "PatientAge": "003D"},
 }
@@ -153,6 +158,9 @@ def is_explained(complaint: str, ds: Dataset) -> bool:
         return True
     if complaint.startswith(_FOR_A_DICOMDIR):
         return not ds.get(complaint.removeprefix(_FOR_A_DICOMDIR).replace(" ", ""))
+    if "Bad attribute Value Multiplicity" in complaint or "VM != 1" in complaint:
+        several = [name for name in ("PatientID", "AccessionNumber") if isinstance(ds.get(name), MultiValue)]
+        return any(f"Element=<{name}>" in complaint or f"W: {name} " in complaint for name in several)
     if complaint.endswith("Retired Person Name form"):
         names = [str(ds.get(keyword) or "") for keyword in ("PatientName", "ReferringPhysicianName")]
         return any(name and "^" not in name and f"<{name}>" in complaint for name in names)

@@ -278,6 +278,25 @@ def test_dates_are_in_the_time_zone_that_the_object_names(offset, date, time):
     assert (ds.SeriesDate, ds.InstanceCreationTime) == (date, time)
 
 
+@EVERY_KIND
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_of_several_values_where_one_is_allowed_the_first_is_copied(kind):
+    several = {
+        keyword: ["A", "B"] for keyword in ("StudyID", "StudyDescription", "Manufacturer", "StationName", "SoftwareVersions")
+    }
+    ds = read(as_received(source(**several, ReferringPhysicianName="Ward^Three\\Ward^Four")), kind)
+    assert (ds.StudyID, ds.StudyDescription, ds.ReferringPhysicianName) == ("A", "A", "Ward^Three")
+    acquisition = ds.ContributingEquipmentSequence[0]
+    assert (acquisition.Manufacturer, acquisition.StationName, acquisition.SoftwareVersions) == ("A", "A", ["A", "B"])
+
+
+@EVERY_KIND
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_archives_match_by_is_copied_with_all_its_values(kind):
+    ds = read(as_received(source(PatientID=["1", "2"], AccessionNumber=["A", "B"], PatientName="A^B\\C^D")), kind)
+    assert (ds.PatientID, ds.AccessionNumber, ds.get_item("PatientName").value.rstrip()) == (["1", "2"], ["A", "B"], b"A^B\\C^D")
+
+
 NAMES = {
     "German": ("ISO_IR 100", "Müßig^Jörg"),
     "Cyrillic": ("ISO_IR 144", "Люкceмбypг^Анна"),
