@@ -294,7 +294,7 @@ def _copy(source: Dataset, ds: Dataset, keyword: str) -> None:
         value = _capped(vr, source[tag].value) if tag in source else None
     except UNREADABLE:
         value = None
-    if vr in _TEXT and keyword not in _MATCHED and not isinstance(value, str | PersonName) and dictionary_VM(tag) == "1":
+    if vr != "SQ" and keyword not in _MATCHED and not isinstance(value, str | PersonName) and dictionary_VM(tag) == "1":
         value = next(iter(as_list(value)), value)
     if value is not None and vr not in _VERBATIM:
         value = _valid(vr, keyword, value)

@@ -284,7 +284,11 @@ def test_of_several_values_where_one_is_allowed_the_first_is_copied(kind):
     several = {
         keyword: ["A", "B"] for keyword in ("StudyID", "StudyDescription", "Manufacturer", "StationName", "SoftwareVersions")
     }
-    ds = read(as_received(source(**several, ReferringPhysicianName="Ward^Three\\Ward^Four")), kind)
+    given = source(
+        **several, ReferringPhysicianName="Ward^Three\\Ward^Four", StudyDate=["20260101", "20260102"], PatientSex=["M", "F"]
+    )
+    ds = read(as_received(given), kind)
+    assert (ds.StudyDate, ds.PatientSex) == ("20260101", "M")
     assert (ds.StudyID, ds.StudyDescription, ds.ReferringPhysicianName) == ("A", "A", "Ward^Three")
     acquisition = ds.ContributingEquipmentSequence[0]
     assert (acquisition.Manufacturer, acquisition.StationName, acquisition.SoftwareVersions) == ("A", "A", ["A", "B"])
