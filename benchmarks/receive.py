@@ -11,11 +11,15 @@ both peers: without it they stall some 40 ms an instance on Nagle's algorithm, w
     python -m benchmarks.receive                      the full table, several minutes
     python -m benchmarks.receive --repetitions 1 --seconds 1 --receivers node orthanc
     python -m benchmarks.receive --parts --associations 4
+    python -m benchmarks.receive --audit --repetitions 9
     git worktree add /tmp/earlier TAG && python -m benchmarks.receive --receivers node --earlier /tmp/earlier
 
 `--parts` shows what each special part of reception is worth: a bare loop (socket, file, fsync) as the limit, pynetdicom with an
 event handler, the node with several processes and with one, and that one without BLAKE3 (SHA-256 instead), without writing
 past the system's cache (`direct`), and without statements that are compiled once.
+
+`--audit` shows what the audit log costs beyond its rows: the node's reception alone, and beside the sealer, checkpoints and the
+sender to an rsyslog over TLS, as a whole node runs. Processor time is without rsyslog's.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +45,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from benchmarks.instances import file_with_serial, uids_with_serial
-from benchmarks.receivers import PARTS, RECEIVERS, Receiver, earlier_node
+from benchmarks.receivers import PARTS, RECEIVERS, RSYSLOG, Receiver, audited_node, earlier_node
+from tests.certificates import Authority
+from tests.rsyslog import Rsyslog
 
 SIZES = {"2.1 MB": (1050, 1000), "15.5 MB": (3056, 2544)}
 """Name: rows, columns, at 16 bits allocated."""
@@ -184,12 +190,18 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     receivers = {name: RECEIVERS[name] for name in options.receivers}
     if options.earlier:
         receivers["earlier"] = earlier_node(options.earlier)
-    names = list(receivers)
     memory = Path("/dev/shm")
     with (
+        ExitStack() as beside,
         tempfile.TemporaryDirectory(dir=options.folder) as work,
         tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else options.folder) as source,
     ):
+        if options.audit:
+            authority = Authority(Path(work) / "certificates")
+            repository = Rsyslog(RSYSLOG, Path(work) / "repository", authority, authority.issue("repository.example"))
+            beside.enter_context(repository)
+            receivers["audited"] = audited_node(repository.port, authority, authority.issue("node.example"))
+        names = list(receivers)
         for size in options.sizes:
             count = max(16, 8 * round(RATE_GUESS[size] * options.seconds / 8))
             instances = Instances(*SIZES[size], count, Path(source))
@@ -245,12 +257,15 @@ def main() -> int:
     parser.add_argument("--associations", nargs="+", type=int, default=ASSOCIATIONS)
     parser.add_argument("--receivers", nargs="+", choices=RECEIVERS, default=["node", "storescp", "orthanc"])
     parser.add_argument("--parts", action="store_true", help="instead: what the parts of reception are worth")
+    parser.add_argument("--audit", action="store_true", help="instead: the node without and with what keeps its audit log")
     parser.add_argument("--earlier", type=Path, help="a checkout of an earlier version: its node takes its turn too")
     parser.add_argument("--folder", type=Path, help="where the receivers keep what they get (default: the temporary folder)")
     parser.add_argument("--json", type=Path, default=Path("build/benchmark-receive.json"))
     options = parser.parse_args()
     if options.parts:
         options.receivers = PARTS
+    if options.audit:
+        options.receivers = ["node"]
     heads = (("size", 8), ("assoc.", 6), ("receiver", 13), ("instances/s", 12), ("MB/s", 8), ("CPU ms/inst.", 12), ("MB", 5))
     print(*(f"{head:>{width}}" for head, width in (*heads, ("node ÷ it", 10))))
     rows = run(options)

@@ -3,20 +3,25 @@
 bare FOLDER PORT         socket, file, fsync, rename, one byte of response; `send PORT FILE…` is its sender
 pynetdicom FOLDER PORT   pynetdicom with an event handler, its data sets in chunks: fsync, rename, a row in SQLite
 without PART ARGUMENTS   `cxr-node ARGUMENTS` without a part: blake3, direct or statements
+audited ARGUMENTS        `cxr-node ARGUMENTS`, and beside it what keeps its audit log, in a process of its own (`keep CONFIG`)
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import signal
 import socket
 import sqlite3
 import struct
+import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+_SEALS_EVERY_S, _SIGNS_EVERY = 2.0, 30
 _LENGTH = struct.Struct(">Q")
 
 
@@ -131,12 +136,56 @@ def without(part: str, arguments: list[str]) -> None:
     main()
 
 
+def audited(arguments: list[str]) -> None:
+    """Run the program beside a process that keeps its audit log."""
+    from cxr_node.cli import main
+
+    command = [sys.executable, "-m", "benchmarks.receive_parts", "keep", arguments[-1]]
+    keeper = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert keeper.stdout is not None
+    keeper.stdout.readline()  # it has started: that is no part of the measurement
+    sys.argv = ["cxr-node", *arguments]
+    try:
+        main()
+    finally:
+        keeper.terminate()
+        keeper.wait(60)
+
+
+def keep(config: Path) -> None:
+    """Keep a node's audit log until SIGTERM, as often as the supervisor does: see `node.housekeeping`."""
+    from cxr_node.audit.keeper import AuditMaintenance
+    from cxr_node.settings import load_settings
+    from cxr_node.store.database import open_database
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    settings = load_settings(config)
+    engine = open_database(settings)
+    keeper = AuditMaintenance(settings, engine)
+    keeper.start()
+    keeper.sign()
+    print("ready", flush=True)
+    for turn in itertools.count():
+        if stop.wait(_SEALS_EVERY_S):
+            break
+        keeper.seal()
+        if turn % _SIGNS_EVERY == 2:
+            keeper.sign()
+    keeper.stop()
+    engine.dispose()
+
+
 if __name__ == "__main__":
     what, *words = sys.argv[1:]
     if what == "bare":
         bare(Path(words[0]), int(words[1]))
     elif what == "pynetdicom":
         stock(Path(words[0]), int(words[1]))
+    elif what == "audited":
+        audited(words)
+    elif what == "keep":
+        keep(Path(words[0]))
     elif what == "send":
         send(int(words[0]), words[1:])
     else:

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tests.certificates import Authority, Pair
+
 STORESCU = "/usr/bin/storescu"
 STORESCP = "/usr/bin/storescp"
 ORTHANC = "/usr/sbin/Orthanc"
+RSYSLOG = "/usr/sbin/rsyslogd"
 
 
 def storescu(port: int) -> list[str]:
@@ -38,6 +41,27 @@ def _node_command(folder: Path, port: int, processes: int = 0, without: str = ""
     path.write_text(f'[node]\nae_title = "NODE"\nport = {port}\ndata_dir = "{folder}"\n[receive]\nprocesses = {processes}\n')
     program = ["-m", "benchmarks.receive_parts", "without", without] if without else ["-m", "cxr_node"]
     return [sys.executable, *program, "receive", "--config", str(path)]
+
+
+def audited_node(port: int, authority: Authority, pair: Pair) -> Receiver:
+    """The node beside what keeps its audit log, as the supervisor runs it: sealer, checkpoints, and one repository over TLS.
+
+    Args:
+        port: of the repository, on this machine.
+        authority: signed both certificates.
+        pair: the node's certificate.
+    """
+
+    def command(folder: Path, own_port: int) -> list[str]:
+        python, _, _, role, option, path = _node_command(folder, own_port)
+        with Path(path).open("a") as settings:
+            settings.write(
+                f'[tls]\ncertificate = "{pair.certificate}"\nkey = "{pair.key}"\nca = "{authority.certificate}"\n'
+                f'[[audit.repositories]]\nname = "hospital"\nhost = "127.0.0.1"\nport = {port}\n'
+            )
+        return [python, "-m", "benchmarks.receive_parts", "audited", role, option, path]
+
+    return Receiver(command, _node_count)
 
 
 def _node_count(folder: Path, _port: int) -> int:

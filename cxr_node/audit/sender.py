@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-BATCH = 50
+BATCH = 200
 """Messages that are confirmed together, and sent again together if they aren't."""
 
 _CHECK_INTERVAL_S = 1.0
