@@ -109,7 +109,9 @@ def capability_statement(parameters: Mapping[str, tuple[str, str]], date: str) -
                         "type": "AuditEvent",
                         "interaction": [{"code": "read"}, {"code": "search-type"}],
                         "searchParam": [
-                            {"name": name, "type": kind, "documentation": text} for name, (kind, text) in parameters.items()
+                            {"name": name, "type": kind, "documentation": text}
+                            for name, (kind, text) in parameters.items()
+                            if ":" not in name
                         ],
                     }
                 ],

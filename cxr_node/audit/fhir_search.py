@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -23,18 +24,23 @@ _LARGEST = 2**31 - 1
 PARAMETERS = {
     "_id": ("token", "The row's number"),
     "date": ("date", "When: a date or a time, with eq, ge, gt, sa, le, lt or eb before it; may be given twice"),
-    "address": ("string", "The address of the origin"),
+    "address": ("string", "The address of the origin, by its beginning"),
+    "address:exact": ("string", "The whole address of the origin"),
     "agent": ("reference", "Identifier of the participant: an AE title or a user name"),
-    "agent-name": ("string", "The same"),
+    "agent.identifier": ("token", "The same"),
+    "agent-name": ("string", "The same, by its beginning"),
+    "agent-name:exact": ("string", "The same, whole"),
     "patient": ("reference", "Patient ID"),
     "patient.identifier": ("token", "The same"),
     "entity": ("reference", "The subject of the event: Study Instance UID, as urn:oid: or bare, or Patient ID"),
+    "entity.identifier": ("token", "The same"),
     "entity-type": ("token", "1: events with a patient; 2: events with a study or a detail"),
     "type": ("token", "Code of the message (DICOM CID 400), such as 110104; several with commas between them"),
     "subtype": ("token", "The node's own name of the event, such as job-done, or a code (DICOM CID 401); several with commas"),
     "action": ("token", "C, R, U, D or E; several with commas"),
     "outcome": ("token", "0: success, 4: failure"),
     "source": ("reference", "AuditSourceID of the node"),
+    "source.identifier": ("token", "The same"),
     "_count": ("number", f"Number of entries in a page at most (up to {_MOST_A_PAGE})"),
     "_before": ("number", "The next page, from its link: rows before this one"),
 }
@@ -73,7 +79,7 @@ def search_fhir(engine: Engine, params: Iterable[tuple[str, str]], source_id: st
             asked["before_id"] = _number(name, value)
         elif name == "_id":
             asked["row_id"] = _number(name, value)
-        elif name == "source":
+        elif name in ("source", "source.identifier"):
             nothing = nothing or bare != source_id
         else:
             asked |= _of_identifier(name, bare.removeprefix("Patient/"))
@@ -99,14 +105,17 @@ def _check_names(given: list[tuple[str, str]]) -> None:
 
 
 def _of_identifier(name: str, value: str) -> dict[str, str]:
-    """Exactly this: an asterisk is part of an identifier here, and none of the node's has one."""
+    """Exactly this, but strings by their beginning: an asterisk is part of a value here, and none of the node's has one."""
     if "*" in value:
         raise CxrNodeError(f"{name}={value!r}: FHIR searches have no wildcards.")
-    if name == "entity":
+    if name in ("address", "agent-name"):
+        value += "*"
+    if name.startswith("entity"):
         value = value.removeprefix("urn:oid:")
         is_uid = "." in value and value.replace(".", "").isdigit()  # UIDs are told apart from identifiers by their form
         return {"study_instance_uid" if is_uid else "patient_id": value}
-    return {{"address": "host", "agent": "user", "agent-name": "user"}.get(name, "patient_id"): value}
+    column = {"address": "host", "agent": "user"}.get(re.split("[.:-]", name)[0], "patient_id")
+    return {column: value}
 
 
 def _events_with(name: str, value: str) -> set[str]:
