@@ -1,7 +1,7 @@
 """Archives of the audit log: files that can be verified on their own, after which their rows may leave the database.
 
 An archive is a text file with one JSON object per line: a header, each row with its link in chain order, and a signed seal. The
-public key is all that is needed to verify that no row was changed, removed or inserted.
+public key is all that is needed to verify that nothing in it was changed, removed or inserted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cxr_node.audit import chain, signing
+from cxr_node.audit.chain_verification import ChainDefect, ChainVerification
 from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.records import AuditEvent
 from cxr_node.settings import Settings
@@ -98,7 +99,7 @@ def purge(engine: Engine, settings: Settings, file: Path, user: str) -> int:
                 "`cxr-node status`, and try again when it has."
             )
     told = f"{file.name}, links {export.first_seq} to {export.last_seq}"
-    audit.record(engine, AuditEvent("audit-purged", user=user, detail=told))
+    audit.record(engine, AuditEvent(chain.PURGED, user=user, detail=told))
     chain.checkpoint(engine, settings)  # the log goes on, signed, before anything is gone
     return audit_chain.remove_exported(engine, export.last_seq)
 
@@ -114,21 +115,23 @@ def archive_old(engine: Engine, settings: Settings, until: float, user: str) -> 
     return removed
 
 
-def verify_archive(file: Path, key: Ed25519PublicKey) -> chain.ChainVerification:
+def verify_archive(file: Path, key: Ed25519PublicKey) -> ChainVerification:
     """Look through an archive.
 
     Raises:
         StoreError: it can't be read, or is none.
     """
-    verification = chain.ChainVerification()
+    verification = ChainVerification()
     try:
-        with file.open(encoding="utf-8") as lines:
-            heading = json.loads(next(lines, "{}"))
+        with file.open(encoding="utf-8", newline="\n") as lines:
+            first_line = next(lines, "{}")
+            heading = json.loads(first_line)
             if not isinstance(heading, dict) or heading.get("format") != _FORMAT:
                 raise StoreError(f"{file} is not an audit log archive.")
             base = Head(int(heading["first_seq"]) - 1, 0, bytes.fromhex(heading["previous_hash"]))
             seal: dict[str, Any] = {}
             last = base.hash
+            content = hashlib.sha256(first_line.encode())
             signed: list[Link] = []
 
             def links() -> Iterator[Link]:
@@ -138,6 +141,7 @@ def verify_archive(file: Path, key: Ed25519PublicKey) -> chain.ChainVerification
                     if "signature" in found and "row" not in found:
                         seal.update(found)
                         return
+                    content.update(line.encode())
                     one = Link(found["seq"], found["row"]["id"], bytes.fromhex(found["hash"]), found["row"])
                     last = one.hash
                     signed[:] = [one]
@@ -145,6 +149,9 @@ def verify_archive(file: Path, key: Ed25519PublicKey) -> chain.ChainVerification
 
             chain.verify_rows(links(), base, key, (), verification)
             _check_seal(seal, key, base, verification, last, len(next(lines, "")) > 0)
+            if not verification.findings and seal.get("content", content.hexdigest()) != content.hexdigest():
+                text = "The archive was changed beside its rows: its heading, or the way in which a line is written."
+                verification.findings.append(ChainDefect("changed", text))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StoreError(f"{file} can't be read as an archive ({error}): it is damaged, or not an archive.") from error
     return verification
@@ -160,9 +167,9 @@ def is_archive(file: Path) -> bool:
 
 
 def _check_seal(
-    seal: dict[str, Any], key: Ed25519PublicKey, base: Head, verification: chain.ChainVerification, last: bytes, goes_on: bool
+    seal: dict[str, Any], key: Ed25519PublicKey, base: Head, verification: ChainVerification, last: bytes, goes_on: bool
 ) -> None:
-    found = chain.ChainDefect
+    found = ChainDefect
     if verification.findings and not seal:
         return
     if not seal:
@@ -180,7 +187,7 @@ def _check_seal(
 
 
 def _write(file: IO[str], engine: Engine, settings: Settings, base: Head, last: int) -> tuple[Head, str]:
-    """Heading, rows and seal; gives the last link and the seal's signature."""
+    """Heading, rows and seal; gives the last link, and a signature of it for the database."""
     key = signing.signing_key(settings)
     heading = {
         "format": _FORMAT,
@@ -190,16 +197,22 @@ def _write(file: IO[str], engine: Engine, settings: Settings, base: Head, last: 
         "previous_hash": base.hash.hex(),
         "public_key": key.public_key().public_bytes_raw().hex(),
     }
-    file.write(json.dumps(heading) + "\n")
+    content = hashlib.sha256()
+
+    def add(line: str) -> None:
+        content.update(line.encode())
+        file.write(line)
+
+    add(json.dumps(heading) + "\n")
     end = base
     for one in audit_chain.links(engine, base.seq, last):
         if one.row is None:
             raise StoreError(f"Row {one.audit_id} is gone, and nothing was exported: see `cxr-node audit verify`.")
-        file.write(json.dumps({"seq": one.seq, "hash": one.hash.hex(), "row": one.row}, ensure_ascii=False) + "\n")
+        add(json.dumps({"seq": one.seq, "hash": one.hash.hex(), "row": one.row}, ensure_ascii=False) + "\n")
         end = Head(one.seq, one.audit_id, one.hash)
-    seal = signing.sign(key, {"first_seq": base.seq + 1, "seq": end.seq, "hash": end.hash.hex()})
-    file.write(seal + "\n")
-    return end, json.loads(seal)["signature"]
+    said = {"first_seq": base.seq + 1, "seq": end.seq, "hash": end.hash.hex()}
+    file.write(signing.sign(key, {**said, "content": content.hexdigest()}) + "\n")
+    return end, json.loads(signing.sign(key, said))["signature"]
 
 
 def _folder(settings: Settings) -> Path:

@@ -13,12 +13,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr_node.audit import signing
+from cxr_node.audit.chain_verification import ChainDefect, ChainVerification
 from cxr_node.errors import StoreError
 from cxr_node.records import AuditEvent
 from cxr_node.settings import Settings
@@ -32,45 +32,11 @@ if TYPE_CHECKING:
 CHECKPOINT = "audit-checkpoint"
 """The event of a row that holds a checkpoint."""
 
+PURGED = "audit-purged"
+"""The event before exported rows are removed."""
+
 _STATEMENT = re.compile(r"\{[^{}]*\"signature\"[^{}]*\}")
 _MOST_FINDINGS = 20
-
-
-@dataclass(frozen=True)
-class ChainDefect:
-    """One thing that isn't as it was chained or signed.
-
-    kind: changed, swapped, removed, put in, cut off, rewritten or forged.
-    seq: the link; audit_id: the row. 0 where there is none.
-    """
-
-    kind: str
-    text: str
-    seq: int = 0
-    audit_id: int = 0
-
-
-@dataclass
-class ChainVerification:
-    """What a look through a chain found; whole if nothing."""
-
-    first_seq: int = 0
-    last_seq: int = 0
-    rows: int = 0
-    checkpoints: int = 0
-    signed_to: int = 0
-    findings: list[ChainDefect] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """One sentence: the first finding, or the extent of the check."""
-        if self.findings:
-            more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
-            return self.findings[0].text + more
-        return (
-            f"Links {self.first_seq} to {self.last_seq}, {self.rows} rows: all unchanged; "
-            f"{self.checkpoints} checkpoints, signed to link {self.signed_to}."
-        )
 
 
 def statements_file(settings: Settings) -> Path:
@@ -144,6 +110,7 @@ def verify(
     verification = ChainVerification()
     if base.seq:
         _check_base(engine, base, key, verification)
+        _check_leftovers(engine, base, verification)
     inserted_rows = audit_chain.inserted_rows(engine, _MOST_FINDINGS)
     verify_rows(audit_chain.links(engine, base.seq), base, key, statements, verification, is_whole=is_whole)
     verification.findings += [
@@ -211,6 +178,24 @@ def _check_base(engine: Engine, base: Head, key: Ed25519PublicKey, verification:
         verification.findings.append(ChainDefect("removed", text, export.first_seq))
 
 
+def _check_leftovers(engine: Engine, base: Head, verification: ChainVerification) -> None:
+    """Judge what an archive holds and a purge has yet to remove; of the first such link only the hash is known to be right."""
+    before: Link | None = None
+    for one in audit_chain.links(engine, 0, base.seq):
+        if one.row is None or (before is not None and one.seq != before.seq + 1):
+            text = f"Rows before link {base.seq} were removed, and not by `cxr-node audit purge`: see row {one.audit_id}."
+            verification.findings.append(ChainDefect("removed", text, one.seq, one.audit_id))
+        elif before is not None and audit_chain.link(before.hash, one.row) != one.hash:
+            text = f"Row {one.audit_id} was changed: it differs from what link {one.seq} chained."
+            verification.findings.append(ChainDefect("changed", text, one.seq, one.audit_id))
+        before = one
+        if len(verification.findings) >= _MOST_FINDINGS:
+            return
+    if next(audit.search(engine, event=PURGED, limit=1), None) is None:
+        text = f"Rows up to link {base.seq} were removed, and not by `cxr-node audit purge`, which the log would tell of."
+        verification.findings.append(ChainDefect("removed", text, base.seq))
+
+
 def _check_changed(one: Link, previous: bytes, waiting: list[Link], verification: ChainVerification) -> None:
     """Name a row that isn't as it was chained; if it has the content of another such row, both were swapped."""
     assert one.row is not None
@@ -234,14 +219,23 @@ def _check_checkpoint(one: Link, key: Ed25519PublicKey, recent: dict[int, bytes]
     if not said or not signing.is_signed(key, said):
         text = f"The checkpoint in row {one.audit_id} is forged: key {signing.fingerprint(key)} did not sign it."
         verification.findings.append(ChainDefect("forged", text, one.seq, one.audit_id))
+    elif seq >= one.seq:
+        text = (
+            f"Rows before row {one.audit_id} were removed: the checkpoint there signs link {seq}, and is itself link {one.seq}."
+        )
+        verification.findings.append(ChainDefect("rewritten", text, one.seq, one.audit_id))
+    elif seq < verification.signed_to and (seq in verification.signed or (seq not in recent and seq > verification.first_seq)):
+        text = f"The checkpoint in row {one.audit_id} was put in: it signs link {seq}, as an earlier one does."
+        verification.findings.append(ChainDefect("put in", text, one.seq, one.audit_id))
     elif seq in recent and recent[seq].hex() != signed_hash:
         text = f"Rows before row {one.audit_id} were rewritten: link {seq} is not the one that the checkpoint there signed."
         verification.findings.append(ChainDefect("rewritten", text, seq, one.audit_id))
     else:
+        for number in [number for number in recent if number < verification.signed_to]:
+            del recent[number]  # two that were made at once may be chained the other way round
         verification.checkpoints += 1
-        verification.signed_to = seq
-    for number in [number for number in recent if number < seq]:
-        del recent[number]
+        verification.signed.add(seq)
+        verification.signed_to = max(seq, verification.signed_to)
 
 
 def _by_seq(
@@ -258,7 +252,13 @@ def _by_seq(
         if "restored_to" in said:
             wanted = {seq: one for seq, one in wanted.items() if seq <= int(said["restored_to"])}
         elif "hash" in said and int(said["seq"]) > base.seq:
-            wanted[int(said["seq"])] = said
+            other = wanted.setdefault(int(said["seq"]), said)
+            if other["hash"] != said["hash"]:
+                text = (
+                    f"The log was restored to an earlier state or rewritten: link {said['seq']} was signed at "
+                    f"{other.get('at', 'no time')} and, with other content, at {said.get('at', 'no time')}."
+                )
+                verification.findings.append(ChainDefect("rewritten", text, int(said["seq"])))
     return wanted
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from cxr_node.audit import archive, chain, signing
+from cxr_node.audit.chain_verification import ChainDefect, ChainVerification
 from cxr_node.audit.sender import RepositorySender
-from cxr_node.errors import CxrNodeError
+from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.records import AuditEvent
 from cxr_node.settings import Settings
 from cxr_node.store import audit, audit_chain, leases
@@ -65,19 +66,22 @@ class AuditMaintenance:
         if self.host_leases.holds(AUDIT):
             chain.checkpoint(self._engine, self._settings)
 
-    def check(self) -> chain.ChainVerification | None:
+    def check(self) -> ChainVerification | None:
         """If it is this host's turn, look through the whole log; what is found is an alert.
 
         In a thread that lets others go first: it may take minutes.
         """
         if not self.host_leases.holds(AUDIT):
             return None
-        with ThreadPoolExecutor(1, initializer=_give_way) as thread:
-            verification = thread.submit(self._judge).result()
+        try:
+            with ThreadPoolExecutor(1, initializer=_give_way) as thread:
+                verification = thread.submit(self._judge).result()
+        except StoreError as error:  # somebody took the key or the statements away, so that nothing is found
+            verification = ChainVerification(findings=[ChainDefect("not verified", f"Not verified: {error}")])
         record_verification(self._engine, verification, "")
         return verification
 
-    def _judge(self) -> chain.ChainVerification:
+    def _judge(self) -> ChainVerification:
         audit_chain.seal_all(self._engine)
         statements = chain.read_statements(chain.statements_file(self._settings))
         return chain.verify(self._engine, signing.own_public_key(self._settings), statements)
@@ -94,7 +98,7 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread alone, on Linux
 
 
-def record_verification(engine: Engine, verification: chain.ChainVerification, user: str, of: str = "") -> None:
+def record_verification(engine: Engine, verification: ChainVerification, user: str, of: str = "") -> None:
     """Have the log tell that it was verified; a find is an alert, in the node's log too."""
     detail = f"{of}: {verification.text}" if of else verification.text
     if verification.findings:
