@@ -31,6 +31,8 @@ _OUTCOMES = {"success": "0", "rejected": "4", "failure": "4"}
 _SERIOUS = {"audit-tampered", "node-stopped"}
 """Whose failure is a serious one (8)."""
 _LONGEST_DETAIL = 8192
+_END_OF_TIME = 253402300799.0
+"""The last second of the year 9999: what somebody put into the database may be later, and may not keep back what follows."""
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 can't hold."""
 
@@ -70,7 +72,9 @@ def audit_message(row: Mapping[str, Any], origin: MessageSource) -> bytes:
 
 
 def event_time(row: Mapping[str, Any]) -> str:
-    """When it happened: UTC, to the millisecond, as xsd:dateTime and RFC 3339 write it."""
+    """When it happened: UTC, to the millisecond, as xsd:dateTime and RFC 3339 write it; of what is no time, the last one."""
+    if not 0 <= row["at"] < _END_OF_TIME:
+        return "9999-12-31T23:59:59.999Z"
     return datetime.fromtimestamp(row["at"], UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -72,14 +72,8 @@ class RepositorySender:
             trouble = ""
             while not self._stop.wait(wait_s or _CHECK_INTERVAL_S):
                 wait_s, trouble = self._send(repository, wait_s, trouble)
-            ends_at = time.monotonic() + _LAST_WORDS_S
-            while (
-                not wait_s
-                and time.monotonic() < ends_at
-                and self._is_mine(repository)
-                and send_batch(self._engine, self._settings, repository)
-            ):
-                pass
+            if not wait_s:
+                self._say_last_words(repository)
 
     def _send(self, repository: RepositorySettings, waited_s: float, trouble: str) -> tuple[float, str]:
         """Send all there is; how long to wait after trouble, and which it is."""
@@ -91,9 +85,23 @@ class RepositorySender:
                 log.warning("audit log not sent", repository=repository.name, reason=str(error))
                 self._note(repository, str(error))
             return min(_LONGEST_WAIT_S, waited_s * 2 or _FIRST_WAIT_S), str(error)
+        except Exception as error:  # whatever it is, the log has to go on
+            if str(error) != trouble:
+                log.exception("audit log not sent", repository=repository.name)
+                self._note(repository, f"an error of the node ({type(error).__name__}), whose log has more")
+            return min(_LONGEST_WAIT_S, waited_s * 2 or _FIRST_WAIT_S), str(error)
         if trouble:
             log.info("audit log sent again", repository=repository.name)
         return 0.0, ""
+
+    def _say_last_words(self, repository: RepositorySettings) -> None:
+        ends_at = time.monotonic() + _LAST_WORDS_S
+        try:
+            while time.monotonic() < ends_at and self._is_mine(repository):
+                if not send_batch(self._engine, self._settings, repository):
+                    return
+        except (CxrNodeError, DatabaseTrouble) as error:  # what is left is sent after the next start
+            log.warning("audit log not sent", repository=repository.name, reason=str(error))
 
     def _is_mine(self, repository: RepositorySettings) -> bool:
         return self._leases.holds(f"audit to {repository.name}")

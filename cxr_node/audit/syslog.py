@@ -5,7 +5,7 @@ has then closed the connection in order: it has read everything before. RFC 5425
 with close_notify; rsyslog with GnuTLS closes without it. So the end of the connection suffices, provided that the peer's system
 has acknowledged every byte: a system that closes a connection with unread bytes resets it instead. The fate of an interrupted
 batch is unknown, so it is sent again. Each message has the number of its link (sequenceId, RFC 5424 section 7.3.1), which
-identifies duplicates. A datagram counts as delivered when it is sent.
+identifies duplicates. Datagrams count as delivered when they are sent, unless the other machine says that nobody listens.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import select
 import socket
 import ssl
 import termios
@@ -33,6 +34,7 @@ MESSAGE_ID = "DICOM+RFC3881"
 _MOST_SEQUENCE = 2**31 - 1
 _CONNECT_TIMEOUT_S = 10.0
 _MOST_DATAGRAM = 65_000
+_REFUSED_WITHIN_S = 0.1
 _BOM = b"\xef\xbb\xbf"
 _NO_NAME = re.compile("[^!-~]")
 
@@ -100,6 +102,12 @@ def _send_over_tls(settings: Settings, repository: RepositorySettings, messages:
             connection.settimeout(repository.timeout_s)
             try:
                 connection.unwrap()
+            except TimeoutError as error:
+                raise RepositoryError(
+                    f"{_where(repository)} did not close the connection within {repository.timeout_s:g} s, as RFC 5425 asks: the "
+                    "node can't know whether it has the messages, and sends them again. Look at its load, or for another syslog "
+                    "receiver."
+                ) from error
             except ssl.SSLEOFError:
                 if not _has_read_all(connection):
                     raise
@@ -127,6 +135,9 @@ def _send_datagrams(repository: RepositorySettings, messages: Sequence[bytes]) -
         plain.connect(address)
         for message in messages:
             plain.send(message[:_MOST_DATAGRAM])
+        if messages and select.select([plain], [], [], _REFUSED_WITHIN_S)[0]:  # its machine says that nobody listens
+            with suppress(TimeoutError):
+                plain.recv(1)
 
 
 def _where(repository: RepositorySettings) -> str:
