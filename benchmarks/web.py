@@ -23,8 +23,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -244,14 +245,19 @@ def measure(given: argparse.Namespace, config: Path, engine: Engine) -> None:
         print(f"web takes {resident_mb:.0f} MB, {own_mb:.0f} of them its own; failures: {failures}")
         if not given.turns:
             return
-        with role("receive", config) as (_, ready):
+        with role("receive", config) as (_, ready), ExitStack() as held:
             port = int(ready.strip().rsplit(":", 1)[1])
-            receive_rate(port, min(2.0, given.seconds))
+            sender = held.enter_context(ProcessPoolExecutor(1, get_context("spawn")))  # the browsers don't hold its lock
+
+            def rate(seconds: float) -> float:
+                return sender.submit(receive_rate, port, seconds).result()
+
+            rate(min(2.0, given.seconds))
             alone, beside = [], []
             for _ in range(given.turns):
-                alone.append(receive_rate(port, given.seconds / given.turns))
+                alone.append(rate(given.seconds / given.turns))
                 with Browsers(engine, address, given.browsers, given.paths, given.pause):
-                    beside.append(receive_rate(port, given.seconds / given.turns))
+                    beside.append(rate(given.seconds / given.turns))
         lost = 1 - median(beside) / median(alone)
         print(f"reception alone {median(alone):.1f}/s, with {given.browsers} browsers {median(beside):.1f}/s: {lost:.1%} lost")
 
