@@ -14,7 +14,6 @@ from pathlib import Path
 
 import structlog
 from pydicom import dcmread
-from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_node.commitment import requests
 from cxr_node.deliver import reasons
@@ -39,7 +38,7 @@ from cxr_node.settings import DestinationSettings, Settings
 from cxr_node.store import deliveries, faults, leases
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.commit_watch import CommitWatch
-from cxr_node.store.database import open_database
+from cxr_node.store.database import DatabaseTrouble, open_database
 from cxr_node.store.disk_space import DiskSpace
 from cxr_node.store.storage import blobs_of
 
@@ -109,7 +108,7 @@ class DeliveryWorker:
             return
         try:
             self._commits.wait(stop, wait_s)
-        except SQLAlchemyError:  # the next round says what is wrong
+        except DatabaseTrouble:  # the next round says what is wrong
             stop.wait(wait_s)
 
     def deliver_due(self, stop: threading.Event) -> float:
