@@ -41,6 +41,7 @@ from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import load_settings
 from cxr_node.store import users
+from cxr_node.store.copying import set_sequences
 from cxr_node.store.database import open_database, write
 from cxr_node.store.schema import audit, deliveries, instances, jobs, results
 
@@ -70,6 +71,9 @@ def fill(engine: Engine, job_count: int, audit_count: int) -> None:
         ]
         with write(engine) as connection:
             connection.execute(insert(audit), rows)
+    if engine.dialect.name == "postgresql":
+        with write(engine) as connection:
+            set_sequences(connection)
 
 
 def _instance(number: int, at: float) -> dict[str, Any]:

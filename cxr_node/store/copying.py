@@ -59,7 +59,7 @@ def copy_rows(source: Engine, target: Engine, tell: Callable[[str, int], None]) 
             _compare(reading, writing, table)
             tell(table.name, counts[table.name])
         if target.dialect.name == "postgresql":
-            _set_sequences(writing)
+            set_sequences(writing)
         else:
             audit_chain.index_copied(writing)
     return counts
@@ -138,8 +138,8 @@ def _compare(reading: Connection, writing: Connection, table: Table) -> None:
         )
 
 
-def _set_sequences(connection: Connection) -> None:
-    """The next row gets the number after the highest there is."""
+def set_sequences(connection: Connection) -> None:
+    """On PostgreSQL, the next row gets the number after the highest there is, where rows were entered with theirs."""
     for table in COPIED:
         keys = list(table.primary_key.columns)
         if len(keys) > 1 or not isinstance(keys[0].type, Integer):
