@@ -16,6 +16,7 @@ from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store import consistency, deliveries, jobs, overview
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
+from tests.web import Site
 
 FOLDER = Path(__file__).parent.parent / "data" / "folder-of-schema-0004.zip"
 """Made by version 0.1.0: an image analysed, with a report that was sent and one that waits, sent again by a router under another
@@ -68,3 +69,14 @@ def test_every_row_and_file_is_kept_and_goes_on(folder):
         assert (committed, failed) == (list(report.committed), {})
     finally:
         engine.dispose()
+
+
+def test_pages_and_rest_show_what_the_version_before_found(folder):
+    with closing(Site(folder)) as site:
+        browser, program = site.signed_in("admin"), site.program("admin")
+        assert browser.get("/studies").status_code == 200
+        listed = program.get("/api/v1/studies").json()["studies"]
+        assert listed
+        for study in listed:
+            for one, path in ((browser, "/studies"), (program, "/api/v1/studies")):
+                assert one.get(f"{path}/{study['study_instance_uid']}").status_code == 200
