@@ -92,6 +92,7 @@ def raw_scp(
     host: str = "127.0.0.1",
     port: int = 0,
     change: Callable[[dict[int, bytes]], dict[int, bytes] | bytes] = lambda elements: elements,
+    times: Callable[[int], int] = lambda _: 1,
 ) -> Iterator[RawScp]:
     """Listens; answers an association request with what `answer` makes of it, and each DIMSE request with a status.
 
@@ -101,6 +102,7 @@ def raw_scp(
         host: the address to listen on.
         port: 0 for any.
         change: makes the elements of the response to a C-STORE, by number, into others, or into bytes that are sent instead.
+        times: how often the response to a C-STORE is sent, the first, the second …; 0 sends a request to release instead.
     """
     scp = RawScp()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -109,7 +111,7 @@ def raw_scp(
 
     def serve(connection: socket.socket) -> None:
         with connection, suppress(OSError, EOFError, struct.error):
-            _talk(connection, scp, answer, status, change)
+            _talk(connection, scp, answer, status, change, times)
 
     def run() -> None:
         while True:
@@ -141,6 +143,7 @@ def _talk(
     answer: Callable[[bytes], bytes],
     status: Callable[[int], int | None],
     change: Callable[[dict[int, bytes]], dict[int, bytes] | bytes],
+    times: Callable[[int], int],
 ) -> None:
     connection.settimeout(PATIENCE_S)
     _, asked = read_pdu(connection)
@@ -163,14 +166,15 @@ def _talk(
                 command = _elements(piece)  # ours is never in fragments: the SCP's maximum length is larger
             if not control & 2 or (control & 1 and command[0x0800] != b"\x01\x01"):
                 continue
-            code, changed = 0x0000, lambda elements: elements
+            code, changed, count = 0x0000, lambda elements: elements, 1
             if command[0x0100] == b"\x01\x00":
                 scp.stored.append(command[0x1000].decode().rstrip("\x00"))
                 chosen = status(len(scp.stored))
                 if chosen is None:
                     return
-                code, changed = chosen, change
-            connection.sendall(_response(command, code, context, changed))
+                code, changed, count = chosen, change, times(len(scp.stored))
+            response = _response(command, code, context, changed)
+            connection.sendall(response * count or struct.pack(">BBLL", 0x05, 0, 4, 0))
 
 
 def _response(

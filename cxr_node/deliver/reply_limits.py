@@ -28,7 +28,7 @@ MOST_UNREAD_MESSAGES = 64
 SLOWEST_BYTES_PER_S = 4096
 _PDV_OVERHEAD_BYTES = 6
 """Counted for each PDV, so that those without data come to an end too."""
-_P_DATA_TF, _PDU_TYPES = 0x04, range(0x01, 0x08)
+_P_DATA_TF, _A_RELEASE_RQ, _PDU_TYPES = 0x04, 0x05, range(0x01, 0x08)
 _COMMAND, _LAST = 0x01, 0x02
 _CHUNK_BYTES = 65536
 _MOST_DISCARDED_BYTES = 16 * 1024 * 1024
@@ -74,22 +74,36 @@ def guard_messages(assoc: Association, on_excess: Callable[[str], None]) -> None
     state_machine.do_action = do_action  # type: ignore[method-assign]
 
 
-def leave_responses(assoc: Association) -> None:
-    """Keep the association's own thread from taking the response that a request waits for.
+def leave_responses(assoc: Association, is_repeated: Callable[[Any], bool] = lambda _: False) -> None:
+    """Give a request the response that it waits for, and no other.
 
-    pynetdicom pauses that thread for the length of a request. But one that the machine lets rest between two steps says that it
-    is paused, and then looks for messages once more: on a busy machine a response is lost in this way now and then, and the
-    request ends with its timeout.
+    pynetdicom pauses the association's own thread for the length of a request. But one that the machine lets rest between two
+    steps says that it is paused, and then looks for messages once more: on a busy machine a response is lost in this way now and
+    then, and the request ends with its timeout.
+
+    A request of pynetdicom also takes whatever lies there for its response, such as the second of two that a peer sent to the
+    request before: an object would count as sent that the peer goes on to refuse.
 
     Args:
         assoc: an association that is being requested.
+        is_repeated: whether a message responds to an earlier request, which had its response; such messages are skipped.
     """
     checkpoint, take = assoc._reactor_checkpoint, assoc.dimse.get_msg
 
     def get_msg(block: bool = False) -> tuple[Any, Any]:
-        if not block and not checkpoint.is_set():  # a request has begun
-            return None, None
-        return take(block)
+        if not block:
+            return take() if checkpoint.is_set() else (None, None)  # not set: a request has begun
+        usual_s = assoc.dimse_timeout
+        ends_at = None if usual_s is None else time.monotonic() + usual_s
+        try:
+            while True:
+                context_id, message = take(block)
+                if message is None or not is_repeated(message):
+                    return context_id, message
+                if ends_at is not None:  # no longer than for a single message
+                    assoc.dimse_timeout = max(0.0, ends_at - time.monotonic())
+        finally:
+            assoc.dimse_timeout = usual_s
 
     assoc.dimse.get_msg = get_msg  # type: ignore[method-assign]
 
@@ -132,6 +146,8 @@ class BoundedReader:
             if pdu_type == _P_DATA_TF:
                 self._count(content)
             pdu, event = self._dul._decode_pdu(content)
+            if pdu_type == _A_RELEASE_RQ:  # a request that waits for its response waits in vain
+                self._assoc.dimse.msg_queue.put((None, None))
         except (OSError, EOFError):
             self._dul.event_queue.put(_CONNECTION_CLOSED)
         except Exception as error:  # pynetdicom's decoder raises whatever broken bytes lead it to

@@ -40,6 +40,7 @@ _LONGEST_RELEASE_S = 5.0
 _STORE, _ECHO, _ACTION, _EVENT_REPORT = 0x0001, 0x0030, 0x0130, 0x0100
 _RESPONSE = 0x8000
 """Command Field of requests, and the bit that a response has besides (PS3.7 annex E)."""
+_LAST_MESSAGE_ID = 65535
 _SLOWEST_LINK = 64 * 1024  # bytes/s: the time to send an object, in addition to the peer's response time
 
 
@@ -160,7 +161,7 @@ class Association:
         """
         if Verification not in [context.abstract_syntax for context in self._assoc.accepted_contexts]:
             raise DeliveryError(f"{self.peer} doesn't accept Verification (C-ECHO).")
-        status = self._answer(_ECHO, lambda: self._assoc.send_c_echo(self._next_message_id()), self.peer.timeout_s)
+        status = self._answer(_ECHO, self._assoc.send_c_echo, self.peer.timeout_s)
         if status.Status != 0:
             raise DeliveryError(f"{self.peer} responds to C-ECHO with status 0x{status.Status:04X}.")
 
@@ -182,7 +183,7 @@ class Association:
             if request.transfer_syntax_uid in LOSSLESS:
                 instance.decompress(generate_instance_uid=False)  # the same pixels, so the same instance
         timeout_s = self.peer.timeout_s + request.path.stat().st_size / _SLOWEST_LINK
-        response = self._answer(_STORE, lambda: self._assoc.send_c_store(instance, self._next_message_id()), timeout_s)
+        response = self._answer(_STORE, partial(self._assoc.send_c_store, instance), timeout_s)
         status = int(response.Status)
         comment = str(response.get("ErrorComment", ""))
         if StoreOutcome(status).warned:
@@ -200,8 +201,7 @@ class Association:
             AssociationLost, DeliveryError: see `store`.
         """
 
-        def send() -> Dataset:
-            message_id = self._next_message_id()
+        def send(message_id: int) -> Dataset:
             return self._assoc.send_n_action(ds, action_type, sop_class_uid, sop_instance_uid, message_id)[0]
 
         return int(self._answer(_ACTION, send, self.peer.timeout_s).Status)
@@ -213,8 +213,7 @@ class Association:
             AssociationLost, DeliveryError: see `store`.
         """
 
-        def send() -> Dataset:
-            message_id = self._next_message_id()
+        def send(message_id: int) -> Dataset:
             return self._assoc.send_n_event_report(ds, event_type, sop_class_uid, sop_instance_uid, message_id)[0]
 
         return int(self._answer(_EVENT_REPORT, send, self.peer.timeout_s).Status)
@@ -238,12 +237,13 @@ class Association:
             with suppress(OSError):  # it is closed already
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _answer(self, request: int, send: Callable[[], Dataset], timeout_s: float) -> Dataset:
+    def _answer(self, request: int, send: Callable[[int], Dataset], timeout_s: float) -> Dataset:
         self._assoc.dimse_timeout = timeout_s
-        self._response = None
+        self._messages = self._messages % _LAST_MESSAGE_ID + 1
+        self._response = None  # only now: what still comes to the request before has an earlier message ID
         started = time.monotonic()
         try:
-            response = send()
+            response = send(self._messages)
         except RuntimeError as error:  # pynetdicom's word for "no longer established": nothing was sent
             raise AssociationLost(reasons.lost(self.peer)) from error
         except Exception:  # possibly in the middle of a message, so nothing else can be sent over it
@@ -266,7 +266,7 @@ class Association:
         """Why what came last is no response to the last request; empty if it is one, or nothing came."""
         command = self._response
         if command is None:
-            return ""
+            return "a message from before it" if "Status" in response else ""
         if command.get("CommandField") != request | _RESPONSE:
             return f"a message of type 0x{command.get('CommandField') or 0:04X}"
         answered = command.get("MessageIDBeingRespondedTo")
@@ -287,10 +287,6 @@ class Association:
         if convertible(transfer_syntax_uid):
             return next((syntax for syntax in LITTLE_ENDIAN if syntax in accepted), None)
         return None
-
-    def _next_message_id(self) -> int:
-        self._messages = self._messages % 65535 + 1
-        return self._messages
 
     def _why_not_established(self, address: Address, waited_s: float) -> str:
         answer = self._assoc.acceptor.primitive or self._unread_rejection()
@@ -333,7 +329,7 @@ class Association:
             reader = BoundedReader(event.assoc, self.peer.timeout_s, self._on_excess)
             dul._read_pdu_data = reader.read_pdu  # type: ignore[method-assign]
             guard_messages(event.assoc, self._on_excess)
-            leave_responses(event.assoc)
+            leave_responses(event.assoc, lambda message: self._is_repeated(getattr(message, "MessageIDBeingRespondedTo", None)))
             dul._decode_pdu = lambda bytestream: decode(bytearray(association_items.normalise(bytes(bytestream))))  # type: ignore[method-assign]
             connection: socket.socket = event.assoc.dul.socket.socket  # type: ignore[union-attr,assignment]
             # without it the last piece of an object waits some 40 ms for the acknowledgement of the piece before
@@ -356,9 +352,15 @@ class Association:
 
     def _on_message(self, event: evt.Event) -> None:
         if not isinstance(event.message, N_EVENT_REPORT_RQ):
-            self._response = event.message.command_set
+            command = event.message.command_set
+            if self._response is None and not self._is_repeated(command.get("MessageIDBeingRespondedTo")):
+                self._response = command
         elif self._takes_reports:
             self._owes_nothing.clear()
+
+    def _is_repeated(self, message_id: int | None) -> bool:
+        """Whether a message with this Message ID Being Responded To is one more response to an earlier request."""
+        return message_id is not None and 0 < message_id < self._messages
 
     def _on_event_report(self, answer: Callable[[evt.Event], int], event: evt.Event) -> tuple[int, None]:
         try:

@@ -98,6 +98,32 @@ def test_an_odd_response_that_says_all_costs_nothing(deliver, change):
     assert row.state == "sent"
 
 
+def test_a_response_that_comes_twice_answers_no_other_request(tmp_path):
+    """The second one lies there already when the next object is sent."""
+    with raw_scp(answer, lambda count: 0xC001 if count == 2 else 0x0000, times=lambda count: 2 if count == 1 else 1) as scp:
+        queue = Queue(settings_for(tmp_path, scp.port, timeout_s=TIMEOUT_S), tmp_path)
+        queue.analyse_one()
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
+        states = {row.sop_instance_uid: (row.state, row.status) for row in queue.rows()}
+        queue.engine.dispose()
+    assert [states[uid] for uid in scp.stored] == [("sent", 0x0000), ("waiting", 0xC001)]
+
+
+def test_a_destination_that_asks_for_the_release_in_place_of_a_response_is_not_waited_for(tmp_path):
+    with raw_scp(answer, times=lambda _: 0) as scp:
+        queue = Queue(settings_for(tmp_path, scp.port, send=(ResultKind.OVERLAY,), timeout_s=TIMEOUT_S), tmp_path)
+        queue.analyse_one()
+        started = time.monotonic()
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
+        (row,) = queue.rows()
+        queue.engine.dispose()
+    assert time.monotonic() - started < TIMEOUT_S / 2
+    assert row.state == "waiting"
+    assert "ended the association" in row.reason
+
+
 @pytest.mark.parametrize(("status", "event"), [(0xB000, "result-warning"), (0xC001, "result-delayed")])
 def test_the_words_of_a_destination_are_in_neither_log(deliver, status, event):
     row, events, lines = deliver(with_value(0x0902, f"no such patient {NAME}".encode()), status)
