@@ -71,7 +71,7 @@ def query_of(connection: Connection, wanted: AuditSearch) -> Select[Any]:
         has = {PERSON: audit.c.patient_id != "", OBJECT: (audit.c.study_instance_uid != "") | (audit.c.detail != "")}
         conditions.append(has[wanted.about])
     if wanted.words:
-        query = audit_words.with_words(connection, query, wanted, times)
+        query = audit_words.with_words(connection, query, wanted.words, wanted.since, wanted.until, times)
     is_found_otherwise = bool(wanted.accession_number or wanted.words or wanted.row_id is not None or wanted.after_id is not None)
     first = "" if is_found_otherwise else filters.rarest(connection, times)
     in_index = first in filters.covering and not wanted.about and wanted.limit is not None

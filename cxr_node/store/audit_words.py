@@ -11,14 +11,11 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Connection, Select, false, func, literal, literal_column, select, text
 
 from cxr_node.store.schema import audit
-
-if TYPE_CHECKING:
-    from cxr_node.store.audit_query import AuditSearch
 
 MOST_NOT_INDEXED = 3000
 """Rows that are compared one by one, the newest: those of some seconds, or of commands while no node runs."""
@@ -29,29 +26,31 @@ _OUT_OF_ORDER_S = 31 * 86400.0
 """Row numbers follow the times, except for clock steps of less than this."""
 
 
-def with_words(connection: Connection, query: Select[Any], wanted: AuditSearch, times: Sequence[Any]) -> Select[Any]:
+def with_words(
+    connection: Connection, query: Select[Any], words: str, since: float | None, until: float | None, times: Sequence[Any]
+) -> Select[Any]:
     """A query of the log, held to rows with the words, by the index of them; on SQLite `audit_text` has them, with its rowid.
 
     Args:
         connection: answers what has to be known for it.
         query: of `audit`.
-        wanted: what the search asks for.
-        times: the same as conditions.
+        words: as `audit.search` has them.
+        since: UTC seconds since the epoch, inclusive; None: no bound. Likewise `until`, exclusive.
+        until: see since.
+        times: both as conditions.
     """
     if connection.dialect.name == "sqlite":
         query = query.select_from(text("audit_text")).where(
-            row_number == audit.c.id, text("audit_text MATCH :words").bindparams(words=_match(wanted.words))
+            row_number == audit.c.id, text("audit_text MATCH :words").bindparams(words=_match(words))
         )
-        if wanted.since is not None:
-            near = audit.c.at < wanted.since + _OUT_OF_ORDER_S
+        if since is not None:
+            near = audit.c.at < since + _OUT_OF_ORDER_S
             query = query.where(row_number >= _row_number(connection, func.min(audit.c.id), times, near))
-        if wanted.until is not None:
-            near = audit.c.at >= wanted.until - _OUT_OF_ORDER_S
+        if until is not None:
+            near = audit.c.at >= until - _OUT_OF_ORDER_S
             query = query.where(row_number <= _row_number(connection, func.max(audit.c.id), times, near))
         return query
-    asked: list[Any] = [
-        func.to_tsquery(literal_column("'simple'"), _as_query(word, star)) for word, star in _WORD.findall(wanted.words)
-    ]
+    asked: list[Any] = [func.to_tsquery(literal_column("'simple'"), _as_query(word, star)) for word, star in _WORD.findall(words)]
     indexed = func.to_tsvector(literal_column("'simple'"), _letters(audit.c.detail, " "))
     if not asked:
         return query.where(false())
