@@ -10,6 +10,8 @@ from cxr_node.audit.events import form_of
 
 _SOMEBODY = "somebody unknown"
 _BAD = {"failure": "It failed", "rejected": "It was rejected"}
+_SAID = ("failed", "rejected", "refused", "could not")
+"""A phrase with one of these says the outcome itself; only the reason follows it."""
 _LONGEST_DETAIL = 300
 
 
@@ -18,7 +20,8 @@ def sentences(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     before: tuple[str, str, Mapping[str, Any]] | None = None
     count = 0
     for row in rows:
-        told, rest = _told(row), _rest(row)
+        told = _told(row)
+        rest = _rest(row, told)
         if before is not None and (told, rest) == before[:2]:
             count += 1
             continue
@@ -40,11 +43,13 @@ def _told(row: Mapping[str, Any]) -> str:
     return f"{told} from {row['host']}" if row["host"] and row["user"] else told
 
 
-def _rest(row: Mapping[str, Any]) -> str:
+def _rest(row: Mapping[str, Any], told: str) -> str:
     detail = row["detail"].strip().rstrip(".")
     if len(detail) > _LONGEST_DETAIL:
         detail = detail[:_LONGEST_DETAIL] + "…"
     bad = _BAD.get(row["outcome"], "")
+    if bad and any(word in told for word in _SAID):
+        return f" Reason: {detail}." if detail else ""
     if bad and detail:
         return f" {bad}: {detail}."
     if bad:

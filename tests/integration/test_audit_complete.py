@@ -282,7 +282,9 @@ def test_events_tell_their_patients_history_in_sentences(filled):
     audit.record(filled.store.engine, AuditEvent("result-sent", user="pacs", patient_id="PID", detail="overlay"))
     audit.record(filled.store.engine, AuditEvent("result-sent", user="pacs", patient_id="PID", detail="overlay"))
     audit.record(filled.store.engine, AuditEvent("job-held", "failure", patient_id="PID", detail="no memory"))
+    audit.record(filled.store.engine, AuditEvent("job-rejected", "rejected", patient_id="PID", detail="a lateral view"))
     told = run(filled, "audit", "patient", "PID").stdout
+    assert "The image was rejected. Reason: a lateral view." in told
     assert "A result was sent to pacs (2 times, the first then). (overlay.)" in told
     assert "The analysis was held for an operator. It failed: no memory." in told
 
