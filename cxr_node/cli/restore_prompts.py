@@ -24,7 +24,9 @@ def confirmed_differences(settings: Settings, found: Sequence[Difference], *, ye
         found: what was found between the restored rows and the files.
         yes: it was said in advance.
     """
-    gone = Counter(item.kind for item in found if item.kind in _GONE)
+    here = {_name(item) for item in found if item.kind is DifferenceKind.INSTANCE_WITHOUT_ROW}
+    lost = [item for item in found if item.kind in _GONE and _name(item) not in here]
+    gone = Counter(item.kind for item in lost)
     if not gone or yes:
         return list(found)
     counts = " and ".join(f"{gone[kind]} {what}" for kind, what in zip(_GONE, ("images", "results"), strict=True) if gone[kind])
@@ -39,7 +41,12 @@ def confirmed_differences(settings: Settings, found: Sequence[Difference], *, ye
     print(
         "Not marked. Copy the files, then `cxr-node doctor`; or `cxr-node doctor --mend`, which marks what is not there as gone."
     )
-    return [item for item in found if item.kind not in _GONE]
+    return [item for item in found if item not in lost]
+
+
+def _name(item: Difference) -> str:
+    """The part of a file's name that its content gives. An image that is sent again gets a new file with the same one."""
+    return item.path.rsplit("/", 1)[-1].partition("-")[0]
 
 
 def make_folder_for(settings: Settings, *, yes: bool) -> None:

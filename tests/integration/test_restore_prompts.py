@@ -13,6 +13,7 @@ from cxr_node.errors import CxrNodeError
 from cxr_node.records import DeliveryState, JobState
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store import overview
+from cxr_node.store.consistency import Difference, DifferenceKind
 from cxr_node.store.database import open_database
 from tests.store import Store
 
@@ -90,6 +91,15 @@ def test_a_person_who_says_yes_has_them_marked(restore, tmp_path, monkeypatch):
 def test_a_script_that_says_yes_is_not_asked(restore, tmp_path):
     assert restore("--yes").exit_code == 0
     assert states(tmp_path)[0][1] == JobState.HELD
+
+
+def test_an_image_that_was_sent_again_since_the_backup_counts_as_present(monkeypatch):
+    monkeypatch.setattr(restore_prompts, "ask", pytest.fail)
+    found = [
+        Difference(DifferenceKind.INSTANCE_WITHOUT_FILE, "instances/0d/0dcb-fa.dcm", 1),
+        Difference(DifferenceKind.INSTANCE_WITHOUT_ROW, "instances/0d/0dcb-8d.dcm"),
+    ]
+    assert restore_prompts.confirmed_differences(Settings(), found, yes=False) == found
 
 
 def test_with_the_files_in_place_nothing_is_asked(restore, tmp_path, monkeypatch, old):
