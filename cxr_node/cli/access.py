@@ -36,10 +36,8 @@ def _print_json(rows: list[dict[str, Any]]) -> None:
 @user_app.command("add")
 def user_add(name: Name, role: Role = "viewer", from_input: FromInput = False, config: Config = None) -> None:
     """Add a user; prompts for the password."""
-    from cxr_node.web import passwords
-
     _check(name, role)
-    new_hash = passwords.new_hash(_password(from_input=from_input))
+    new_hash = _new_hash(from_input=from_input)
     with open_engine(config) as engine:
         users.add(engine, name, role, new_hash, operator())
         users.end_link_sessions(engine)
@@ -95,9 +93,7 @@ def user_role(name: Name, role: Annotated[str, typer.Argument(help="The new role
 @user_app.command("passwd")
 def user_passwd(name: Name, from_input: FromInput = False, config: Config = None) -> None:
     """Set another password; the user's sessions end."""
-    from cxr_node.web import passwords
-
-    new_hash = passwords.new_hash(_password(from_input=from_input))
+    new_hash = _new_hash(from_input=from_input)
     with open_engine(config) as engine:
         users.set_password(engine, name, new_hash, operator())
     print(f"The password of {name} is set.")
@@ -163,6 +159,19 @@ def _check(name: str, role: str) -> None:
         raise CxrNodeError(f"{role!r} is not a role; choose from {', '.join(users.ROLES)}.")
     if not 1 <= len(name) <= 64 or name != name.strip() or not name.isprintable():
         raise CxrNodeError("A name has 1 to 64 printable characters, without spaces around it.")
+
+
+def _new_hash(*, from_input: bool) -> str:
+    """Read a new password and hash it.
+
+    Raises:
+        CxrNodeError: the extra `web` is not installed, or the password is too short or too long.
+    """
+    try:
+        from cxr_node.web import passwords
+    except ModuleNotFoundError as error:
+        raise CxrNodeError(f"Not installed: {error.name}. Users need the extra `web` (pip install 'cxr-node[web]').") from error
+    return passwords.new_hash(_password(from_input=from_input))
 
 
 def _password(*, from_input: bool) -> str:

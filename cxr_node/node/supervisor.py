@@ -184,7 +184,7 @@ def why_no_web(settings: Settings) -> str:
         return "web.enabled is false in the settings: set it to true for the page, REST and metrics."
     missing = [name for name in _WEB_NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        return f"It needs {', '.join(missing)}, which is not installed: install the extra `web` (pip install 'cxr-node[web]')."
+        return f"Not installed: {', '.join(missing)}. Install the extra `web` (pip install 'cxr-node[web]')."
     return ""
 
 

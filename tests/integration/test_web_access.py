@@ -5,6 +5,7 @@ Over 300 lines: passwords, sessions, links and lock-outs are tried on one site.
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import pytest
@@ -12,7 +13,9 @@ from fastapi import Depends
 from sqlalchemy import select, update
 from typer.testing import CliRunner
 
+import cxr_node.web
 from cxr_node.cli import app as command_line
+from cxr_node.errors import CxrNodeError
 from cxr_node.store import audit, users
 from cxr_node.store.database import write
 from cxr_node.store.schema import api_tokens, web_sessions
@@ -298,6 +301,16 @@ def test_with_users_the_link_is_closed_and_what_it_began_ends(site, tmp_path):
     site.app.state.link_key = "again"
     assert site.browser().get("/enter?key=again").status_code == 403
     assert sign_in(site.browser(), "ann").status_code == 303
+
+
+def test_without_the_extra_web_a_user_cannot_be_added_and_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "argon2", None)
+    monkeypatch.delitem(sys.modules, "cxr_node.web.passwords", raising=False)
+    monkeypatch.delattr(cxr_node.web, "passwords", raising=False)
+    for command in ("add", "passwd"):
+        done = CliRunner().invoke(command_line, ["user", command, "ann", "--password-stdin"], PASSWORD + "\n")
+        assert isinstance(done.exception, CxrNodeError)
+        assert "pip install 'cxr-node[web]'" in str(done.exception)
 
 
 def test_tokens_are_shown_once_kept_as_hashes_and_end(site, tmp_path):

@@ -27,7 +27,7 @@ def test_a_node_without_what_the_page_needs_starts_all_the_same(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fastapi" else find(name))
     settings = load_settings(None)
     assert supervisor.roles_to_run(settings) == ("receive", "work", "deliver")
-    assert "needs fastapi" in supervisor.why_no_web(settings)
+    assert "Not installed: fastapi." in supervisor.why_no_web(settings)
 
 
 def test_the_page_can_be_turned_off():
