@@ -55,7 +55,7 @@ def _of_unknown(settings: Settings, is_beyond: bool) -> Notice:
         text = f"AE titles without a [[senders]] entry may send, {means}: "
         text += "from everywhere." if is_beyond else "from this machine."
         return ("warning" if is_beyond else "ok"), text
-    if unknown is True:
+    if unknown is True and "accept_unknown_senders" in settings.receive.model_fields_set:  # the default surprises nobody
         return (
             "warning",
             "receive.accept_unknown_senders = true holds only while node.host is an address that this machine alone can reach: "

@@ -165,7 +165,8 @@ def test_a_node_that_others_reach_and_that_lets_in_nobody_does_not_start(tmp_pat
     ("chosen", "words"),
     [
         (settings(accept_unknown_senders="anywhere"), ["from other machines", "without authentication: from everywhere"]),
-        (settings(senders=(KNOWN,)), ["are refused. Write false", "CT1 may send from 10.0.0.0/8, by its AE title."]),
+        (settings(senders=(KNOWN,)), ["entry are refused.", "CT1 may send from 10.0.0.0/8, by its AE title."]),
+        (settings(senders=(KNOWN,), accept_unknown_senders=True), ["are refused. Write false"]),
         (
             settings(senders=(SenderSettings(ae_title="CT1", user="ct1"),), accept_unknown_senders=False),
             ["CT1 may send from any address", "its user name, which is no secret", "Anyone may use that title"],
@@ -176,6 +177,10 @@ def test_a_node_that_others_reach_and_that_lets_in_nobody_does_not_start(tmp_pat
 def test_what_is_open_to_whom_is_said(chosen, words):
     text = "\n".join(text for _, text in exposure_notices(chosen))
     assert [word for word in words if word not in text] == []
+
+
+def test_the_default_for_unknown_senders_causes_no_warning():
+    assert [text for severity, text in exposure_notices(settings(senders=(KNOWN,))) if severity == "warning"] == []
 
 
 def test_the_image_asks_for_settings_and_those_of_compose_let_somebody_in(monkeypatch, tmp_path):
@@ -196,7 +201,7 @@ def test_check_config_and_the_start_say_what_is_open(tmp_path):
         'processes = 1\n[[senders]]\nae_title = "CT1"\nuser = "ct1"\n'
     )
     found = CliRunner().invoke(cli.app, ["check-config", str(config)])
-    assert "are refused. Write false" in found.output
+    assert "entry are refused." in found.output
     assert "Anyone may use that title" in found.output
     with capture_logs() as lines, Receiver(tmp_path / "var", load_settings(config).senders, host="0.0.0.0") as receiver:
         ae = AE("STRANGER")
