@@ -90,6 +90,8 @@ def install(app: FastAPI) -> None:  # noqa: C901 - of the handlers in it
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         errors = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in error.errors()]
         said = "; ".join(f"{one['where']}: {one['what']}" for one in errors)
+        if "json" not in request.headers.get("content-type", "") and any(one["where"] == "body" for one in errors):
+            said = "Send the body as JSON, with the header Content-Type: application/json."
         if is_api(request):
             return problem(422, said, errors=errors)
         return PlainTextResponse(f"{said}\n", 422)

@@ -109,8 +109,18 @@ def test_jobs_are_listed_shown_retried_and_cancelled_as_by_the_command(site):
     assert program.post("/api/v1/jobs/2/cancel").status_code == 409
     assert program.post("/api/v1/jobs/99/cancel").status_code == 404
     assert program.post("/api/v1/jobs/cancel", json={}).status_code == 422
+    as_form = program.post("/api/v1/jobs/cancel", content='{"study": "1.6"}', headers={"Content-Type": "text/plain"})
+    assert "Content-Type: application/json" in as_form.json()["detail"]
     assert program.post("/api/v1/jobs/retry", json={"state": "sent"}).status_code == 422
     assert ("job-cancelled", "success", "operator") in site.events("job-cancelled")
+
+
+@pytest.mark.parametrize("path", ["jobs", "deliveries", "audit"])
+def test_a_number_is_no_time(site, path):
+    refused = site.program("admin").get(f"/api/v1/{path}?since=2026")
+    assert refused.status_code == 422
+    assert "ISO 8601" in refused.json()["detail"]
+    assert site.program("admin").get(f"/api/v1/{path}?since=2026-01-01").status_code == 200
 
 
 def test_a_study_is_shown_with_its_jobs_and_that_is_audited(site):

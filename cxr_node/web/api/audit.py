@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -12,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from cxr_node.store import audit
 from cxr_node.web.access import User, need, record
 from cxr_node.web.api import selections
-from cxr_node.web.api.models import AuditRow, Number, Text
+from cxr_node.web.api.models import AuditRow, Moment, Number, Text
 
 router = APIRouter(tags=["audit"])
 Words = Annotated[Text, Query(description="* is a wildcard")]
@@ -31,8 +30,8 @@ async def search(
     address: Words = "",
     outcome: Literal["success", "failure", "rejected"] | None = None,
     text: Annotated[Text, Query(description="Words of the detail; the start of a word with * after it")] = "",
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
     before: Annotated[Number | None, Query(description="Only events with lower numbers: the page before")] = None,
     limit: selections.Limit = 100,
 ) -> list[dict[str, Any]]:

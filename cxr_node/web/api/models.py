@@ -19,6 +19,19 @@ def _as_time(value: Any) -> Any:
 
 Time = Annotated[datetime, BeforeValidator(_as_time)]
 """A column of UTC seconds since the epoch becomes ISO 8601."""
+
+
+def _no_number(value: Any) -> Any:
+    """Refuse a number, which pydantic would take for seconds since 1970: `2026` is a mistyped date."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return value
+    raise ValueError("write the time as ISO 8601, such as 2026-11-27T06:00:00Z")
+
+
+Moment = Annotated[datetime, BeforeValidator(_no_number)]
+"""A time that a client sends."""
 Text = Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")]
 Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Role = Literal["viewer", "operator", "auditor", "admin"]
@@ -162,8 +175,8 @@ class Change(BaseModel):
     sender: Text = ""
     kind: Text = ""
     destination: Text = ""
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
     dry_run: bool = False
 
 

@@ -10,7 +10,7 @@ from fastapi import Depends, HTTPException, Query
 
 from cxr_node.records import DeliveryState, JobState, ResultKind
 from cxr_node.store.selection import Selection
-from cxr_node.web.api.models import Change, Text
+from cxr_node.web.api.models import Change, Moment, Text
 
 Words = Annotated[Text, Query()]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Maximum number of entries")]
@@ -24,8 +24,8 @@ def _of_image(
     sop: Words = "",
     sender: Words = "",
     destination: Words = "",
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
 ) -> Selection:
     return Selection(
         study=study,
