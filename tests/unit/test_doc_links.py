@@ -63,3 +63,11 @@ def test_the_glossary_stays_short():
 
 def test_anchors_are_made_of_headings():
     assert anchors("# A (b), c\n```\n# not this\n```\n## Backup, restore, doctor\n") == {"a-b-c", "backup-restore-doctor"}
+
+
+def test_examples_of_rest_that_send_a_body_send_json():
+    text = (REPOSITORY / "docs" / "access.md").read_text("utf-8")
+    commands = re.findall(r"^curl (?:.*\\\n)*.*$", text, re.MULTILINE)
+    with_body = [command for command in commands if " -d " in command]
+    assert with_body
+    assert [command for command in with_body if "'Content-Type: application/json'" not in command] == []
