@@ -1,7 +1,7 @@
-"""Addresses of peers: one spelling each, and who an address counts as where limits are per peer.
+"""Addresses of peers: one spelling for each, and the key by which limits count it.
 
-A socket that listens on "::" shows an IPv4 peer as ::ffff:10.0.0.5, and one machine has 2^64 addresses of IPv6 at will. Limits,
-budgets and waits therefore never use an address as it comes: `plain_address` gives its spelling, `site_of` its key.
+A socket that listens on "::" shows an IPv4 peer as ::ffff:10.0.0.5, and one machine can use 2^64 IPv6 addresses. Limits,
+budgets and waits therefore never use the address of a socket directly: `plain_address` gives its spelling, `site_of` its key.
 `Settings.peer_of` makes an exception of the addresses that [[senders]] name.
 """
 

@@ -121,7 +121,7 @@ class StorageSettings(_Section):
     """Time limit for a request to the object store; a failed one is repeated for as long again."""
     spool: bool = False
     """Acknowledge an image once it is on this host's disk, and upload it afterwards: for a network that is slower than the
-    modalities. Until then the image is on that disk alone, and lost with it."""
+    modalities. Until then only that disk has the image: if the disk is lost, so is the image."""
 
     @field_validator("url")
     @classmethod

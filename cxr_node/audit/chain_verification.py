@@ -1,4 +1,4 @@
-"""What a verification of the audit log found."""
+"""The findings of a verification of the audit log."""
 
 from __future__ import annotations
 

@@ -48,10 +48,10 @@ def serve(config: Config = None) -> None:
 
 _ROLES = {
     "receive": "accept associations and store images",
-    "upload": "put what the spool holds into the bucket (storage.spool)",
+    "upload": "copy the images in the spool to the bucket (storage.spool)",
     "work": "analyse images and compose results",
     "deliver": "send results to their destinations",
-    "web": "serve the page, REST, health and metrics",
+    "web": "serve web pages, REST, health checks and metrics",
 }
 
 
@@ -85,7 +85,7 @@ def analyze(
     ],
     out: Annotated[
         str,
-        typer.Option("--out", help="Folder for overlays, reports and results.json; s3://BUCKET/PREFIX: with a table, resumable."),
+        typer.Option("--out", help="Folder for overlays, reports and results.json, or s3://BUCKET/PREFIX (with a table)."),
     ],
     objects: Annotated[
         str, typer.Option("--objects", help="Kinds of object to make, separated by commas, or all.")
@@ -95,7 +95,11 @@ def analyze(
         bool, typer.Option("--blank-text", help="Black out text found in the pictures outside the lungs; some may remain.")
     ] = False,
     engine: Annotated[
-        Engine, typer.Option("--engine", help="ray: very many files, on all cores or a cluster; OUT/results.parquet; resumable.")
+        Engine,
+        typer.Option(
+            "--engine",
+            help="plain: one process. ray: all cores or a cluster, for very many files; writes OUT/results.parquet; resumable.",
+        ),
     ] = Engine.PLAIN,
     as_json: AsJson = False,
     config: Config = None,
@@ -160,7 +164,7 @@ def _analyze_many(
         print(json.dumps({**counted, "table": table}, indent=2))
     else:
         print_table([{"status": status, "files": count} for status, count in counted.items()])
-        print(f"The table is {table}; what was rejected or set aside is there with its reasons.")
+        print(f"The table is {table}; it has the reasons of files that were rejected or set aside.")
     if counted["done"] < total:
         raise typer.Exit(1)
 
@@ -180,14 +184,14 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=_TEST)
 def demo(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="DICOM, PNG or JPEG; none: eight samples.")
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="DICOM, PNG or JPEG files. Default: eight samples.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that the demonstration makes.")] = Path("demo-output"),
     report_as: Annotated[
         str, typer.Option("--report-as", help="report_as of the destination: auto, comprehensive_3d, …, basic_text.")
     ] = "auto",
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the node running until Ctrl-C, and say where its web page is.")
+        bool, typer.Option("--keep", help="Keep the node running until Ctrl-C, and print the address of its web pages.")
     ] = False,
 ) -> None:
     """Demonstrate the whole path: an emulated modality, the node, a small PACS. Stop everything at the end."""

@@ -14,7 +14,7 @@ from cxr_node.errors import CxrNodeError
 from cxr_node.store import tokens, users
 from cxr_node.store.times import iso
 
-user_app = typer.Typer(help="Users of the web page: add, list, disable, enable, passwd.", no_args_is_help=True)
+user_app = typer.Typer(help="Users of the web pages: add, list, disable, enable, role, passwd.", no_args_is_help=True)
 token_app = typer.Typer(help="API tokens: create, list, revoke.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The name that the user signs in with.")]
@@ -101,8 +101,8 @@ def user_passwd(name: Name, from_input: FromInput = False, config: Config = None
 
 @token_app.command("create")
 def token_create(
-    role: Annotated[str, typer.Option(help="What the token may: viewer, operator, auditor, admin.")],
-    days: Annotated[float, typer.Option(min=0.01, max=3650, help="How long it is valid.")],
+    role: Annotated[str, typer.Option(help="Role of the token: viewer, operator, auditor, admin.")],
+    days: Annotated[float, typer.Option(min=0.01, max=3650, help="Days until it expires.")],
     name: Annotated[str, typer.Option(help="Its purpose; the audit log uses this name.")] = "api",
     config: Config = None,
     as_json: AsJson = False,

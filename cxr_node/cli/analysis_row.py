@@ -1,4 +1,4 @@
-"""What `analyze` makes of one file: its results, and its row in results.json or the table."""
+"""Analyses one file for `analyze`: its results, and its row in results.json or the table."""
 
 from __future__ import annotations
 

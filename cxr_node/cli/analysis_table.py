@@ -1,7 +1,7 @@
-"""The journal of a large analysis, rows of files that are through, and the Parquet table that is made of it.
+"""The journal of a large analysis, which has a row for each finished file, and the Parquet table made from it.
 
-In a folder the journal is one file, a JSON object a line. Nothing can be appended to an object of a bucket: there it is one
-object for every few seconds.
+In a folder the journal is one file with one JSON object per line. An object of a bucket can't be appended to: there the journal
+is a series of objects, one for every few seconds.
 """
 
 from __future__ import annotations

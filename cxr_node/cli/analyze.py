@@ -1,4 +1,4 @@
-"""`cxr-node analyze`: files in, result files out, no network of DICOM and no database."""
+"""`cxr-node analyze`: files in, result files out, without associations and without a database."""
 
 from __future__ import annotations
 

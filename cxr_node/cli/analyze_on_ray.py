@@ -1,10 +1,10 @@
 """`cxr-node analyze --engine ray`: very many files, on all cores of a machine or on a Ray cluster.
 
-Tasks read and compose, actors hold the networks; one driver hands files out, so many that all are busy. A batch that ends in
-trouble (a decoder that crashes, a host that is gone) is taken apart into single files; a file that fails so twice alone is set
+Tasks read and compose; actors hold the networks. One driver submits enough files to keep all of them busy. If a batch
+fails as a whole (a decoder crashes, a host disappears), its files are tried one by one; a file that fails twice alone is set
 aside with the reason. `analyze.analyze_many` keeps the journal and makes the table.
 
-The node's queue is its database; this is for files that lie somewhere, and for research.
+For archives and research. The node itself distributes work through its database.
 """
 
 from __future__ import annotations

@@ -57,17 +57,17 @@ class EventOutcome(StrEnum):
 def audit_search(
     patient: Annotated[str, typer.Option(help="Patient ID. * is a wildcard, here and below.")] = "",
     study: Annotated[str, typer.Option(help="Study Instance UID.")] = "",
-    accession: Annotated[str, typer.Option(help="Accession number: its studies' events, too.")] = "",
+    accession: Annotated[str, typer.Option(help="Accession number; also finds the events of its studies.")] = "",
     instance: Annotated[str, typer.Option(help="SOP Instance UID.")] = "",
     event: Annotated[str, typer.Option(help="Event, for example instance-received or job-*.")] = "",
     since: Annotated[str, typer.Option(metavar="TIME", help="From this time on. UTC, or with an offset such as +01:00.")] = "",
     until: Annotated[str, typer.Option(metavar="TIME", help="Before this time, written as for --since.")] = "",
     user: Annotated[str, typer.Option(help="AE title of the peer, destination, or user of the operating system.")] = "",
     address: Annotated[str, typer.Option(help="Address of the origin.")] = "",
-    outcome: Annotated[EventOutcome | None, typer.Option(help="How it ended.")] = None,
+    outcome: Annotated[EventOutcome | None, typer.Option(help="Only events with this outcome.")] = None,
     words: Annotated[str, typer.Option("--text", help="Words in the detail; the start of a word with * after it.")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Number of rows at most; the newest are shown.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Keep printing new events, one JSON object a line.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Keep printing new events, one JSON object per line.")] = False,
     table_format: Annotated[TableFormat, typer.Option("--format", help="Output format.")] = TableFormat.TABLE,
     config: Config = None,
 ) -> None:
@@ -118,11 +118,12 @@ def audit_patient(patient_id: Annotated[str, typer.Argument(metavar="ID", help="
 @app.command("verify")
 def audit_verify(
     file: Annotated[
-        Path | None, typer.Argument(help="An archive or a backup; none: the node's database.", show_default=False)
+        Path | None, typer.Argument(help="An archive or a backup. Default: the node's database.", show_default=False)
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="Your copy of signing-key.pub.pem; none: the node's own.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Your copy of signing-key.pub.pem. Default: the node's own.")] = None,
     checkpoints: Annotated[
-        Path | None, typer.Option(help="File with the checkpoints of a repository, such as its log; none: the node's own file.")
+        Path | None,
+        typer.Option(help="File with the checkpoints of a repository, such as its log. Default: the node's own."),
     ] = None,
     config: Config = None,
 ) -> None:
@@ -157,7 +158,7 @@ def audit_verify(
 @app.command("export")
 def audit_export(
     until: Annotated[str, typer.Option(metavar="TIME", help="Events before this time: UTC, or with an offset such as +01:00.")],
-    out: Annotated[Path | None, typer.Option(help="The file; none: one in the folder of archives.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file. Default: a new file in the folder of archives.")] = None,
     config: Config = None,
 ) -> None:
     """Export the events before a time to an archive that can be verified on its own, and print its path."""
@@ -173,8 +174,8 @@ def audit_export(
 
 @app.command("purge")
 def audit_purge(
-    file: Annotated[Path, typer.Argument(help="The archive whose rows to remove.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    file: Annotated[Path, typer.Argument(help="The archive whose rows are removed.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     config: Config = None,
 ) -> None:
     """Delete the events that an archive holds, once all repositories have them. Keep the archive: it is then the only copy."""

@@ -30,7 +30,7 @@ def drain(
 ) -> None:
     """Refuse new images with A700, finish and deliver the others, and say when the node is empty.
 
-    It holds across restarts until `--end`. Exit status 1: the node isn't empty yet.
+    The drain survives restarts; `--end` ends it. Exit status 1: the node is not empty yet.
     """
     settings = node_settings(config)
     root = settings.node.data_dir

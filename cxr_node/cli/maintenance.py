@@ -29,7 +29,8 @@ _SHOWN = 20
 
 
 def doctor(
-    mend: Annotated[bool, typer.Option("--mend", help="Repair it; default: change nothing.")] = False, config: Config = None
+    mend: Annotated[bool, typer.Option("--mend", help="Repair them. Default: change nothing.")] = False,
+    config: Config = None,
 ) -> None:
     """Check data folder and database for damage and inconsistencies. Exit status 1: some remain."""
     settings = node_settings(config)
@@ -76,12 +77,14 @@ def back_up(config: Config = None) -> None:
 
 def restore(
     file: Annotated[Path | None, typer.Argument(help="The backup to restore; default: the newest.", show_default=False)] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask: make the folder, mark images without a file as gone.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask: create the folder, mark images without a file as gone.")
+    ] = False,
     config: Config = None,
 ) -> None:
     """Restore a backup of the database, and add what was received since. Stop the node first.
 
-    On a new folder or machine, says what it needs, and asks before it marks images as gone.
+    On a new folder or machine, it says which files to copy, and asks before it marks images as gone.
     """
     settings = node_settings(config)
     if settings.database.url:

@@ -1,4 +1,4 @@
-"""Where `analyze` reads and writes, folders or buckets, and the names of results: the same for both, and for each engine."""
+"""Sources and outputs of `analyze`, folders or buckets, and the names of results: the same for both and for each engine."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _FILTERS: dict[str, Any] = {
 }
 """The options of a selection, the same for every command that takes one."""
 Deliveries = Annotated[bool, typer.Option("--deliveries", help="Deliveries, not jobs.")]
-Held = Annotated[bool, typer.Option("--held", help="All that are held; the same as --state held.")]
+Held = Annotated[bool, typer.Option("--held", help="Everything that is held; the same as --state held.")]
 Numbers = Annotated[list[int] | None, typer.Argument(metavar="[NUMBER]...", help="Jobs, or deliveries with --deliveries.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count what would change, and change nothing.")]
 
@@ -145,7 +145,7 @@ _change(
 )
 _change(
     "accept",
-    "Accept held images as corrections of the image that has the same SOP instance UID; their sender may not correct it.",
+    "Accept held images as corrections of the image with the same SOP instance UID, although their sender may not correct it.",
 )
 _change("cancel", "Cancel waiting or held jobs (or deliveries).")
 

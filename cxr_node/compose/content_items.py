@@ -1,9 +1,9 @@
 """Content items of a structured report (PS3.3 C.17.3), as plain data sets.
 
-highdicom's templates copy and check every item and every code several times, which took most of a report's time. What they make
-of the same content is compared with this, element by element, in tests/unit/test_compose_content_items.py.
+highdicom's templates copy and check every item and every code several times, which took most of a report's time.
+tests/unit/test_compose_content_items.py compares the items made here with those of highdicom, element by element.
 
-What says the same in every report (a value type, a code) is made once and shared by all of them: it must not be changed in place.
+Data sets that are the same in every report (a value type, a code) are made once and shared: do not change them in place.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Encodes composed data sets in Explicit VR Little Endian: the bytes of pydicom's writer in a third of its time.
 
-pydicom searches all that is below an item for ambiguous VRs, so that a report's tree is searched once a level. Values are
-encoded by pydicom here too, and so is all that isn't ordinary: what was read from a file, and what has an ambiguous VR, an
-undefined length, tags as its value or one that is too long for its VR.
+For each item, pydicom searches everything below it for ambiguous VRs, so it searches a report's tree once per level. This module
+leaves the values to pydicom, and also every unusual element: read from a file, with an ambiguous VR, of undefined length, with
+tags as its value, or with a value that is too long for its VR.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 A radiograph has no frame of reference, so each frame has the source's rows and columns and lies on it pixel for pixel
 (PS3.3 A.51). `identity` adds patient, study and equipment.
 
-All are of 8 bits, RLE: segments hold nothing but 0 and the maximum. With 1 bit, frames begin within a byte if rows times
-columns is not a multiple of 8 (PS3.5 8.1.1), and Orthanc can't return a frame if the number of columns isn't one.
+Lungs and heat levels have 8 bits and RLE although their only values are 0 and the maximum. With 1 bit, a frame can begin within a
+byte if rows times columns is not a multiple of 8 (PS3.5 8.1.1), and Orthanc can't return a frame if the number of columns is not
+a multiple of 8.
 """
 
 from __future__ import annotations

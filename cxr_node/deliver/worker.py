@@ -1,6 +1,6 @@
-"""Delivers results to one destination: claim → send → record, one round after the other, and what may interrupt a round.
+"""Delivers results to one destination: claim → send → record, round after round, and the events that interrupt a round.
 
-Over 300 lines: a round and all that can end one stay together.
+Over 300 lines: a round and everything that can end it stay together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Draws a frontal chest phantom, to try the node out without radiographs.
 
-Anatomy is laid out in shares of the picture, added up as attenuation, and shown the way a film is. It only has to let a network
-trained on real radiographs find the two lungs. It is labelled as a phantom in its margin.
+Anatomy is placed in fractions of the picture, summed as attenuation, and displayed like a film. The phantom is just realistic
+enough for a network trained on real radiographs to find the two lungs. Its margin labels it as a phantom.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The role `upload`: puts what this host's spool holds into the bucket, the oldest first.
+"""The role `upload`: copies the instances in this host's spool to the bucket, oldest first.
 
 For each instance: PUT, then the guarded change of its row, then the removal of the file. After a crash at any point it repeats
 these steps: a PUT of the same key and bytes changes nothing.

@@ -1,7 +1,7 @@
 """The work role: claim → decode → analyse → compose → finish, one batch after the other.
 
 While a batch is analysed, threads decode the next one and compose the results of the one before. A batch that fails is tried
-image by image, so that an image that can't be analysed affects no other.
+image by image, so that a bad image affects no other.
 
 Over 300 lines: all endings of a job stay in one file, so that none is forgotten.
 """

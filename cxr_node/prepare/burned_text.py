@@ -1,8 +1,8 @@
 """Burned-in text of a radiograph: found by its strokes, and blanked outside the lungs.
 
-Strokes of letters are thin, as bright or as dark as nothing around them, and end within a pixel or two; anatomy is soft. What is
-found is a guess: small, faint or blurred writing is missed, and text over the lungs is left. So the results state
-that text may remain.
+Strokes of letters are thin, brighter or darker than everything around them, and have edges of a pixel or two; anatomy has soft
+edges. Detection is a guess: it misses small, faint or blurred writing, and text over the lungs is kept. The results therefore
+state that text may remain.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Puts right a Specific Character Set that is misspelt or that the texts contradict: results copy both."""
+"""Corrects a Specific Character Set that is misspelt or contradicted by the texts, because results copy both."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The content digest of an image, independent of its encoding: over its attributes and decoded pixels.
 
-The same image can arrive over several routes: explicit or implicit VR, big endian, compressed without losses; with or without
+The same image can arrive over several routes: explicit or implicit VR, big endian, lossless compression; with or without
 group lengths and padding. All of these give the same digest. Attributes about the route instead of the image are left out.
 """
 

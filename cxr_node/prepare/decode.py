@@ -1,6 +1,6 @@
 """From a DICOM file or data set to stored pixel values, with any compression.
 
-Rejects what can't or must not be decoded. `render` interprets the values, `quality` judges what they show.
+Rejects pixel data that can't or must not be decoded. `render` interprets the values, `quality` judges what they show.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which bits of its word a stored value is (PS3.3 C.7.6.3.1, PS3.5 8.1.1): headers say too few, or the wrong ones."""
+"""Which bits of a word hold the stored value (PS3.3 C.7.6.3.1, PS3.5 8.1.1): some headers state too few, or the wrong ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Words in the details of the audit log, found by a full-text index.
 
-PostgreSQL indexes them with the row. SQLite's index is filled by the sealer (`audit_chain.seal`): what it has yet to come to is
-compared here, with the same rules for what a word is. That index has no times, so they are converted to row numbers first.
+PostgreSQL indexes them with the row. On SQLite the sealer (`audit_chain.seal`) fills the index; rows that it has not
+reached yet are compared here, with the same definition of a word. SQLite's index has no times, so a search converts them to row
+numbers first.
 """
 
 from __future__ import annotations

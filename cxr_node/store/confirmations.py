@@ -1,7 +1,7 @@
 """Images under a known SOP instance UID from a sender that may not correct it: stored separately, compared, held for an operator.
 
-Its row is `unconfirmed`. It ends no earlier work, no result references it, and nothing is merged with it. The worker only checks
-whether it is the same image in another encoding, as a PACS forwards it; if not, its job is held.
+The row of such an image is `unconfirmed`. It ends no earlier work, no result references it, and nothing is merged with it. The
+worker only checks whether it is the same image in another encoding, as a PACS forwards it; if not, its job is held.
 """
 
 from __future__ import annotations

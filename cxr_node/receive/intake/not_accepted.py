@@ -1,4 +1,4 @@
-"""Why nothing that a sender proposes is accepted, in words."""
+"""Explains in words why no presentation context of a sender is accepted."""
 
 from __future__ import annotations
 

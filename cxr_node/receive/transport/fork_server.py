@@ -4,7 +4,7 @@ It has one thread, and no lock, database connection or association: a fork would
 over a socket pair and contains the new receiver's end of another socket pair. No other process keeps that end, so its closing
 signals the death of exactly one receiver. The fork server ends when its parent process ends, and its receivers end after it.
 
-Two receivers together take about 70 MB less than two that share nothing (`benchmarks.receive --parts`).
+Two receivers that share memory take about 70 MB less than two that do not (`benchmarks.receive --parts`).
 """
 
 from __future__ import annotations

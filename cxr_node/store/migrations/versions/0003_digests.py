@@ -1,4 +1,4 @@
-"""Digests of other kinds than SHA-256; those that are there stay, and are told by having no prefix."""
+"""Digests of other kinds than SHA-256. Existing SHA-256 digests stay; they have no prefix."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""The data folder that a database elsewhere belongs to; sizes beyond 2 GiB in PostgreSQL, whose integers end there."""
+"""The data folder to which a database with its own URL belongs; sizes beyond 2 GiB, the limit of an integer in PostgreSQL."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The SOP class and instance UID under which a destination has a report, where they aren't the report's own."""
+"""The SOP class and instance UID under which a destination has a report, if they differ from the report's own."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which start of the machine a lease counts from: on SQLite leases run on a clock that no one can set."""
+"""The start of the machine that a lease counts from: on SQLite, leases use the monotonic clock, which nobody can set."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Whose certificate an instance came with, and whether it waits for a person: other content than its UID's first sender sent."""
+"""The certificate of an instance's sender, and whether the instance waits for an operator: other content under a known UID."""
 
 import sqlalchemy as sa
 from alembic import op

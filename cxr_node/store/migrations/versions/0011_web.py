@@ -1,4 +1,4 @@
-"""Who may use the web page: users, sessions, API tokens, failed attempts; and totals of counters for monitoring."""
+"""Access to the web pages: users, sessions, API tokens, failed attempts; and totals of counters for monitoring."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What the web page searches by: patients' names, answers, and indices; and what readers say of an answer."""
+"""Columns that the web pages search by (patients' names, answers), their indices, and readers' verdicts on answers."""
 
 import sqlalchemy as sa
 from alembic import op

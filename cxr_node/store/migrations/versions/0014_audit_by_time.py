@@ -1,4 +1,4 @@
-"""Indices of the audit log with the time behind what they find by: searches go, and may be bounded, by time."""
+"""Indices of the audit log that end with the time: searches are ordered by time and can be bounded by it."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The address that a job's image came from, and indices by which the next jobs are found in a queue of any length."""
+"""The address that a job's image came from, and indices that find the next jobs in a queue of any length."""
 
 import sqlalchemy as sa
 from alembic import op

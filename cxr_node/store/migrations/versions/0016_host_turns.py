@@ -1,4 +1,4 @@
-"""Whose turn it is to do what one host at a time does for all that share the database."""
+"""Leases for work that one host at a time does for all hosts on the database."""
 
 import sqlalchemy as sa
 from alembic import op

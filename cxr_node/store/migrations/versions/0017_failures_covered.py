@@ -1,4 +1,4 @@
-"""The index of failed deliveries has all that finding the last one needs: the planner prefers it to the user's own."""
+"""The index of failed deliveries covers the query for the last one, so that the planner prefers it to the index of users."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which instances are in the spool of a host alone, and which spools there are."""
+"""The spools, and which instances are only in the spool of a host."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Indices of the audit log hold other columns of few values too: rare combinations are found in them alone."""
+"""Indices of the audit log also contain other columns with few values, so that rare combinations need no rows."""
 
 import sqlalchemy as sa
 from alembic import op
