@@ -51,7 +51,7 @@ _ABOUT = {
     "all destinations.",
     "tls": "DICOM over TLS, for the listener and towards destinations with `tls = true`.",
     "storage": "Where received instances and results are kept: the data folder, or a bucket that several hosts share.",
-    "not_analysed": "What destinations get for an image that was rejected. By default: nothing.",
+    "not_analysed": "Notices for destinations about images that were rejected. Default: none.",
 }
 
 

@@ -153,8 +153,8 @@ def lost(peer: Peer) -> str:
 def wrong_response(peer: Peer, what: str) -> str:
     """A message came back that is no response to the request (PS3.7 section 9.3.1.2)."""
     return (
-        f"{peer} responds to the request with {what}, so nobody knows whether it was done: it is repeated. If this goes on, "
-        "report it to the vendor of that system."
+        f"{peer} responds to the request with {what}, so the outcome is unknown and the request is repeated. If this "
+        "continues, report it to the vendor of that system."
     )
 
 

@@ -35,7 +35,7 @@ def why_not(settings: Settings) -> str:
     name = _name(owner)
     return (
         f"The data folder {folder.absolute()} belongs to {name}, and this is {_name(user)}: run it as {name} "
-        f"(runuser -u {name} -- cxr-node …). What another user writes there the node couldn't open."
+        f"(runuser -u {name} -- cxr-node …). The node could not open files that another user writes there."
     )
 
 

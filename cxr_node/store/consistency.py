@@ -22,7 +22,7 @@ from cxr_node.store.digests import earlier_digest_of, file_digest, is_earlier
 from cxr_node.store.resend import BEING_MADE
 from cxr_node.store.schema import deliveries, instances, jobs, results
 
-_IMAGE_GONE = "The image's file is gone from the data folder: send the image again, and this goes on by itself."
+_IMAGE_GONE = "The image's file is gone from the data folder: send the image again; the job then continues."
 _BOTH_GONE = (
     "The result's file is gone from the data folder, and its image too: send the image again, and both are made again and sent."
 )

@@ -16,7 +16,7 @@ from cxr_node.web.api.models import Problem
 router = APIRouter(include_in_schema=False)
 _templates = Jinja2Templates(Path(__file__).parent.parent / "templates")
 _INTRODUCTION = (
-    "What the page shows and does, for programs. Every request carries an API token (`cxr-node token create`) as "
+    "The functions of the web pages, for programs. Every request carries an API token (`cxr-node token create`) as "
     "`Authorization: Bearer …`, or the session's cookie and, where it changes something, the header X-CSRF-Token. "
     "Errors are problem details (RFC 9457)."
 )
