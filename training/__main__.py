@@ -57,9 +57,9 @@ def import_set(
     kind: Annotated[SetKind, typer.Argument(help="Which set SOURCE is; folder: radiographs of your own.")],
     source: Annotated[Path, typer.Argument(help="Folder of the download; for `folder` also a CSV file.", exists=True)],
     out: Annotated[Path, typer.Option("--out", help="Data folder; several sets can go into one.")],
-    name: Annotated[str, typer.Option(help="What the manifest calls the source; default: the set's or the folder's name.")] = "",
-    population: Annotated[str, typer.Option(help="adult or paediatric, where neither set nor header says it.")] = "",
-    licence: Annotated[str, typer.Option(help="Licence, where the set doesn't say it.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the source in the manifest; default: the name of the set or folder.")] = "",
+    population: Annotated[str, typer.Option(help="adult or paediatric, if neither the set nor the header states it.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence, if the set does not state it.")] = "",
     classes: Annotated[
         Path | None, typer.Option(help="For `folder`: CSV file with label, title, code, scheme, meaning of further classes.")
     ] = None,
@@ -94,12 +94,12 @@ def classify(
     segment: LungUNet = None,
     imagenet: Annotated[Path | None, typer.Option(help="ImageNet weights of the encoder (safetensors).")] = None,
     begin_with: Annotated[
-        Path | None, typer.Option(help="Folder of weights to go on from instead; `shipped`: those that come with the program.")
+        Path | None, typer.Option(help="Folder of weights to continue from instead; `shipped`: the weights of the program.")
     ] = None,
-    without: Annotated[str, typer.Option(help="A source to leave out, so as to be measured on it.")] = "",
+    without: Annotated[str, typer.Option(help="A source to leave out, for a measurement on it.")] = "",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value in the recipe, such as encoder_stage.images=600."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe, such as encoder_stage.images=600."),
     ] = None,
 ) -> None:
     """Train CXRNet on whole radiographs, or on lungs cut out, as the recipe says."""
@@ -116,12 +116,12 @@ def evidence(
     out: OutFolder = Path("runs/evidence"),
     recipe: RecipeOption = Path("conf/evidence.toml"),
     segment: LungUNet = _SHIPPED,
-    begin_with: Annotated[Path, typer.Option(help="Folder of weights to go on from, or `shipped`.")] = _SHIPPED,
+    begin_with: Annotated[Path, typer.Option(help="Folder of weights to continue from, or `shipped`.")] = _SHIPPED,
     imagenet: Annotated[Path | None, typer.Option(help="ImageNet weights (safetensors) to begin with instead.")] = None,
-    without: Annotated[str, typer.Option(help="A source to leave out, so as to be measured on it.")] = "",
+    without: Annotated[str, typer.Option(help="A source to leave out, for a measurement on it.")] = "",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value in the recipe, such as seconds=900."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe, such as seconds=900."),
     ] = None,
 ) -> None:
     """Train CXRNet to draw opacity where radiologists marked it, and to answer from that."""
@@ -138,7 +138,7 @@ def gate(
     out: OutFolder = Path("runs/gate"),
     segment: LungUNet = None,
 ) -> None:
-    """Fit the gate that turns away what is no frontal chest radiograph."""
+    """Fit the gate, which rejects images that are not frontal chest radiographs."""
     from training.gate import fit
 
     print(fit(_unet(segment), data, out)["figures"])
@@ -150,7 +150,7 @@ def side(
     out: OutFolder = Path("runs/side"),
     epochs: Annotated[int, typer.Option(help="Passes over the radiographs.", min=1)] = 20,
 ) -> None:
-    """Fit the judge of sides: does the patient's right lie on the picture's left? cxr_node/nets/sides holds its files."""
+    """Train the side network: is the patient's right on the left of the picture? Its files are in cxr_node/nets/sides."""
     from training.side import fit
 
     print(fit(data, out, epochs)["figures"]["test"])
@@ -160,9 +160,9 @@ def side(
 def letters(
     data: DataOption,
     out: OutFolder = Path("runs/letters"),
-    tiles: Annotated[int, typer.Option(help="Pictures to draw letters on.", min=1)] = 3500,
+    tiles: Annotated[int, typer.Option(help="Number of pictures with drawn letters.", min=1)] = 3500,
 ) -> None:
-    """Fit the reader of the film's own R and L. cxr_node/nets/sides holds its files."""
+    """Train the letter network, which reads the film's own R and L. Its files are in cxr_node/nets/sides."""
     from training.letters import fit
 
     print(fit(data, out, tiles)["figures"]["test"])
@@ -175,7 +175,7 @@ def head(
     segment: LungUNet = None,
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
 ) -> None:
-    """Fit the classifier's head anew, without augmentation."""
+    """Refit the head of the classifier, without augmentation."""
     from training.head import refit
 
     print(refit(data, _unet(segment), classify, out))
@@ -189,8 +189,8 @@ def export(
     segment: LungUNet = None,
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
     gate: Annotated[Path | None, typer.Option(help="gate.json of `gate`; default: runs/gate's, or the folder's own.")] = None,
-    name: Annotated[str, typer.Option(help="What the model is called; needed if it goes on from other weights.")] = "",
-    licence: Annotated[str, typer.Option(help="Licence of the weights; default: what they were made from, in words.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the model; required if it continues from other weights.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the weights; default: a list of their sources.")] = "",
 ) -> None:
     """Write the weight files that the node loads, calibrated on `val`."""
     from training.export import export as write
@@ -208,7 +208,7 @@ def quantise(
     weights: Annotated[Path, typer.Option(help="Folder of weight files, which is changed.")] = Path("runs/weights"),
     images: Annotated[int, typer.Option(help="Training images to measure activations on.", min=1)] = 300,
 ) -> None:
-    """Let weights be served in int8 by OpenVINO, if they stay as accurate on `val`."""
+    """Enable int8 in OpenVINO for weights that stay as accurate on `val`."""
     from training.quantise import quantise as measure
 
     print(measure(data, weights, images))
@@ -222,9 +222,10 @@ def evaluate(
     source: Annotated[str, typer.Option(help="Only radiographs of this source of the manifest.")] = "",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
     engine: Annotated[str, typer.Option(help="torch, or openvino: in int8 where the weights allow it.")] = "torch",
-    hidden: Annotated[bool, typer.Option(help="Also without the lungs, which takes as long again.")] = True,
+    hidden: Annotated[bool, typer.Option(help="Also evaluate with the lungs hidden, which takes the same time again.")] = True,
     beside: Annotated[
-        Path | None, typer.Option(help="Other weights to compare on the same images, such as `shipped`: as long again.")
+        Path | None,
+        typer.Option(help="Other weights to compare on the same images, such as `shipped`; doubles the time."),
     ] = None,
 ) -> None:
     """Measure weights on one split: tables, metrics.json, confusion matrix, ROC curves."""
@@ -245,7 +246,7 @@ def shifted(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
 ) -> None:
-    """Measure adults' radiographs that are made to look as if another hospital had taken them: shifted.json."""
+    """Measure radiographs of adults that are altered to look like those of another hospital: shifted.json."""
     from training.shifts import shifted as measure
 
     for name, figures in measure(data, split, weights, out).items():
@@ -258,7 +259,7 @@ def explain(
     out: OutFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many images of each class; 0: all.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="Most images of each class; 0: all.", min=0)] = 0,
 ) -> None:
     """Measure the explanations: AOPPC, deletion and insertion curves, heat inside the lungs, pictures."""
     from training.explain import explain as measure
@@ -273,8 +274,8 @@ def heat(
     out: OutFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
-    limit: Annotated[int, typer.Option(help="Deletion and insertion on at most so many images of each disease.", min=0)] = 10,
-    healthy: Annotated[int, typer.Option(help="At most so many healthy images.", min=0)] = 200,
+    limit: Annotated[int, typer.Option(help="Most images of each disease for deletion and insertion.", min=0)] = 10,
+    healthy: Annotated[int, typer.Option(help="Most healthy images.", min=0)] = 200,
     pictures: Annotated[str, typer.Option(help="Only draw marked radiographs of this source, at random: OUT/heat.png.")] = "",
 ) -> None:
     """Measure whether the heat lies where radiologists see disease, beside other maps: heat.json."""
@@ -299,11 +300,11 @@ def unseen(
     imagenet: Annotated[
         Path | None, typer.Option(help="ImageNet weights of ResNet-50; default: weights/resnet50_imagenet.safetensors in DATA.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="A source to leave out; default: each in turn.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only leave out this source; default: each in turn.")] = None,
     seconds: Annotated[int, typer.Option(help="Training time of each; 0: the recipe's.", min=0)] = 0,
-    most: Annotated[int, typer.Option(help="Measure at most so many radiographs of each label; 0: all.", min=0)] = 0,
+    most: Annotated[int, typer.Option(help="Most radiographs of each label to measure; 0: all.", min=0)] = 0,
 ) -> None:
-    """Leave each source out in turn and measure on it: unseen.json; what was interrupted goes on."""
+    """Leave out each source in turn and measure on it: unseen.json. Repeat the command to resume an interrupted run."""
     from training.unseen import unseen as measure
 
     imagenet = imagenet or data / "weights" / "resnet50_imagenet.safetensors"
@@ -328,10 +329,10 @@ def experiments(
         Path | None, typer.Option(help="ImageNet weights of ResNet-50; default: weights/resnet50_imagenet.safetensors in DATA.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="An experiment, such as original-alexnet or without-SOURCE.")] = None,
-    explained: Annotated[int, typer.Option(help="Explain at most so many images of each class; 0: all.", min=0)] = 25,
+    explained: Annotated[int, typer.Option(help="Most images of each class to explain; 0: all.", min=0)] = 25,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("training/RESULTS.md"),
 ) -> None:
-    """Run all experiments of the paper that are missing, and write RESULTS.md; interrupted ones go on."""
+    """Run the missing experiments of the paper, resume interrupted ones, and write RESULTS.md."""
     from training.experiments import Paths, run
     from training.report import write_report
 

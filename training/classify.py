@@ -1,4 +1,4 @@
-"""Train CXRNet (section III-B) by a recipe, in the stages that the recipe names (see `stages`).
+"""Trains CXRNet (section III-B) by a recipe, in the stages that the recipe names (see `stages`).
 
 Differs: the paper trains everything jointly (conf/paper.toml). Training the encoder first and then the decoder reaches the same
 result with a third of the arithmetic, and the batch normalisation statistics, which both passes of the shared encoder use, stay

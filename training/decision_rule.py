@@ -1,4 +1,4 @@
-"""How answers follow from what the network sees: chosen on `val`, stored in the weights' JSON."""
+"""The rule from network outputs to answers: chosen on `val`, stored in the weights' JSON."""
 
 from __future__ import annotations
 

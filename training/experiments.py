@@ -154,7 +154,7 @@ def settings_of(which: Experiment, recipe: ClassifyRecipe) -> list[str]:
 
 
 def run(paths: Paths, only: Collection[str] = ()) -> list[str]:
-    """Run what is missing, one command after the other; what was interrupted goes on.
+    """Run the missing experiments, one command after the other; interrupted ones are resumed.
 
     Args:
         paths: where everything is; the recipes and the U-Net must be there.

@@ -1,4 +1,4 @@
-"""Fit the gate that tells a frontal chest radiograph from anything else (`cxr_node.analyse.gate`).
+"""Fits the gate, which distinguishes frontal chest radiographs from other images (`cxr_node.analyse.gate`).
 
 Positives are the manifest's radiographs. Negatives are those of `not_frontal.csv` (lateral views, CT slices), and radiographs
 that are rotated, upside down, cropped to a small part, or replaced by noise. The threshold is chosen on `val`; the rejection

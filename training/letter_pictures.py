@@ -1,4 +1,4 @@
-"""Pictures to learn film letters from: radiographs of `train` with letters drawn on them, and with what is mistaken for letters.
+"""Pictures to learn film letters from: radiographs of `train` with letters drawn on them, and with similar shapes.
 
 The finder of `prepare.letters` looks at them as at any radiograph, so the network learns from what it will see. Radiographs lie
 in the pictures at several scales, the smallest as mosaics, so that some of their anatomy and devices is as sharp as the letters.

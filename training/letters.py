@@ -1,4 +1,4 @@
-"""Fit the reader of film letters (`cxr_node.nets.letters`): R, L, either of them mirrored, or none.
+"""Trains the letter network (`cxr_node.nets.letters`): R, L, either of them mirrored, or none.
 
 Letters are drawn on radiographs of `train` (`letter_pictures`). What is found on the radiographs themselves is learned as none,
 but at their borders there are true letters among it: a first network, which has not seen these, tells which they are. Public

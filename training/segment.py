@@ -1,4 +1,4 @@
-"""Train the lung U-Net (CXRNet section III-A.1) on the radiographs of the manifest that have a mask."""
+"""Trains the lung U-Net (CXRNet section III-A.1) on the radiographs of the manifest that have a mask."""
 
 from __future__ import annotations
 
