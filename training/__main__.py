@@ -190,7 +190,9 @@ def export(
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
     gate: Annotated[Path | None, typer.Option(help="gate.json of `gate`; default: runs/gate's, or the folder's own.")] = None,
     name: Annotated[str, typer.Option(help="Name of the model; required if it continues from other weights.")] = "",
-    licence: Annotated[str, typer.Option(help="Licence of the weights; default: a list of their sources.")] = "",
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights; default: a statement on the licences of their sources.")
+    ] = "",
 ) -> None:
     """Write the weight files that the node loads, calibrated on `val`."""
     from training.export import export as write

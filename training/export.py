@@ -114,7 +114,7 @@ def _licence_of(state: dict[str, Any], data: Path) -> str:
     begun = state.get("begun") or {"model": "other weights", "licence": "not stated"}
     sources = ", ".join(sorted({row.source for row in read_manifest(data, "train")}))
     return (
-        f"Not stated by who trained them. They go on from {begun['model']} ({begun['licence'].rstrip('.')}) "
+        f"Not stated by those who trained them. They continue from {begun['model']} ({begun['licence'].rstrip('.')}) "
         f"with radiographs of {sources}, whose terms apply too."
     )
 
