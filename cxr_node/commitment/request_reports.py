@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, and_, or_, select, true, update
+from sqlalchemy import Connection, Engine, and_, false, or_, select, true, update
 
 from cxr_node.commitment.datasets import NO_SUCH_INSTANCE, PROCESSING_FAILURE, REASONS, read_report
 from cxr_node.commitment.requests import NEVER_CONFIRMED, SENT_UID, close_requests, record_given_up
@@ -15,6 +15,7 @@ from cxr_node.logs import exception_text
 from cxr_node.records import AuditEvent, DeliveryState
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
+from cxr_node.store.corrections import cancel_superseded
 from cxr_node.store.database import write
 from cxr_node.store.schema import commitment_asks, deliveries, instances, jobs, results
 
@@ -97,6 +98,8 @@ def note_report(
             audit.add(connection, _event(row, caller, reason))
             if values["state"] == DeliveryState.HELD:
                 record_given_up(connection, [row.id], f"sent {row.attempts} times, never kept; held")
+        for destination in {row.destination for row in rows}:
+            cancel_superseded(connection, destination, false())
     return len(rows)
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import structlog
 from pydicom.uid import generate_uid
-from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, case, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, case, delete, false, insert, or_, select, update
 
 from cxr_node.dicom.references import Reference
 from cxr_node.records import AuditEvent, DeliveryState
 from cxr_node.store import audit, faults
+from cxr_node.store.corrections import cancel_superseded
 from cxr_node.store.database import write
 from cxr_node.store.schema import commitment_asks, deliveries, instances, jobs, results
 
@@ -64,6 +65,7 @@ def next_request(engine: Engine, destination: str, timeout_s: float) -> Commitme
             .returning(deliveries.c.id)
         )
         record_given_up(connection, given_up.scalars().all(), f"asked {_MOST_ASKS} times, never confirmed; held")
+        cancel_superseded(connection, destination, false())
         rows = connection.execute(
             select(deliveries.c.id, deliveries.c.asks, _SENT_CLASS.label("sop_class_uid"), SENT_UID.label("sop_instance_uid"))
             .join(results, deliveries.c.result_id == results.c.id)

@@ -57,10 +57,9 @@ def supersede(connection: Connection, instance_ids: Sequence[int], by: int) -> N
         .where(deliveries.c.result_id.in_(of_these), deliveries.c.state.in_(_OPEN_DELIVERIES))
         .values(state=DeliveryState.CANCELLED, reason=_SUPERSEDED, superseded_by=by, lease_owner="", lease_until=0)
     ).rowcount
+    under_way = (DeliveryState.SENDING, DeliveryState.COMMITTING)  # after a report that it isn't kept, one would be sent again
     connection.execute(
-        update(deliveries)
-        .where(deliveries.c.result_id.in_(of_these), deliveries.c.state == DeliveryState.SENDING)
-        .values(superseded_by=by)
+        update(deliveries).where(deliveries.c.result_id.in_(of_these), deliveries.c.state.in_(under_way)).values(superseded_by=by)
     )
     if cancelled or ended:
         detail = f"{cancelled} jobs and {ended} deliveries of earlier revisions cancelled"
@@ -68,7 +67,7 @@ def supersede(connection: Connection, instance_ids: Sequence[int], by: int) -> N
 
 
 def cancel_superseded(connection: Connection, destination: str, lapsed: Any) -> None:
-    """End deliveries that were under way when a correction came, and then failed or lost their sender.
+    """End deliveries that were under way when a correction came, and then failed, were not kept, or lost their sender.
 
     `lapsed`: the condition that the lease of a delivery has lapsed.
     """
@@ -77,7 +76,7 @@ def cancel_superseded(connection: Connection, destination: str, lapsed: Any) -> 
         .where(
             deliveries.c.destination == destination,
             deliveries.c.superseded_by.is_not(None),
-            (deliveries.c.state == DeliveryState.WAITING) | and_(deliveries.c.state == DeliveryState.SENDING, lapsed),
+            or_(deliveries.c.state.in_(_OPEN_DELIVERIES), and_(deliveries.c.state == DeliveryState.SENDING, lapsed)),
         )
         .values(state=DeliveryState.CANCELLED, reason=_SUPERSEDED, lease_owner="", lease_until=0)
     )

@@ -238,6 +238,8 @@ def mark_failed(
         if changed and (held or delivery.attempts == 1):
             event = "result-held" if held else "result-delayed"
             audit.add(connection, _event(event, delivery, "failure", f"{delivery.kind}: {for_audit or reason}"))
+        if changed:
+            cancel_superseded(connection, delivery.destination, false())
 
 
 def make_due(engine: Engine, destination: str) -> int:

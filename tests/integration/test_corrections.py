@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from pydicom import dcmread, uid
 from pydicom.uid import ImplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from sqlalchemy import update
 
 from cxr_node.analyse.networks import load_networks
+from cxr_node.commitment import request_reports, requests
+from cxr_node.commitment.datasets import PROCESSING_FAILURE
 from cxr_node.node.work import Worker
 from cxr_node.prepare.content import content_digest
 from cxr_node.prepare.decode import read_dataset
@@ -14,7 +17,7 @@ from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.receive.intake.header import read_header
 from cxr_node.records import DataFolder, DeliveryState, JobState, Sender
 from cxr_node.settings import DestinationSettings, InferenceSettings, NodeSettings, ReceiveSettings, Settings
-from cxr_node.store import admissions, audit, deliveries, overview
+from cxr_node.store import admissions, audit, deliveries, overview, schema
 from cxr_node.store.admissions import Admission, Arrival
 from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
@@ -146,6 +149,36 @@ def test_a_correction_ends_what_is_open_of_the_earlier_image(bench, image):
     assert bench.jobs()[1]["state"] == JobState.DONE
     assert len(bench.deliver()) == 2
     assert second["state"] == JobState.NEW
+
+
+@pytest.mark.parametrize("end", ["held", "not kept", "never confirmed"])
+def test_what_was_under_way_to_a_destination_is_not_sent_again_after_a_correction(bench, image, end):
+    """Nor is a person asked about it: of the earlier image, nothing is wanted there any more."""
+    bench.add(image)
+    bench.step()
+    under_way = deliveries.claim(bench.engine, "pacs", "worker", 20, 60)
+    request = None
+    if end != "held":
+        for delivery in under_way:
+            deliveries.mark_sent(bench.engine, delivery, 0, to_commit=True)
+        request = requests.next_request(bench.engine, "pacs", 600)
+    image.PatientID = "CORRECTED"
+    bench.add(image)
+    if request is None:
+        for delivery in under_way:
+            deliveries.mark_failed(bench.engine, delivery, "refused", 3, 0xC000, hold=True)
+    elif end == "not kept":
+        failed = {uid: PROCESSING_FAILURE for _, uid in request.references}
+        request_reports.note_report(bench.engine, request.transaction_uid, [], failed)
+    else:
+        with bench.engine.begin() as connection:
+            connection.execute(update(schema.deliveries).values(asks=100, not_before=0))
+        assert requests.next_request(bench.engine, "pacs", 600) is None
+    earlier, corrected = bench.jobs()
+    assert corrected["state"] == JobState.NEW
+    assert {delivery["state"] for delivery in earlier["deliveries"]} == {DeliveryState.CANCELLED}
+    bench.step()
+    assert sorted(bench.deliver()) == sorted(delivery.kind for delivery in under_way)
 
 
 def test_a_waiting_job_of_the_earlier_image_is_cancelled(bench, image):
