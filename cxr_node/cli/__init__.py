@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -34,8 +34,16 @@ def main() -> None:
     try:
         app()
     except CxrNodeError as error:
-        print(f"cxr-node: {printable(str(error), keep=chr(10))}", file=sys.stderr)
-        sys.exit(2)
+        _end_with(str(error))
+    except Exception as error:
+        if (database := sys.modules.get("cxr_node.store.database")) and (trouble := database.trouble_in_words(error)):
+            _end_with(trouble)
+        raise
+
+
+def _end_with(message: str) -> NoReturn:
+    print(f"cxr-node: {printable(message, keep=chr(10))}", file=sys.stderr)
+    sys.exit(2)
 
 
 @app.command(rich_help_panel=_RUN)

@@ -121,6 +121,21 @@ def nothing_was_written(error: BaseException) -> bool:
     return is_busy or isinstance(error, DatabaseTimeoutError | TimeoutError)
 
 
+def trouble_in_words(error: BaseException) -> str:
+    """What a person who gave a command reads of a database that is locked, full or away; empty: the error says something else."""
+    if not isinstance(error, SQLAlchemyError) or not is_in_trouble(error):
+        return ""
+    if nothing_was_written(error):
+        return (
+            "Others kept the database from being written for too long, and the command has given up. Give it again; if this goes "
+            "on, look for a program that holds the database open, such as a copy under way or an sqlite3 shell."
+        )
+    if type(getattr(error, "orig", None)).__module__.startswith("psycopg"):
+        return f"The database can't be used: {postgresql.server_error_text(error)}"
+    said = str(getattr(error, "orig", None) or error).partition("\n")[0].rstrip(".")
+    return f"The database can't be used: {said}.{cure_of(said)}"
+
+
 def _write_lock_at(file: Path, longest_wait_s: float) -> WriteLock:
     try:
         return WriteLock(file, longest_wait_s)

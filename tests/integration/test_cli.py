@@ -18,12 +18,14 @@ import pydicom
 import pytest
 from typer.testing import CliRunner
 
-from cxr_node.cli import app
+from cxr_node.cli import app, main
 from cxr_node.demo.samples import load_samples
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.errors import CxrNodeError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import LABELS
+from cxr_node.store import database
+from cxr_node.store.database import write
 from tests.images import chest_phantom
 from tests.store import Store
 
@@ -183,6 +185,24 @@ def test_queue_lists_filters_shows_retries_and_cancels(store, config):
     refused = run("queue", "cancel", job.id, "--config", config)
     assert isinstance(refused.exception, CxrNodeError)
     assert isinstance(run("queue", "list", "--state", "odd", "--config", config).exception, CxrNodeError)
+
+
+@pytest.mark.parametrize("command", [("queue", "list"), ("audit", "search"), ("drain", "--no-wait"), ("doctor",)], ids=" ".join)
+def test_a_database_that_others_keep_for_too_long_is_one_message(tmp_path, capsys, monkeypatch, command):
+    store = Store(tmp_path / "var")
+    config = tmp_path / "node.toml"
+    config.write_text(f'[node]\nport = 0\ndata_dir = "{tmp_path / "var"}"\n')
+    monkeypatch.setattr("os.umask", lambda _: None)
+    monkeypatch.setattr("sys.argv", ["cxr-node", *command, "--config", str(config)])
+    tune = database._tune_sqlite
+    monkeypatch.setattr(database, "_tune_sqlite", lambda engine, _: tune(engine, 0.1))
+    with write(store.engine), pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "Others kept the database" in said
+    assert "Traceback" not in said
+    store.engine.dispose()
 
 
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
