@@ -20,6 +20,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from cxr_node.dicom.part10 import end_of_meta, read_meta
+from cxr_node.dicom.top_level import LONG_VRS
 from cxr_node.errors import Rejected
 
 MOST_ITEMS = 20_000
@@ -42,7 +43,6 @@ _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _ITEM_WORDS = tuple(struct.unpack("=HH", tag) for tag in _ITEM_TAGS)
 """The same as numbers of two bytes each."""
 _TEXTS = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"))
-_LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _UNDEFINED = 0xFFFFFFFF
 _PIECE_BYTES = 1 << 22
 _TOO_MUCH = "The object has far more data elements than a radiograph."
@@ -131,7 +131,7 @@ def _walk(content: bytes | mmap.mmap, at: int, explicit: bool, order: str) -> It
             continue
         is_in_fragments = False
         vr = bytes(content[at + 4 : at + 6]) if explicit else b""
-        if vr in _LONG:
+        if vr in LONG_VRS:
             if at + 12 > size:
                 return
             (length,), at = long_of.unpack_from(content, at + 8), at + 12

@@ -16,12 +16,11 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import dcmread, read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from cxr_node.dicom.top_level import top_elements
+from cxr_node.dicom.top_level import LONG_VRS, top_elements
 
 _PREAMBLE_BYTES = 132
 _GROUP_LENGTH = struct.Struct("<HH2sHL")
 """The first element of the file meta information, (0002,0000)."""
-_LONG = frozenset((b"OB", b"OW", b"OF", b"SQ", b"UN", b"UT", b"OD", b"OL", b"UC", b"UR", b"OV", b"SV", b"UV"))
 _UNDEFINED = 0xFFFFFFFF
 
 
@@ -90,7 +89,7 @@ def after_group_2(content: bytes | mmap.mmap, at: int, order: str = "<") -> int:
     """
     while at + 12 <= len(content) and struct.unpack_from(f"{order}H", content, at) == (0x0002,):
         vr = bytes(content[at + 4 : at + 6])
-        if vr in _LONG:
+        if vr in LONG_VRS:
             (length,), header = struct.unpack_from(f"{order}L", content, at + 8), 12
         elif vr.isalpha() and vr.isupper():
             (length,), header = struct.unpack_from(f"{order}H", content, at + 6), 8

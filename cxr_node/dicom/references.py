@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cxr_node.dicom.top_level import LONG_VRS
 from cxr_node.errors import Rejected
 
 Reference = tuple[str, str]
@@ -25,8 +26,6 @@ _TRANSACTION, _REFERENCED, _FAILED = 0x00081195, 0x00081199, 0x00081198
 _CLASS, _INSTANCE, _REASON = 0x00081150, 0x00081155, 0x00081197
 _ITEM, _END_OF_ITEM, _END_OF_SEQUENCE = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
-_LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-"""VRs whose length has 32 bits (PS3.5 section 7.1.2)."""
 _TAG, _SHORT_LENGTH, _LONG_LENGTH = struct.Struct("<HH"), struct.Struct("<H"), struct.Struct("<L")
 
 
@@ -135,7 +134,7 @@ def _header(content: bytes, at: int, end: int, explicit: bool) -> tuple[int, int
     vr = content[at + 4 : at + 6]
     if not explicit or group == 0xFFFE or not (vr.isalpha() and vr.isupper()):  # inside of UN, VRs are implicit
         return tag, _LONG_LENGTH.unpack_from(content, at + 4)[0], at + 8
-    if vr not in _LONG:
+    if vr not in LONG_VRS:
         return tag, _SHORT_LENGTH.unpack_from(content, at + 6)[0], at + 8
     if at + 12 > end:
         raise Rejected("a malformed storage commitment: it is truncated")

@@ -11,7 +11,7 @@ Content = bytes | mmap.mmap
 MOST_ELEMENTS = 200_000
 """Items, fragments and what nests in sequences of undefined length included."""
 
-_LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 """VRs whose length has 32 bits (PS3.5 section 7.1.2)."""
 _ITEM, _END_OF_ITEM, _END_OF_SEQUENCE = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
@@ -53,7 +53,7 @@ class _Walk:
         if group == 0:  # of commands only, and what zeroes at the end of a file look like
             raise _Broken
         vr = bytes(self._content[at + 4 : at + 6]) if explicit and group != 0xFFFE else b""
-        if vr in _LONG:
+        if vr in LONG_VRS:
             (length,) = self._long.unpack_from(self._content, at + 8)
             at += 12
         elif vr.isalpha() and vr.isupper():

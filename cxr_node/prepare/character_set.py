@@ -31,13 +31,13 @@ _LATIN_9 = "ISO_IR 203"
 def settle_character_set(ds: Dataset) -> None:
     """Give a data set the character set that its texts are in, in place; nothing changes where none is declared.
 
-    - Spellings such as ISO-IR 100 become the defined term, and what may not stand with others stands alone.
-    - If the patient's name (other texts where it is ASCII) can't be decoded with what is declared, or nobody knows what is
-      declared: ISO_IR 192 if the bytes are UTF-8, otherwise ISO_IR 100, in which every byte is kept. ISO_IR 192 too if they are
-      UTF-8, and control characters in what is declared.
+    - Spellings such as ISO-IR 100 become the defined term, and a term that excludes others is kept alone.
+    - If the patient's name (other texts where it is ASCII) can't be decoded with the declared set, or that set is
+      unknown: ISO_IR 192 if the bytes are UTF-8, otherwise ISO_IR 100, in which every byte is kept. ISO_IR 192 too if they are
+      UTF-8, and would have control characters in the declared set.
 
     Args:
-        ds: as pydicom read it; its texts must not have been asked for.
+        ds: as pydicom read it, with its texts still undecoded.
     """
     written = [str(value) for value in as_list(value_of(ds, "SpecificCharacterSet"))]
     declared = [name.strip(" \0") for name in written]

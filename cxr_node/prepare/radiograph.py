@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -60,6 +59,4 @@ def _radiograph(pixels: NDArray[np.float32], geometry: Geometry, greys: Greys = 
         raise Rejected(*rejected.reasons, *told) from rejected
     geometry = replace(geometry, box=picture_box(pixels))
     upright = to_upright(cut(pixels, geometry), geometry)
-    with ThreadPoolExecutor(1) as beside:
-        letters = beside.submit(find_letters, upright)
-        return Radiograph(pixels, to_network_image(upright), geometry, greys, letters.result())
+    return Radiograph(pixels, to_network_image(upright), geometry, greys, find_letters(upright))

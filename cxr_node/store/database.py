@@ -127,13 +127,18 @@ def trouble_in_words(error: BaseException) -> str:
         return ""
     if nothing_was_written(error):
         return (
-            "Others kept the database from being written for too long, and the command has given up. Give it again; if this goes "
-            "on, look for a program that holds the database open, such as a copy under way or an sqlite3 shell."
+            "The database was locked for too long, and the command has given up. Run it again; if this continues, look for a "
+            "program that keeps the database open, such as a running copy or an sqlite3 shell."
         )
     if type(getattr(error, "orig", None)).__module__.startswith("psycopg"):
         return f"The database can't be used: {postgresql.server_error_text(error)}"
+    return f"The database can't be used: {_sqlite_error_text(error)}"
+
+
+def _sqlite_error_text(error: SQLAlchemyError) -> str:
+    """What SQLite said, without the statement, and what to do about it."""
     said = str(getattr(error, "orig", None) or error).partition("\n")[0].rstrip(".")
-    return f"The database can't be used: {said}.{cure_of(said)}"
+    return f"{said}.{cure_of(said)}"
 
 
 def _write_lock_at(file: Path, longest_wait_s: float) -> WriteLock:
@@ -186,8 +191,7 @@ def _store_errors(engine: Engine) -> Iterator[None]:
             raise StoreError(
                 f"The database {postgresql.in_print(engine)} can't be used: {postgresql.server_error_text(error)}"
             ) from error
-        said = str(getattr(error, "orig", None) or error).partition("\n")[0].rstrip(".")
-        raise StoreError(f"The database {schema_check.name_of(engine)} can't be used: {said}.{cure_of(said)}") from error
+        raise StoreError(f"The database {schema_check.name_of(engine)} can't be used: {_sqlite_error_text(error)}") from error
 
 
 @contextmanager

@@ -200,7 +200,7 @@ def test_a_database_that_others_keep_for_too_long_is_one_message(tmp_path, capsy
         main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert "Others kept the database" in said
+    assert "The database was locked" in said
     assert "Traceback" not in said
     store.engine.dispose()
 

@@ -11,6 +11,8 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from cxr_node.dicom.top_level import LONG_VRS
+
 UNDEFINED = 0xFFFFFFFF
 MOST_ELEMENTS = 200_000
 """Items included; those inside of what has a length are passed over with it. A structured report has some ten thousand."""
@@ -21,8 +23,6 @@ LONGEST_VALUE_BYTES = 1024
 _ITEM, _END_OF_ITEM, _END_OF_SEQUENCE = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXELS = 0x7FE00008
 """Float, double float and integer pixel data are this and the next two."""
-_LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-"""VRs whose length has 32 bits (PS3.5 section 7.1.2)."""
 _SHORT = frozenset(
     (b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS", b"ST")
 ) | frozenset((b"TM", b"UI", b"UL", b"US"))
@@ -111,7 +111,7 @@ def find_elements(  # noqa: C901, PLR0912, PLR0915 - one pass over the bytes, it
                     found = {}
                     items.append(found)
                 # inside of UN, VRs are implicit (PS3.5 section 6.2.2), unless the writer didn't know that
-                has_vr = frame.explicit or bytes(content[at + 4 : at + 6]) in _LONG | _SHORT
+                has_vr = frame.explicit or bytes(content[at + 4 : at + 6]) in LONG_VRS | _SHORT
                 stack.append(_Frame(_end(at, length, frame, size, is_cut), explicit=has_vr, wanted=frame.wanted))
             continue
         if tag == _END_OF_ITEM and frame.end == UNDEFINED:
@@ -121,7 +121,7 @@ def find_elements(  # noqa: C901, PLR0912, PLR0915 - one pass over the bytes, it
         if tag >= _PIXELS and len(stack) == 1:
             return top, items, at
         vr = bytes(content[at + 4 : at + 6]) if frame.explicit else b""
-        if vr in _LONG:
+        if vr in LONG_VRS:
             if at + 12 > size:
                 break
             (length,) = long_of.unpack_from(content, at + 8)

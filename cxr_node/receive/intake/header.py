@@ -32,8 +32,8 @@ _MODEL_NAME, _CONTRIBUTIONS = _tag("ManufacturerModelName"), _tag("ContributingE
 _TAGS = frozenset((*_UIDS.values(), _CHARACTER_SET, _PATIENT_ID, _ACCESSION_NUMBER, _MODEL_NAME))
 
 
-_Found = tuple[dict[int, bytes], list[dict[int, bytes]], int]
-"""What `find_elements` finds."""
+_Elements = tuple[dict[int, bytes], list[dict[int, bytes]], int]
+"""The result of `find_elements`."""
 
 
 class Incomplete(Rejected):
@@ -63,13 +63,13 @@ def read_header(
         if found is not None:
             if in_order:
                 _check_order(path, beginning, found[2], transfer_syntax_uid)
-            return _header(*found, transfer_syntax_uid)
+            return _header(*found[:2], transfer_syntax_uid)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = _found(content, offset, transfer_syntax_uid)
+            found = _find_or_reject(content, offset, transfer_syntax_uid)
             if in_order:
                 _check_order(path, content, found[2], transfer_syntax_uid)
-            return _header(*found, transfer_syntax_uid)
+            return _header(*found[:2], transfer_syntax_uid)
     except ValueError as error:  # there is no mapping of nothing
         raise Rejected("it can't be parsed: it is empty") from error
 
@@ -88,10 +88,10 @@ def header_of(content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str)
     Raises:
         Rejected: it can't be parsed as far as its pixels, or lacks a UID that every instance has.
     """
-    return _header(*_found(content, offset, transfer_syntax_uid), transfer_syntax_uid)
+    return _header(*_find_or_reject(content, offset, transfer_syntax_uid)[:2], transfer_syntax_uid)
 
 
-def _found(content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str) -> _Found:
+def _find_or_reject(content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str) -> _Elements:
     try:
         return _find(content, offset, transfer_syntax_uid)
     except Rejected:
@@ -111,7 +111,7 @@ def _check_order(path: Path, content: bytes | mmap.mmap, at: int, transfer_synta
 
 
 def _header(
-    top: dict[int, bytes], contributions: list[dict[int, bytes]], _: int, transfer_syntax_uid: str
+    top: dict[int, bytes], contributions: list[dict[int, bytes]], transfer_syntax_uid: str
 ) -> tuple[InstanceHeader, bool]:
     values = {keyword: _text(top.get(tag, b"")) for keyword, tag in _UIDS.items()}
     for keyword, value in values.items():
@@ -131,7 +131,7 @@ def _header(
     return header, is_own
 
 
-def _find(content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str, *, is_beginning: bool = False) -> _Found:
+def _find(content: bytes | mmap.mmap, offset: int, transfer_syntax_uid: str, *, is_beginning: bool = False) -> _Elements:
     wrapped = file_in(content, offset)
     if wrapped is not None:  # one of the negotiated syntax comes unwrapped (`transport.incoming`)
         raise Rejected(f"it is a file of another transfer syntax ({uid.UID(wrapped[1]).name})")
