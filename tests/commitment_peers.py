@@ -9,6 +9,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_role, evt
+from pynetdicom.pdu import P_DATA_TF
 
 from cxr_node.commitment import reports
 from cxr_node.commitment.datasets import PUSH_MODEL, PUSH_MODEL_INSTANCE, build_report, read_report, read_request
@@ -125,7 +126,14 @@ class Modality:
     def ask(self, port, references, *, stay):
         ae = patient(AE("MODALITY1"))
         ae.add_requested_context(PUSH_MODEL, UNCOMPRESSED)
-        assoc = ae.associate("127.0.0.1", port, ae_title="NODE", evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.on_report)])
+        answered = threading.Event()
+
+        def on_pdu_sent(event):
+            if self.reported.is_set() and isinstance(event.pdu, P_DATA_TF):
+                answered.set()
+
+        handlers = [(evt.EVT_N_EVENT_REPORT, self.on_report), (evt.EVT_PDU_SENT, on_pdu_sent)]
+        assoc = ae.associate("127.0.0.1", port, ae_title="NODE", evt_handlers=handlers)
         assert assoc.is_established
         leave_responses(assoc)
         ds = Dataset()
@@ -136,8 +144,8 @@ class Modality:
             item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = class_uid, uid
             ds.ReferencedSOPSequence.append(item)
         status, _ = assoc.send_n_action(ds, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
-        if stay:
-            assert self.reported.wait(PATIENCE_S)
+        if stay:  # until the report is answered, since nothing may be sent after a release
+            assert answered.wait(PATIENCE_S)
         assoc.release()
         return status.Status, transaction_uid
 
