@@ -98,6 +98,12 @@ def everything(references):
     return references, {}
 
 
+def take_no_requests(assoc):
+    """Have an association take responses only: pynetdicom would answer a report although it has asked for the release."""
+    take = assoc.dimse.get_msg
+    assoc.dimse.get_msg = lambda block=False: take(block) if block else (None, None)
+
+
 class Modality:
     """A pynetdicom SCU that asks for commitment, and takes the report on the same association or on a port of its own."""
 
@@ -136,6 +142,8 @@ class Modality:
         assoc = ae.associate("127.0.0.1", port, ae_title="NODE", evt_handlers=handlers)
         assert assoc.is_established
         leave_responses(assoc)
+        if not stay:
+            take_no_requests(assoc)
         ds = Dataset()
         ds.TransactionUID = transaction_uid = generate_uid()
         ds.ReferencedSOPSequence = []

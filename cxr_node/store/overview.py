@@ -47,7 +47,9 @@ def count_states(engine: Engine) -> dict[str, Any]:
             "deliveries": by_state(deliveries, DeliveryState),
             "oldest_waiting_job_s": None if oldest_job is None else max(0.0, now - oldest_job),
             "oldest_waiting_delivery_s": None if oldest_delivery is None else max(0.0, now - oldest_delivery),
-            "last_analysed_at": one(select(func.max(jobs.c.finished_at)).where(jobs.c.state == JobState.DONE)),
+            "last_analysed_at": one(
+                select(func.max(jobs.c.finished_at)).where(jobs.c.state == JobState.DONE, jobs.c.finished_at.is_not(None))
+            ),
             "last_sent_at": one(select(func.max(deliveries.c.sent_at))),
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cxr_node.settings import Settings
 
-SCHEMA_REVISION = "0020"
+SCHEMA_REVISION = "0021"
 """The newest migration that this program knows; the migrations' test holds the two together."""
 
 

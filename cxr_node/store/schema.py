@@ -119,9 +119,6 @@ Index(
 )
 Index("ix_jobs_answer", jobs.c.answer, jobs.c.id, sqlite_where=text("answer != ''"), postgresql_where=text("answer != ''"))
 Index(
-    "ix_jobs_due", jobs.c.priority.desc(), jobs.c.id, sqlite_where=text("state = 'new'"), postgresql_where=text("state = 'new'")
-)
-Index(
     "ix_jobs_lease",
     jobs.c.lease_until,
     sqlite_where=text("state = 'running'"),
@@ -398,5 +395,6 @@ Index(  # for `parties`, which asks for the last of a destination
     sqlite_where=_FAILED_DELIVERIES,
     postgresql_where=_FAILED_DELIVERIES,
 )
-Index("ix_jobs_finished_at", jobs.c.finished_at)
+_FINISHED = text("finished_at IS NOT NULL")
+Index("ix_jobs_finished_at", jobs.c.finished_at, sqlite_where=_FINISHED, postgresql_where=_FINISHED)
 Index("ix_deliveries_sent_at", deliveries.c.sent_at)

@@ -88,7 +88,9 @@ def count_states(query: Query) -> dict[str, Any]:
     now = time.time()
     ((oldest_job,),) = query(f"SELECT min(created_at) FROM jobs WHERE state IN ({_OPEN_JOBS})")
     ((oldest_delivery,),) = query(f"SELECT min(created_at) FROM deliveries WHERE state IN ({_OPEN_DELIVERIES})")
-    ((analysed_at,),) = query("SELECT max(finished_at) FROM jobs WHERE state = :done", done=str(JobState.DONE))
+    ((analysed_at,),) = query(
+        "SELECT max(finished_at) FROM jobs WHERE state = :done AND finished_at IS NOT NULL", done=str(JobState.DONE)
+    )
     ((sent_at,),) = query("SELECT max(sent_at) FROM deliveries")
     return {
         "received": {
