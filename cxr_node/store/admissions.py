@@ -22,6 +22,7 @@ from cxr_node.peer_address import plain_address, site_of
 from cxr_node.records import AuditEvent, InstanceHeader, JobState, Sender, StoredInstance
 from cxr_node.store import audit, confirmations, faults
 from cxr_node.store.blobs import Blobs, discard, is_there
+from cxr_node.store.consistency import continues_with_its_file
 from cxr_node.store.corrections import supersede
 from cxr_node.store.database import write
 from cxr_node.store.digests import earlier_digest_of, is_earlier
@@ -282,7 +283,7 @@ def _take_duplicate(connection: Connection, one: Arrival, known: _Known, now: fl
     if not is_known_there:  # with its file was gone what a job could do; now it is back
         connection.execute(
             update(jobs)
-            .where(jobs.c.state == JobState.HELD, jobs.c.instance_id == known.id)
+            .where(continues_with_its_file(), jobs.c.instance_id == known.id)
             .values(state=JobState.NEW, attempts=0, not_before=0, reasons="[]", finished_at=None)
         )
     connection.execute(update(instances).where(instances.c.id == known.id).values(**values))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, Engine, Table, and_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, not_, or_, select, update
 
 from cxr_node.errors import BucketUnavailable
 from cxr_node.records import DeliveryState, JobState
@@ -93,7 +93,7 @@ def note_instance_gone(engine: Engine, row_id: int, key: str) -> bool:
         if not connection.execute(update(instances).where(mine).values(removed_at=time.time(), spool="")).rowcount:
             return False
         nobody_has_it = and_(jobs.c.state == JobState.RUNNING, leases.is_ended(jobs))
-        is_open = or_(jobs.c.state.in_((JobState.NEW, JobState.HELD)), nobody_has_it)
+        is_open = or_(jobs.c.state == JobState.NEW, continues_with_its_file(), nobody_has_it)
         connection.execute(
             update(jobs)
             .where(jobs.c.instance_id == row_id, is_open)
@@ -102,6 +102,15 @@ def note_instance_gone(engine: Engine, row_id: int, key: str) -> bool:
             )
         )
     return True
+
+
+def continues_with_its_file() -> ColumnElement[bool]:
+    """Whether a job is held, and goes on once its image comes again: all but one that reception left to a person.
+
+    That one was never begun, and has a reason of its own, which it keeps while the file is gone.
+    """
+    left_to_a_person = and_(jobs.c.attempts == 0, jobs.c.reasons.not_in(("[]", json.dumps([_IMAGE_GONE]))))
+    return and_(jobs.c.state == JobState.HELD, not_(left_to_a_person))
 
 
 def note_spooled_gone(engine: Engine, key: str, spool: str) -> bool:

@@ -18,6 +18,7 @@ from cxr_node.dicom.references import Reference
 from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, ResultKind
 from cxr_node.store import audit, faults
 from cxr_node.store.blobs import Blobs, discard, is_there
+from cxr_node.store.consistency import continues_with_its_file
 from cxr_node.store.database import write
 from cxr_node.store.resend import BEING_MADE
 from cxr_node.store.schema import deliveries, instances, jobs, patient_names, results
@@ -183,7 +184,7 @@ def merge(engine: Engine, owner: str, job: Job, into: int, blobs: Blobs) -> bool
             values["removed_at"] = None
             connection.execute(
                 update(jobs)
-                .where(jobs.c.instance_id == into, jobs.c.state == JobState.HELD)
+                .where(jobs.c.instance_id == into, continues_with_its_file())
                 .values(state=JobState.NEW, attempts=0, not_before=0, reasons="[]", finished_at=None)
             )
         else:

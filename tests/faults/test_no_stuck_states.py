@@ -6,6 +6,7 @@ Over 300 lines: each state in which work can wait, with its way out.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import time
 from typing import ClassVar
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from cxr_node import logs
 from cxr_node.audit.keeper import AuditMaintenance
@@ -25,7 +26,7 @@ from cxr_node.node.housekeeping import Housekeeping
 from cxr_node.records import DeliveryState, JobState, ResultKind
 from cxr_node.security.limits import is_resource_error
 from cxr_node.settings import NodeSettings, ReceiveSettings, RetentionSettings, Settings
-from cxr_node.store import changes, deliveries, instances, jobs, lock, overview, retention
+from cxr_node.store import changes, consistency, deliveries, instances, jobs, lock, overview, retention
 from cxr_node.store.database import open_database, write
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import instances as instances_table
@@ -55,6 +56,11 @@ def finished(store):
 def change(store, table, **values):
     with write(store.engine) as connection:
         connection.execute(update(table).values(**values))
+
+
+def rows(store, table):
+    with store.engine.connect() as connection:
+        return connection.execute(select(table)).all()
 
 
 def states(store):
@@ -275,6 +281,18 @@ class TestTheDataFolder:
         (again,) = store.claim()
         assert again.id == job.id
         assert (store.folders.root / again.path).exists()
+
+    def test_a_job_that_reception_left_to_a_person_stays_held_when_its_file_goes_and_comes_again(self, store):
+        store.receive()
+        (image,) = rows(store, instances_table)
+        left_to_a_person = {"state": "held", "reasons": json.dumps(["A person decides."])}
+        change(store, jobs_table, **left_to_a_person)
+        (store.folders.root / image.path).unlink()
+        assert consistency.note_instance_gone(store.engine, image.id, image.path)
+        store.receive()
+        assert store.claim() == []
+        (job,) = rows(store, jobs_table)
+        assert {"state": job.state, "reasons": job.reasons} == left_to_a_person
 
 
 class TestAMachineThatIsNotAsItShouldBe:
