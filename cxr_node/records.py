@@ -543,3 +543,8 @@ class DataFolder:
     def converted(self) -> Path:
         """The networks as the inference engine has them; made anew where they are missing."""
         return self.root / "converted"
+
+
+def quantity(count: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, singular or plural; `plural`: where it isn't the noun with an s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"

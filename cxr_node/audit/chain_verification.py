@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cxr_node.records import quantity
+
 
 @dataclass(frozen=True)
 class ChainDefect:
@@ -38,6 +40,6 @@ class ChainVerification:
             more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
             return self.findings[0].text + more
         return (
-            f"Links {self.first_seq} to {self.last_seq}, {self.rows} rows: all unchanged; "
-            f"{self.checkpoints} checkpoints, signed to link {self.signed_to}."
+            f"Links {self.first_seq} to {self.last_seq}, {quantity(self.rows, 'row')}: all unchanged; "
+            f"{quantity(self.checkpoints, 'checkpoint')}, signed to link {self.signed_to}."
         )

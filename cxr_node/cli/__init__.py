@@ -15,7 +15,7 @@ import typer
 
 from cxr_node.cli.common import AsJson, Config, node_settings, operator, print_table, record_in_audit_log
 from cxr_node.errors import CxrNodeError
-from cxr_node.records import REPORT_CLASSES, AuditEvent, ResultKind
+from cxr_node.records import REPORT_CLASSES, AuditEvent, ResultKind, quantity
 from cxr_node.security.printable import printable
 from cxr_node.settings import Settings, load_settings
 
@@ -125,7 +125,7 @@ def analyze(
         return
     rows = analyze_files(files, Path(out), settings, kinds, deidentify=deidentify, blank_text=blank_text)
     record_in_audit_log(
-        settings, AuditEvent("files-analysed", user=operator(), detail=f"{len(rows)} files to {Path(out).absolute()}")
+        settings, AuditEvent("files-analysed", user=operator(), detail=f"{quantity(len(rows), 'file')} to {Path(out).absolute()}")
     )
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -167,7 +167,9 @@ def _analyze_many(
     place = Place(out if out.startswith("s3://") else str(Path(out).absolute()), settings.storage)
     counted = analyze_many(files, place, settings, kinds, ray_engine() if engine == Engine.RAY else run_plain)
     total, table = sum(counted.values()), place.path_of("results.parquet")
-    record_in_audit_log(settings, AuditEvent("files-analysed", user=operator(), detail=f"{total} files to {place.url}"))
+    record_in_audit_log(
+        settings, AuditEvent("files-analysed", user=operator(), detail=f"{quantity(total, 'file')} to {place.url}")
+    )
     if as_json:
         print(json.dumps({**counted, "table": table}, indent=2))
     else:

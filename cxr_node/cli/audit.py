@@ -17,7 +17,7 @@ import typer
 
 from cxr_node.cli.common import Config, open_engine, operator, print_table
 from cxr_node.errors import CxrNodeError
-from cxr_node.records import AuditEvent
+from cxr_node.records import AuditEvent, quantity
 from cxr_node.security.printable import cell
 from cxr_node.settings import load_settings
 from cxr_node.store import audit, audit_chain, backup
@@ -184,7 +184,7 @@ def audit_purge(
     if not yes:
         typer.confirm(f"Remove the rows that {file} holds from the database?", abort=True)
     with open_engine(config) as engine:
-        print(f"{archive.purge(engine, load_settings(config), file, operator())} rows removed")
+        print(f"{quantity(archive.purge(engine, load_settings(config), file, operator()), 'row')} removed")
 
 
 def _tell(config: Path | None, query: dict[str, Any], **asked: Any) -> None:

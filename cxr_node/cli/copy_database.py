@@ -8,7 +8,7 @@ import typer
 
 from cxr_node.cli.common import Config, node_settings, open_engine, operator
 from cxr_node.errors import CxrNodeError
-from cxr_node.records import AuditEvent
+from cxr_node.records import AuditEvent, quantity
 
 
 def copy_database(
@@ -37,10 +37,12 @@ def copy_database(
         try:
             # before the rows are read: both have it then
             audit.record(source, AuditEvent("database-copied", user=operator(), detail=f"to {in_print(target)}"))
-            counts = copying.copy_rows(source, target, lambda table, count: print(f"{table:<20} {count} rows, identical"))
+            counts = copying.copy_rows(
+                source, target, lambda table, count: print(f"{table:<20} {quantity(count, 'row')}, identical")
+            )
         finally:
             target.dispose()
-        print(f"Copied {sum(counts.values())} rows to {in_print(target)}, and compared each.")
+        print(f"Copied {quantity(sum(counts.values()), 'row')} to {in_print(target)}, and compared each.")
         if target.dialect.name == "sqlite":
             print(f"To use it, remove database.url from the settings; the file must be {database_file(settings)}.")
         else:

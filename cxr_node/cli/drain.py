@@ -10,7 +10,7 @@ import typer
 
 from cxr_node.cli.common import Config, node_settings, open_engine, operator
 from cxr_node.errors import StoreError
-from cxr_node.records import AuditEvent, DataFolder
+from cxr_node.records import AuditEvent, DataFolder, quantity
 from cxr_node.store import audit, draining, lock, open_work
 from cxr_node.store.spool_id import has_spool, spool_name
 
@@ -72,17 +72,16 @@ def _wait_until_empty(engine: Engine, folders: DataFolder, timeout_s: float | No
 
 
 def _under_way(left: open_work.OpenWork) -> str:
-    parts = {
-        "being received": left.receiving,
-        "not uploaded yet": left.uploads,
-        "jobs": left.jobs,
-        "deliveries": left.deliveries,
-    }
-    return "Under way: " + (", ".join(f"{count} {what}" for what, count in parts.items() if count) or "nothing") + "."
+    parts = [
+        f"{left.receiving} being received" if left.receiving else "",
+        f"{left.uploads} not uploaded yet" if left.uploads else "",
+        *_in_words(left.jobs, left.deliveries),
+    ]
+    return "Under way: " + (", ".join(filter(None, parts)) or "nothing") + "."
 
 
 def _empty(left: open_work.OpenWork) -> str:
-    held = [f"{count} {what}" for what, count in (("jobs", left.held_jobs), ("deliveries", left.held_deliveries)) if count]
+    held = _in_words(left.held_jobs, left.held_deliveries)
     rest = f" Held for an operator: {' and '.join(held)}; `cxr-node status` says why." if held else ""
     return f"The node is empty: everything is analysed and delivered.{rest} You can stop it."
 
@@ -93,3 +92,9 @@ def _nobody_works(root: Path) -> bool:
             return True
     except StoreError:
         return False
+
+
+def _in_words(jobs: int, deliveries: int) -> list[str]:
+    """How many jobs and deliveries there are, without those of which there are none."""
+    numbers = ((jobs, "job", "jobs"), (deliveries, "delivery", "deliveries"))
+    return [quantity(count, *nouns) for count, *nouns in numbers if count]

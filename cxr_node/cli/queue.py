@@ -13,7 +13,7 @@ import typer
 
 from cxr_node.cli.common import AsJson, Config, node_settings, open_engine, operator, print_table, time_in_words, value_text
 from cxr_node.errors import CxrNodeError
-from cxr_node.records import REPORT_CLASS_NAMES, AuditEvent, DeliveryState, JobState
+from cxr_node.records import REPORT_CLASS_NAMES, AuditEvent, DeliveryState, JobState, quantity
 from cxr_node.store import audit, changes, overview
 from cxr_node.store.selection import Selection
 from cxr_node.store.times import iso, parse_time
@@ -203,8 +203,8 @@ def _report(action: str, noun: str, outcome: changes.ChangeOutcome, *, as_json: 
     print(f"{action}: {len(outcome.changed)} of {outcome.chosen}" + (f" {plural}; dry run, nothing changed" if dry_run else ""))
     if outcome.added.deliveries or outcome.added.jobs:
         print(
-            f"added because they were missing: {outcome.added.deliveries} deliveries, "
-            f"and the results of {outcome.added.jobs} jobs, which are analysed again"
+            f"added because they were missing: {quantity(outcome.added.deliveries, 'delivery', 'deliveries')}, "
+            f"and the results of {quantity(outcome.added.jobs, 'job')}, analysed again"
         )
     for reason, numbers in outcome.refused.items() if not is_named else ():
         print(f"not {_listed(numbers)}: {reason}")

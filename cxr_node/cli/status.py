@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from cxr_node.cli.common import age_in_words, ago_in_words, size_in_words, value_text
+from cxr_node.records import quantity
 from cxr_node.store.node_status import node_status
 
 _PAUSED = {
@@ -22,7 +23,8 @@ def for_people(status: dict[str, Any]) -> list[dict[str, str]]:
     """The same as rows of a table: ages, times and sizes in units that people read."""
     received = status["received"]
     rows = {
-        "received": f"{received['instances']} images, {size_in_words(received['bytes'])}, last {_ago(received['last_at'])}"
+        "received": f"{quantity(received['instances'], 'image')}, {size_in_words(received['bytes'])}"
+        f", last {_ago(received['last_at'])}"
         + (f"; {received['kept_unanalysed']} kept unanalysed" if received["kept_unanalysed"] else ""),
         "jobs": value_text(status["jobs"]),
         "deliveries": value_text(status["deliveries"]),
@@ -80,22 +82,23 @@ def _storage_in_words(storage: dict[str, Any] | None) -> dict[str, str]:
     rows = {"storage": f"{storage['url']}: {storage['trouble'] or 'objects can be stored, read and deleted'}"}
     if waiting := storage["spools"]:
         rows["not uploaded yet"] = "\n".join(
-            f"{row['images']} images, {size_in_words(row['bytes'])}, on {row['host']}{' (this host)' if row['is_here'] else ''}, "
-            f"oldest {age_in_words(row['oldest_s'])}; last upload round {_ago(row['last_seen_at'])}"
+            f"{quantity(row['images'], 'image')}, {size_in_words(row['bytes'])}, on {row['host']}"
+            f"{' (this host)' if row['is_here'] else ''}, oldest {age_in_words(row['oldest_s'])}; "
+            f"last upload round {_ago(row['last_seen_at'])}"
             for row in waiting
         )
     return rows
 
 
 def _audit_in_words(audit: dict[str, Any]) -> str:
-    text = f"{audit['rows']} rows, signed {_ago(audit['signed_at'])}, verified {_ago(audit['verified_at'])}"
+    text = f"{quantity(audit['rows'], 'row')}, signed {_ago(audit['signed_at'])}, verified {_ago(audit['verified_at'])}"
     return f"{text}; TAMPERED WITH: {audit['tampering']}" if audit["tampering"] else text
 
 
 def _repository_in_words(row: dict[str, Any]) -> str:
     if row["behind"] is None:
         return "nothing sent yet"
-    text = f"{row['behind']} rows behind; {row['sent']} sent, last {_ago(row['sent_at'])}"
+    text = f"{quantity(row['behind'], 'row')} behind; {row['sent']} sent, last {_ago(row['sent_at'])}"
     return f"{text}; in trouble since {_ago(row['error_at'])}: {row['error']}" if row["error"] else text
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, sele
 from cxr_node.commitment.datasets import CLASS_CONFLICT, NO_SUCH_INSTANCE, OUT_OF_RESOURCES, PROCESSING_FAILURE
 from cxr_node.dicom.references import Reference
 from cxr_node.peer_address import site_of
-from cxr_node.records import AuditEvent, DeliveryState
+from cxr_node.records import AuditEvent, DeliveryState, quantity
 from cxr_node.store import audit
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.blobs import Blobs
@@ -172,7 +172,7 @@ def decide(
         ).rowcount
         if not changed:
             return None
-        detail = f"{len(committed)} instances committed, {len(failed)} not"
+        detail = f"{quantity(len(committed), 'instance')} committed, {len(failed)} not"
         audit.add(connection, AuditEvent("commitment-requested", user=asked.ae_title, host=asked.host, detail=detail))
     return Report(asked.id, row.transaction_uid, asked.ae_title, asked.host, tuple(committed), failed, 0)
 

@@ -81,5 +81,5 @@ def in_sentences(judged: Sequence[SampleResult]) -> str:
     if counts["failed"]:
         sentences.append(f"Without a result: {counts['failed']} of {len(frontal)}.")
     rejected = sum(one.agrees for one in others)
-    sentences.append(f"{rejected} of {len(others)} images that are not frontal chest radiographs were rejected.")
+    sentences.append(f"Rejected, as not frontal chest radiographs: {rejected} of {len(others)}.")
     return " ".join(sentences)

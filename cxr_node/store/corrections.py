@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, and_, delete, exists, or_, select, update
 
 from cxr_node.dicom.references import Reference
-from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, ResultKind
+from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, ResultKind, quantity
 from cxr_node.store import audit, faults
 from cxr_node.store.blobs import Blobs, discard, is_there
 from cxr_node.store.consistency import continues_with_its_file
@@ -63,7 +63,7 @@ def supersede(connection: Connection, instance_ids: Sequence[int], by: int) -> N
         update(deliveries).where(deliveries.c.result_id.in_(of_these), deliveries.c.state.in_(under_way)).values(superseded_by=by)
     )
     if cancelled or ended:
-        detail = f"{cancelled} jobs and {ended} deliveries of earlier revisions cancelled"
+        detail = f"{quantity(cancelled, 'job')} and {quantity(ended, 'delivery', 'deliveries')} of earlier revisions cancelled"
         audit.add(connection, _event(connection, "instance-superseded", by, detail))
 
 

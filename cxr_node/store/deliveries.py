@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, and_, case, delete, false, or_, select, update
 
 from cxr_node.dicom.references import Reference
-from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind
+from cxr_node.records import AuditEvent, Delivery, DeliveryState, ResultKind, quantity
 from cxr_node.store import audit, faults, leases
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.corrections import cancel_superseded
@@ -311,7 +311,9 @@ def cancel_unrequested(engine: Engine, asked: Mapping[str, Collection[ResultKind
             ).scalars()
             for name, count in Counter(names).items():
                 ended += count
-                event = AuditEvent("result-cancelled", "failure", user=name, detail=f"{count} deliveries: {reason}")
+                event = AuditEvent(
+                    "result-cancelled", "failure", user=name, detail=f"{quantity(count, 'delivery', 'deliveries')}: {reason}"
+                )
                 audit.add(connection, event)
     return ended
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, and_, exists, func, or_, select, update
 
-from cxr_node.records import AuditEvent, DeliveryState, JobState
+from cxr_node.records import AuditEvent, DeliveryState, JobState, quantity
 from cxr_node.store import audit, faults
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries, instances, jobs, results
@@ -39,8 +39,12 @@ def remove_expired(engine: Engine, received_days: float, results_days: float, re
         while removed := _remove_oldest(engine, _TABLES[place], time.time() - days * 86400, remove, _BATCH):
             counts[place] += removed
     if any(counts):
-        audit.record(engine, AuditEvent("retention", detail=f"{counts[0]} instances, {counts[1]} results removed"))
+        audit.record(engine, AuditEvent("retention", detail=f"{_in_words(counts)} removed"))
     return counts[0], counts[1]
+
+
+def _in_words(counts: list[int]) -> str:
+    return f"{quantity(counts[0], 'instance')}, {quantity(counts[1], 'result')}"
 
 
 def make_room(engine: Engine, is_enough: Callable[[], bool], remove: Callable[[str], None]) -> tuple[int, int]:
@@ -54,7 +58,7 @@ def make_room(engine: Engine, is_enough: Callable[[], bool], remove: Callable[[s
         while not is_enough() and (removed := _remove_oldest(engine, table, time.time(), remove, _AT_ONCE)):
             counts[place] += removed
     if any(counts):
-        detail = f"{counts[0]} instances, {counts[1]} results removed early: the disk was full"
+        detail = f"{_in_words(counts)} removed early: the disk was full"
         audit.record(engine, AuditEvent("retention", detail=detail))
     return counts[0], counts[1]
 

@@ -261,7 +261,7 @@ def test_demo_shows_the_whole_path_and_stops_everything(tmp_path):
     assert len(list((tmp_path / "demo" / "pacs").rglob("*.dcm"))) == 2 * len(frontal)
     said = " ".join(result.stdout.split())
     assert f"of {len(frontal)} answers agree with the known diagnosis" in said
-    assert "2 of 2 images that are not frontal chest radiographs were rejected" in said
+    assert "Rejected, as not frontal chest radiographs: 2 of 2" in said
     assert "--keep" in said
     assert "http://" not in said, "a link that leads nowhere any more"
     left = {process.pid for process in psutil.Process().children(recursive=True)} - before

@@ -75,7 +75,7 @@ def test_the_answer_waits_for_no_reading_and_the_report_follows(tmp_path, slow_r
         assert third.ask(receiver.port, asked, stay=True)[0] == 0x0000
         assert third.reports[0][1:] == ([ds.SOPInstanceUID], {})
         details = [row["detail"] for row in receiver.rows("audit") if row["event"] == "commitment-requested"]
-        assert details == ["1 instances committed, 0 not"] * 3
+        assert details == ["1 instance committed, 0 not"] * 3
 
 
 def test_what_a_process_leaves_undecided_the_reporter_decides(settings, engine):

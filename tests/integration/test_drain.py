@@ -70,7 +70,7 @@ def test_it_says_that_the_node_is_empty_once_all_is_analysed_and_delivered(store
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     under_way = [line for line in lines if line.startswith("Under way")]
-    assert under_way[0] == "Under way: 1 jobs."
+    assert under_way[0] == "Under way: 1 job."
     assert "Under way: 2 deliveries." in under_way
     assert lines[-1].startswith("The node is empty")
 
@@ -87,7 +87,7 @@ def test_its_wait_can_be_bounded(store, config):
     store.receive()
     result = run(config, "drain", "--timeout", "0")
     assert result.exit_code == 1
-    assert "Under way: 1 jobs" in result.stdout, "also when the first look takes all the time there is"
+    assert "Under way: 1 job" in result.stdout, "also when the first look takes all the time there is"
 
 
 def test_what_is_held_does_not_keep_it_waiting_and_is_said(store, config):
@@ -98,7 +98,7 @@ def test_what_is_held_does_not_keep_it_waiting_and_is_said(store, config):
     store.claim()
     result = run(config, "drain", "--timeout", "120")
     assert result.exit_code == 0
-    assert "1 jobs" in result.stdout.splitlines()[-1]
+    assert "1 job" in result.stdout.splitlines()[-1]
 
 
 def test_status_says_since_when_and_by_whom(store, config):

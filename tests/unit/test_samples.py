@@ -82,7 +82,7 @@ def test_the_summary_counts_what_agrees_what_is_wrong_and_what_has_no_answer():
     judged.append(compare_with_label(lateral, {"state": "rejected", "reasons": ["Lateral."]}))
     assert in_sentences(judged) == (
         "1 of 4 answers agree with the known diagnosis. Indeterminate, without a class stated: 1 of 4. Wrong: 1 of 4. "
-        "Without a result: 1 of 4. 1 of 1 images that are not frontal chest radiographs were rejected."
+        "Without a result: 1 of 4. Rejected, as not frontal chest radiographs: 1 of 1."
     )
 
 

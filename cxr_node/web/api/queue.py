@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, HTTPException, Path, Request
 from fastapi.concurrency import run_in_threadpool
 
+from cxr_node.records import quantity
 from cxr_node.store import changes, overview
 from cxr_node.store.selection import Selection
 from cxr_node.web.access import User, need, record, record_list, record_view
@@ -31,7 +32,7 @@ async def list_jobs(
     """Jobs, oldest first, by the selection of `cxr-node queue list`. Audited as a view of the queue."""
     engine = request.app.state.engine
     rows = await run_in_threadpool(lambda: overview.list_jobs(engine, limit=limit + 1, after=after, **vars(chosen)))
-    await record_list(request, user, "queue-viewed", f"{len(rows[:limit])} jobs", chosen)
+    await record_list(request, user, "queue-viewed", quantity(len(rows[:limit]), "job"), chosen)
     return {"jobs": rows[:limit], "next": rows[limit - 1]["id"] if len(rows) > limit else None}
 
 
@@ -46,7 +47,7 @@ async def list_deliveries(
     """Deliveries, oldest first, by the selection of `cxr-node queue list deliveries`. Audited as a view of the queue."""
     engine = request.app.state.engine
     rows = await run_in_threadpool(lambda: overview.list_deliveries(engine, limit=limit + 1, after=after, **vars(chosen)))
-    await record_list(request, user, "queue-viewed", f"{len(rows[:limit])} deliveries", chosen)
+    await record_list(request, user, "queue-viewed", quantity(len(rows[:limit]), "delivery", "deliveries"), chosen)
     return {"deliveries": rows[:limit], "next": rows[limit - 1]["id"] if len(rows) > limit else None}
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
+from cxr_node.records import quantity
 from cxr_node.store import overview, studies
 from cxr_node.store.selection import Selection
 from cxr_node.web.access import User, need, record_list, record_view
@@ -27,7 +28,7 @@ async def list_studies(
 ) -> dict[str, Any]:
     """Studies with a job that is chosen, the last received first. Audited as a search."""
     rows = await run_in_threadpool(studies.list_studies, request.app.state.engine, chosen, limit=limit + 1, before=before)
-    await record_list(request, user, "studies-searched", f"{len(rows[:limit])} studies", chosen)
+    await record_list(request, user, "studies-searched", quantity(len(rows[:limit]), "study", "studies"), chosen)
     return {"studies": rows[:limit], "next": rows[limit - 1]["last_received_at"] if len(rows) > limit else None}
 
 
