@@ -359,7 +359,8 @@ class Sides:
 class Radiograph:
     """A source image, decoded and rendered.
 
-    pixels: float32 (rows, columns) in 0..1, MONOCHROME2, in the source's own orientation; NaN where padded or behind a shutter.
+    pixels: float32 (rows, columns) in 0..1, MONOCHROME2, in the source's own orientation; NaN where padded or behind a shutter;
+        fewer than the source's (`geometry`) where only an overlay is drawn of them (`compose.shrink_for_overlay`).
     network_image: uint8 (224, 224), upright, what the networks see (`prepare.to_network_image`).
     geometry: how the two map to each other.
     greys: how `pixels` came about.

@@ -11,7 +11,7 @@ from pydicom import Dataset
 
 from cxr_node.compose.identity import content_key, findings_digest, identify, place, to_composed
 from cxr_node.compose.not_analysed import compose_not_analysed
-from cxr_node.compose.overlay import draw_overlay
+from cxr_node.compose.overlay import draw_overlay, shrink_for_overlay
 from cxr_node.compose.presentation import compose_presentation, has_presentation
 from cxr_node.compose.rejection_note import compose_rejection_note
 from cxr_node.compose.report import compose_report
@@ -24,7 +24,15 @@ from cxr_node.prepare.content import content_digest as content_digest_of
 from cxr_node.records import ANALYSIS_KINDS, DEFAULT_KINDS, ComposedObject, Findings, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
 
-__all__ = ["DEFAULT_KINDS", "compose_not_analysed", "compose_rejection_note", "compose_results", "draw_overlay", "pixel_aspect"]
+__all__ = [
+    "DEFAULT_KINDS",
+    "compose_not_analysed",
+    "compose_rejection_note",
+    "compose_results",
+    "draw_overlay",
+    "pixel_aspect",
+    "shrink_for_overlay",
+]
 
 _OVER_THE_SOURCE = {
     ResultKind.LUNGS: compose_lungs,

@@ -52,11 +52,12 @@ def draw_overlay(
     Returns:
         uint8 (h, w, 3), RGB.
     """
-    rows, columns = radiograph.pixels.shape
+    rows, columns = radiograph.geometry.rows, radiograph.geometry.columns
     said = notes(findings)
     below = _PANEL + _NOTE * len(said)
     height, width = _picture_size(rows * pixel_aspect, columns, max_side_px, 2 if side_by_side else 1, below)
-    grey = _to_grey(radiograph.pixels, height, width, radiograph.greys.shutter_grey)
+    pixels = shrink_for_overlay(radiograph.pixels, max_side_px, pixel_aspect)
+    grey = _to_grey(pixels, height, width, radiograph.greys.shutter_grey)
     if findings.greys_inverted:  # shown as it was analysed, not as the wrong header says
         grey = 255 - grey
     plain: Picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
@@ -75,6 +76,21 @@ def draw_overlay(
     if not side_by_side:
         return drawn
     return np.hstack((np.vstack((_header(letters, width), plain, np.zeros_like(panel))), drawn))
+
+
+def shrink_for_overlay(pixels: NDArray[np.float32], max_side_px: int, pixel_aspect: float = 1.0) -> NDArray[np.float32]:
+    """The pixels that an overlay needs: shrunk by an integer factor where they are many more than it shows.
+
+    An overlay of the result is the same as one of all pixels.
+
+    Args:
+        pixels: float32 (rows, columns).
+        max_side_px: the overlay's, as for `draw_overlay`.
+        pixel_aspect: likewise.
+    """
+    rows, columns = pixels.shape
+    factor = int(max(columns, rows * pixel_aspect) / max_side_px / max(1.0, pixel_aspect))
+    return _shrink(pixels, factor) if factor > 1 else pixels
 
 
 def draw_not_analysed(reasons: Sequence[str], width: int = 1024) -> Picture:
@@ -112,13 +128,18 @@ def _picture_size(height: float, width: float, max_side_px: int, pictures: int, 
     return max(1, min(round(height * scale), room)), columns
 
 
+def _shrink(pixels: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """Pixels shrunk by an integer factor; up to so many rows and columns at the end are cut off, which is invisible."""
+    rows, columns = (side // factor for side in pixels.shape)
+    whole = pixels[: rows * factor, : columns * factor]
+    return np.asarray(cv2.resize(whole, (columns, rows), None, 0, 0, cv2.INTER_AREA), np.float32)
+
+
 def _to_grey(pixels: NDArray[np.float32], height: int, width: int, hidden: float) -> NDArray[np.uint8]:
     """The radiograph, uint8 (height, width). Padding, and what is behind a shutter (NaN), gets the grey `hidden`, 0..1."""
     factor = min(pixels.shape[0] // height, pixels.shape[1] // width)
-    if factor > 1:  # first by an integer factor: four times as fast, and the few pixels cut off are invisible
-        rows, columns = (side // factor for side in pixels.shape)
-        whole = pixels[: rows * factor, : columns * factor]
-        pixels = np.asarray(cv2.resize(whole, (columns, rows), None, 0, 0, cv2.INTER_AREA), np.float32)
+    if factor > 1:  # first by an integer factor: four times as fast
+        pixels = _shrink(pixels, factor)
     interpolation = cv2.INTER_AREA if height <= pixels.shape[0] and width <= pixels.shape[1] else cv2.INTER_LINEAR
     grey = cv2.resize(pixels, (width, height), None, 0, 0, interpolation)
     return np.asarray(cv2.convertScaleAbs(cv2.patchNaNs(grey, hidden), None, 255.0), np.uint8)

@@ -24,7 +24,14 @@ import structlog
 
 from cxr_node.analyse.networks import Networks, load_networks
 from cxr_node.analyse.pipeline import analyse, classify_batch, segment_batch
-from cxr_node.compose import DEFAULT_KINDS, compose_not_analysed, compose_rejection_note, compose_results
+from cxr_node.compose import (
+    DEFAULT_KINDS,
+    compose_not_analysed,
+    compose_rejection_note,
+    compose_results,
+    pixel_aspect,
+    shrink_for_overlay,
+)
 from cxr_node.compose.identity import content_key
 from cxr_node.compose.notes import warnings
 from cxr_node.compose.sides import marker_text, side_name, turned
@@ -198,7 +205,10 @@ class Worker:
     def _read(self, job: Job) -> Source:
         faults.point("reading", job.sop_instance_uid)
         with self._blobs.fetch(job.path) as path:
-            return read_dicom(path)
+            source = read_dicom(path)
+        # three batches are in memory at a time, each of their images with the pixels that its overlay needs
+        shown = shrink_for_overlay(source.radiograph.pixels, self._settings.overlay.max_side_px, pixel_aspect(source.ds))
+        return replace(source, radiograph=replace(source.radiograph, pixels=shown))
 
     def _name_of(self, job: Job) -> str:
         """The patient's name in an image that was rejected; empty if it can't be read."""

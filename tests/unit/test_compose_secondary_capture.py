@@ -6,6 +6,7 @@ Over 300 lines: one overlay, looked at from all sides.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from io import BytesIO
 
 import cv2
@@ -14,7 +15,7 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
-from cxr_node.compose import compose_results, draw_overlay, overlay, pixel_aspect
+from cxr_node.compose import compose_results, draw_overlay, overlay, pixel_aspect, shrink_for_overlay
 from cxr_node.prepare.radiograph import prepare_dataset
 from cxr_node.records import LABELS, Geometry, Model, Radiograph, ResultKind
 from cxr_node.settings import OverlaySettings
@@ -235,6 +236,15 @@ def test_padding_is_black():
     picture = picture_of(draw_overlay(Radiograph(padded, np.zeros((SIDE, SIDE), np.uint8), Geometry(640, 512)), findings(), 850))
     assert (picture[:, : picture.shape[1] * 50 // 512] == 0).all()
     assert picture[:, picture.shape[1] * 250 // 512].mean() > 100
+
+
+@pytest.mark.parametrize(("shape", "aspect"), [((1281, 640), 1.0), ((2000, 1700), 1.0), ((1700, 2000), 2.0), ((640, 1500), 0.5)])
+def test_fewer_pixels_draw_the_same_picture(shape, aspect):
+    whole = radiograph(upright_chest(*shape))
+    fewer = replace(whole, pixels=shrink_for_overlay(whole.pixels, 600, aspect))
+    assert fewer.pixels.nbytes < whole.pixels.nbytes / 3
+    drawn = [draw_overlay(one, findings(), 600, pixel_aspect=aspect) for one in (whole, fewer)]
+    assert np.array_equal(*drawn)
 
 
 def test_the_same_input_draws_the_same_picture():
