@@ -182,6 +182,7 @@ EVENTS: dict[str, Form] = {
     # the log itself
     "audit-searched": _log_used("{user} searched the audit log"),
     "audit-verified": _log_used("the audit log was verified"),
+    "audit-copy-verified": _log_used("a backup or an archive of the audit log was verified"),
     "audit-exported": Form(MessageKind.EXPORT, "R", "{user} exported the audit log"),
     "audit-purged": _alert(OBJECT_SECURITY, "{user} removed exported rows from the audit log"),
     "audit-checkpoint": _log_used("the audit log was signed"),

@@ -99,7 +99,10 @@ def _give_way() -> None:
 
 
 def record_verification(engine: Engine, verification: ChainVerification, user: str, of: str = "") -> None:
-    """Have the log tell that it was verified; a find is an alert, in the node's log too."""
+    """Have the log tell that it was verified; a find is an alert, in the node's log too.
+
+    `of`: the backup or archive that was verified. That one is whole says nothing of the database, nor ends an alert of it.
+    """
     detail = f"{of}: {verification.text}" if of else verification.text
     if verification.findings:
         log.error(
@@ -107,7 +110,7 @@ def record_verification(engine: Engine, verification: ChainVerification, user: s
         )
         audit.record(engine, AuditEvent("audit-tampered", "failure", user=user, detail=detail))
     else:
-        audit.record(engine, AuditEvent("audit-verified", user=user, detail=detail))
+        audit.record(engine, AuditEvent("audit-copy-verified" if of else "audit-verified", user=user, detail=detail))
 
 
 def note_settings(engine: Engine, settings: Settings, user: str) -> list[str]:

@@ -306,6 +306,7 @@ def test_searches_by_every_filter(filled, words, events):
 
 
 def test_verify_names_a_find_and_exits_with_1(filled):
+    whole = backup.back_up(filled.store.settings)
     with write(filled.store.engine) as connection:
         connection.execute(text("DROP TRIGGER audit_no_update"))
         connection.execute(text("UPDATE audit SET detail = '' WHERE id = 1"))
@@ -314,8 +315,11 @@ def test_verify_names_a_find_and_exits_with_1(filled):
     assert "Row 1 was changed" in result.stdout
     (row,) = audit.search(filled.store.engine, event="audit-tampered")
     assert row["outcome"] == "failure"
-    told = run(filled, "status").stdout
-    assert "TAMPERED WITH: Row 1 was changed" in " ".join(told.split())
+    assert "TAMPERED WITH: Row 1 was changed" in " ".join(run(filled, "status").stdout.split())
+    assert run(filled, "audit", "verify", whole).exit_code == 0
+    assert len(list(audit.search(filled.store.engine, event="audit-copy-verified"))) == 1
+    said = " ".join(run(filled, "status").stdout.split())
+    assert "TAMPERED WITH: Row 1 was changed" in said, "a whole backup mends nothing"
 
 
 def test_verify_takes_archives_backups_keys_and_statements(filled):
