@@ -61,11 +61,12 @@ def contexts_of(body: bytes) -> dict[int, tuple[int, bytes]]:
 
 @dataclass
 class RawScp:
-    """What an SCP of raw PDUs has been asked, and the port that it listens on."""
+    """What an SCP of raw PDUs has been asked and answered, and the port that it listens on."""
 
     port: int = 0
     requests: list[bytes] = field(default_factory=list)
     stored: list[str] = field(default_factory=list)
+    answers: list[dict[int, bytes]] = field(default_factory=list)
 
 
 def accept(asked: bytes, *, result: int = 0, syntax: bytes | None = None) -> bytes:
@@ -93,6 +94,7 @@ def raw_scp(
     port: int = 0,
     change: Callable[[dict[int, bytes]], dict[int, bytes] | bytes] = lambda elements: elements,
     times: Callable[[int], int] = lambda _: 1,
+    before: Callable[[bytes], bytes] = lambda _: b"",
 ) -> Iterator[RawScp]:
     """Listens; answers an association request with what `answer` makes of it, and each DIMSE request with a status.
 
@@ -103,6 +105,7 @@ def raw_scp(
         port: 0 for any.
         change: makes the elements of the response to a C-STORE, by number, into others, or into bytes that are sent instead.
         times: how often the response to a C-STORE is sent, the first, the second …; 0 sends a request to release instead.
+        before: what is sent before the response to a C-STORE, for the PDU of the association request.
     """
     scp = RawScp()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -111,7 +114,7 @@ def raw_scp(
 
     def serve(connection: socket.socket) -> None:
         with connection, suppress(OSError, EOFError, struct.error):
-            _talk(connection, scp, answer, status, change, times)
+            _talk(connection, scp, answer, status, change, times, before)
 
     def run() -> None:
         while True:
@@ -144,6 +147,7 @@ def _talk(
     status: Callable[[int], int | None],
     change: Callable[[dict[int, bytes]], dict[int, bytes] | bytes],
     times: Callable[[int], int],
+    before: Callable[[bytes], bytes],
 ) -> None:
     connection.settimeout(PATIENCE_S)
     _, asked = read_pdu(connection)
@@ -166,6 +170,9 @@ def _talk(
                 command = _elements(piece)  # ours is never in fragments: the SCP's maximum length is larger
             if not control & 2 or (control & 1 and command[0x0800] != b"\x01\x01"):
                 continue
+            if command[0x0100][1] & 0x80:
+                scp.answers.append(command)
+                continue
             code, changed, count = 0x0000, lambda elements: elements, 1
             if command[0x0100] == b"\x01\x00":
                 scp.stored.append(command[0x1000].decode().rstrip("\x00"))
@@ -173,6 +180,7 @@ def _talk(
                 if chosen is None:
                     return
                 code, changed, count = chosen, change, times(len(scp.stored))
+                connection.sendall(before(asked))
             response = _response(command, code, context, changed)
             connection.sendall(response * count or struct.pack(">BBLL", 0x05, 0, 4, 0))
 

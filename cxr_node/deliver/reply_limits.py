@@ -11,6 +11,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
+from pynetdicom.dimse_primitives import C_ECHO
+
 from cxr_node.dicom.association_items import BrokenRequest
 
 if TYPE_CHECKING:
@@ -84,6 +86,9 @@ def leave_responses(assoc: Association, is_repeated: Callable[[Any], bool] = lam
     A request of pynetdicom also takes whatever lies there for its response, such as the second of two that a peer sent to the
     request before: an object would count as sent that the peer goes on to refuse.
 
+    And it takes a C-ECHO request of the peer for its response. Some peers ask whether we are still there before they answer; that
+    is answered here.
+
     Args:
         assoc: an association that is being requested.
         is_repeated: whether a message responds to an earlier request, which had its response; such messages are skipped.
@@ -98,7 +103,9 @@ def leave_responses(assoc: Association, is_repeated: Callable[[Any], bool] = lam
         try:
             while True:
                 context_id, message = take(block)
-                if message is None or not is_repeated(message):
+                if isinstance(message, C_ECHO) and message.is_valid_request and context_id is not None:
+                    _answer_echo(assoc, message, context_id)
+                elif message is None or not is_repeated(message):
                     return context_id, message
                 if ends_at is not None:  # no longer than for a single message
                     assoc.dimse_timeout = max(0.0, ends_at - time.monotonic())
@@ -106,6 +113,14 @@ def leave_responses(assoc: Association, is_repeated: Callable[[Any], bool] = lam
             assoc.dimse_timeout = usual_s
 
     assoc.dimse.get_msg = get_msg  # type: ignore[method-assign]
+
+
+def _answer_echo(assoc: Association, request: C_ECHO, context_id: int) -> None:
+    response = C_ECHO()
+    response.MessageIDBeingRespondedTo = request.MessageID
+    response.AffectedSOPClassUID = request.AffectedSOPClassUID
+    response.Status = 0x0000
+    assoc.dimse.send_msg(response, context_id)
 
 
 class BoundedReader:

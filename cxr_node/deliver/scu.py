@@ -19,7 +19,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association as PynetdicomAssociation
-from pynetdicom.dimse_messages import N_EVENT_REPORT_RQ
+from pynetdicom.dimse_messages import C_ECHO_RQ, N_EVENT_REPORT_RQ
 from pynetdicom.pdu_primitives import A_ABORT, A_ASSOCIATE, A_P_ABORT
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -351,6 +351,8 @@ class Association:
             self._socket.settimeout(self.peer.timeout_s)
 
     def _on_message(self, event: evt.Event) -> None:
+        if isinstance(event.message, C_ECHO_RQ):  # the peer asks whether we are there: see `leave_responses`
+            return
         if not isinstance(event.message, N_EVENT_REPORT_RQ):
             command = event.message.command_set
             if self._response is None and not self._is_repeated(command.get("MessageIDBeingRespondedTo")):

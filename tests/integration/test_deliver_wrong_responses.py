@@ -124,6 +124,27 @@ def test_a_destination_that_asks_for_the_release_in_place_of_a_response_is_not_w
     assert "ended the association" in row.reason
 
 
+def echo_request(asked):
+    """A C-ECHO request in the context of Verification of an association request."""
+    context = asked[asked.index(b"1.2.840.10008.1.1\x40") - 8]  # the item of a transfer syntax follows
+    uid = b"1.2.840.10008.1.1\x00"
+    elements = ((0x0002, uid), (0x0100, b"\x30\x00"), (0x0110, b"\x07\x00"), (0x0800, b"\x01\x01"))
+    body = b"".join(struct.pack("<HHL", 0, number, len(value)) + value for number, value in elements)
+    body = struct.pack("<HHLL", 0, 0, 4, len(body)) + body
+    return struct.pack(">BBLLBB", 0x04, 0, len(body) + 6, len(body) + 2, context, 3) + body
+
+
+def test_a_destination_that_asks_whether_we_are_there_before_it_answers_is_told(tmp_path):
+    with raw_scp(answer, before=echo_request) as scp:
+        queue = Queue(settings_for(tmp_path, scp.port, timeout_s=TIMEOUT_S), tmp_path)
+        queue.analyse_one()
+        with delivery_worker(queue) as worker:
+            worker.deliver_due(NEVER)
+        assert queue.states() == ["sent"] * 2
+        queue.engine.dispose()
+    assert [(one[0x0100], one[0x0120], one[0x0900]) for one in scp.answers] == [(b"\x30\x80", b"\x07\x00", b"\x00\x00")] * 2
+
+
 @pytest.mark.parametrize(("status", "event"), [(0xB000, "result-warning"), (0xC001, "result-delayed")])
 def test_the_words_of_a_destination_are_in_neither_log(deliver, status, event):
     row, events, lines = deliver(with_value(0x0902, f"no such patient {NAME}".encode()), status)
