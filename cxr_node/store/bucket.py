@@ -105,14 +105,15 @@ class BucketBlobs:
 
     @contextmanager
     def fetch(self, key: str) -> Iterator[Path]:
-        """A copy, removed afterwards."""
+        """A copy with the time at which the object was put, removed afterwards."""
         self._near.mkdir(mode=0o700, exist_ok=True)
         path = self._near / f"{uuid.uuid4().hex}.dcm"
         descriptor = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `remove_leftovers` leaves it alone
             with os.fdopen(os.dup(descriptor), "wb") as file:
-                self._download(key, file)
+                put_at = self._download(key, file)
+            os.utime(path, (put_at, put_at))
             yield path
         finally:
             path.unlink(missing_ok=True)
@@ -185,7 +186,8 @@ class BucketBlobs:
                     max_concurrency=_PARTS_AT_ONCE,
                 )
 
-    def _download(self, key: str, file: IO[bytes]) -> None:
+    def _download(self, key: str, file: IO[bytes]) -> float:
+        """Write an object into a file; when it was put, in seconds since the epoch."""
         with self._in_words():
             answer = obstore.get(self._store, key)
             wanted = int(answer.meta["size"])
@@ -198,6 +200,8 @@ class BucketBlobs:
         file.flush()
         if received != wanted:
             raise BucketUnavailable(f"{self._url} sent {received} of {wanted} bytes of an object.")
+        put_at: float = answer.meta["last_modified"].timestamp()
+        return put_at
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
