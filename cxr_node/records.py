@@ -287,7 +287,8 @@ class Greys:
     voi_lut: the VOI LUT that was used.
     inverted: high values after the VOI transformation are dark.
     disbelieved: windows and LUTs of the header that show nothing of the image, in words.
-    shutter: the header's display shutter hides part of the image.
+    shutter: the attributes of the header's display shutter that hide part of the image: keywords and values, Shutter Shape
+        among them; empty where nothing is hidden.
     shutter_grey: what lies outside it, 0..1.
     """
 
@@ -298,7 +299,7 @@ class Greys:
     voi_lut: Table | None = None
     inverted: bool = False
     disbelieved: tuple[str, ...] = ()
-    shutter: bool = False
+    shutter: tuple[tuple[str, tuple[str | int, ...]], ...] = ()
     shutter_grey: float = 0.0
 
 

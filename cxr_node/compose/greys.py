@@ -11,22 +11,13 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.valuerep import format_number_as_ds
 
-from cxr_node.prepare.header import numbers, text, value_of, values_of
+from cxr_node.prepare.header import text, value_of, values_of
 from cxr_node.records import Greys, Table
 
 _BITS = 16
 _WHITE = 2**_BITS - 1
 _LONGEST_SHORTS = 32_000
 """Entries that an explicit VR of US has room for."""
-
-_SHUTTER = {
-    "RECTANGULAR": (
-        *("ShutterLeftVerticalEdge", "ShutterRightVerticalEdge"),
-        *("ShutterUpperHorizontalEdge", "ShutterLowerHorizontalEdge"),
-    ),
-    "CIRCULAR": ("CenterOfCircularShutter", "RadiusOfCircularShutter"),
-    "POLYGONAL": ("VerticesOfThePolygonalShutter",),
-}
 
 
 def add_greys(ds: Dataset, source: Dataset, greys: Greys, *, inverted: bool) -> None:
@@ -64,22 +55,12 @@ def add_greys(ds: Dataset, source: Dataset, greys: Greys, *, inverted: bool) -> 
     ds.PresentationLUTShape = "INVERSE" if greys.inverted != inverted else "IDENTITY"
 
 
-def add_shutter(ds: Dataset, source: Dataset, greys: Greys) -> None:
-    """The source's display shutter (PS3.3 C.7.6.11), if it was applied."""
+def add_shutter(ds: Dataset, greys: Greys) -> None:
+    """The source's display shutter (PS3.3 C.7.6.11), as far as it was applied."""
     if not greys.shutter:
         return
-    shapes = []
-    for shape in (str(value).strip().upper() for value in values_of(source, "ShutterShape")):
-        found = {
-            keyword: [value for value in numbers(source, keyword) if value is not None] for keyword in _SHUTTER.get(shape, ())
-        }
-        if not found or not all(found.values()):
-            continue
-        shapes.append(shape)
-        for keyword, values in found.items():
-            whole = [round(value) for value in values]
-            setattr(ds, keyword, whole if keyword.startswith(("Center", "Vertices")) else whole[0])
-    ds.ShutterShape = shapes
+    for keyword, values in greys.shutter:
+        setattr(ds, keyword, list(values) if len(values) > 1 else values[0])
     ds.ShutterPresentationValue = round(65535 * greys.shutter_grey)
 
 

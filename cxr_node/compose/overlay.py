@@ -57,9 +57,11 @@ def draw_overlay(
     below = _PANEL + _NOTE * len(said)
     height, width = _picture_size(rows * pixel_aspect, columns, max_side_px, 2 if side_by_side else 1, below)
     pixels = shrink_for_overlay(radiograph.pixels, max_side_px, pixel_aspect)
-    grey = _to_grey(pixels, height, width, radiograph.greys.shutter_grey)
-    if findings.greys_inverted:  # shown as it was analysed, not as the wrong header says
-        grey = 255 - grey
+    hidden = radiograph.greys.shutter_grey
+    if findings.greys_inverted:  # shown as it was analysed, not as the wrong header says; what a shutter hides stays as it is
+        grey = 255 - _to_grey(pixels, height, width, 1 - hidden)
+    else:
+        grey = _to_grey(pixels, height, width, hidden)
     plain: Picture = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
     picture = plain.copy() if side_by_side else plain
     lungs = mask_to_source(findings.lungs, radiograph.geometry, (height, width)).astype(np.uint8)

@@ -67,7 +67,7 @@ def compose_presentation(source: Dataset, maps: SourceMaps, place: ResultIdentit
     area = ds.DisplayedAreaSelectionSequence[0]
     area.PresentationPixelAspectRatio = [max(1, round(1000 * pixel_aspect(source))), 1000]
     add_greys(ds, source, maps.greys, inverted=maps.findings.greys_inverted)
-    add_shutter(ds, source, maps.greys)
+    add_shutter(ds, maps.greys)
     return ds
 
 

@@ -126,7 +126,7 @@ def render(ds: Dataset, stored: NDArray[Any]) -> tuple[NDArray[np.float32], Grey
         pixels = np.asarray(cv2.LUT(np.ascontiguousarray(stored).view(unsigned), look_up(every_value)), np.float32)
     if shutter is not None:
         pixels[shutter.hidden] = np.nan
-        greys = replace(greys, shutter=True, shutter_grey=shutter.grey)
+        greys = replace(greys, shutter=shutter.attributes, shutter_grey=shutter.grey)
     return pixels, greys
 
 

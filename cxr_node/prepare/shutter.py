@@ -14,36 +14,58 @@ from cxr_node.prepare.header import number, numbers, values_of
 
 _LEAST_OPEN = 0.1
 """A shutter that leaves less than this share of the image is nonsense."""
+_LARGEST = 2**31 - 1
+"""Of an integer string (PS3.5 section 6.2)."""
+_EDGES = ("ShutterUpperHorizontalEdge", "ShutterLowerHorizontalEdge", "ShutterLeftVerticalEdge", "ShutterRightVerticalEdge")
+_OF_SEVERAL_VALUES = frozenset(("CenterOfCircularShutter", "VerticesOfThePolygonalShutter"))
 
 
 @dataclass(frozen=True)
 class Shutter:
-    """Pixels that are hidden, bool (rows, columns), and the grey that stands in for them, 0..1."""
+    """What a shutter hides.
+
+    hidden: bool (rows, columns).
+    grey: stands in for what is hidden, 0..1.
+    attributes: keywords and values of the shapes that hide it, in the form that the standard asks for.
+    """
 
     hidden: NDArray[np.bool_]
     grey: float
+    attributes: tuple[tuple[str, tuple[str | int, ...]], ...]
 
 
 def shutter_of(ds: Dataset, rows: int, columns: int) -> Shutter | None:
     """The shutter of an image: what lies outside any of its shapes is hidden. None where it says nothing or nonsense.
 
-    BITMAP (C.7.6.15) is of presentation states alone and is passed over.
+    A shape without measures, or that opens nothing, is passed over, and so is BITMAP (C.7.6.15): it is of presentation states
+    alone.
     """
     hidden = np.zeros((rows, columns), np.bool_)
-    for shape in values_of(ds, "ShutterShape"):
-        draw = _SHAPES.get(str(shape).strip().upper())
-        opened = draw(ds, rows, columns) if draw is not None else None
+    attributes: dict[str, tuple[str | int, ...]] = {}
+    for name in dict.fromkeys(str(value).strip().upper() for value in values_of(ds, "ShutterShape")):
+        if name not in _SHAPES:
+            continue
+        draw, keywords = _SHAPES[name]
+        opened = draw(ds, rows, columns)
         if opened is not None and opened.any():
             hidden |= ~opened
+            attributes["ShutterShape"] = (*attributes.get("ShutterShape", ()), name)
+            attributes |= {keyword: _whole(ds, keyword) for keyword in keywords}
     if not hidden.any() or hidden.mean() > 1 - _LEAST_OPEN:
         return None
-    return Shutter(hidden, min(max(number(ds, "ShutterPresentationValue", 0.0) / 65535, 0.0), 1.0))
+    grey = min(max(number(ds, "ShutterPresentationValue", 0.0) / 65535, 0.0), 1.0)
+    return Shutter(hidden, grey, tuple(attributes.items()))
+
+
+def _whole(ds: Dataset, keyword: str) -> tuple[int, ...]:
+    """The values of a shape's measure as integer strings may have them; of an edge and a radius the first alone."""
+    whole = [max(-_LARGEST, min(round(value), _LARGEST)) for value in numbers(ds, keyword) if value is not None]
+    return tuple(whole if keyword in _OF_SEVERAL_VALUES else whole[:1])
 
 
 def _rectangle(ds: Dataset, rows: int, columns: int) -> NDArray[np.bool_] | None:
     """Between the edges, which count from 1; they themselves are seen."""
-    keywords = ("ShutterUpperHorizontalEdge", "ShutterLowerHorizontalEdge", "ShutterLeftVerticalEdge", "ShutterRightVerticalEdge")
-    edges = [number(ds, keyword) for keyword in keywords]
+    edges = [number(ds, keyword) for keyword in _EDGES]
     if None in edges:
         return None
     upper, lower, left, right = (round(edge) for edge in edges)
@@ -70,8 +92,9 @@ def _polygon(ds: Dataset, rows: int, columns: int) -> NDArray[np.bool_] | None:
     return opened > 0
 
 
-_SHAPES: dict[str, Callable[[Dataset, int, int], NDArray[np.bool_] | None]] = {
-    "RECTANGULAR": _rectangle,
-    "CIRCULAR": _circle,
-    "POLYGONAL": _polygon,
+_SHAPES: dict[str, tuple[Callable[[Dataset, int, int], NDArray[np.bool_] | None], tuple[str, ...]]] = {
+    "RECTANGULAR": (_rectangle, _EDGES),
+    "CIRCULAR": (_circle, ("CenterOfCircularShutter", "RadiusOfCircularShutter")),
+    "POLYGONAL": (_polygon, ("VerticesOfThePolygonalShutter",)),
 }
+"""How each shape is drawn, and its attributes."""

@@ -27,6 +27,7 @@ ODD_VALUES: tuple[str, ...] = (
     "Ünïcode^=^",
 )
 """As text in a file; a backslash separates values."""
+SHUTTER = (("ShutterShape", ("CIRCULAR",)), ("CenterOfCircularShutter", (80, 64)), ("RadiusOfCircularShutter", (70,)))
 
 
 class Watched(Dataset):
@@ -60,7 +61,7 @@ class Watched(Dataset):
 def all_results(ds: Dataset) -> dict[str, Dataset]:
     """Every kind of result and both notices, read back from their bytes."""
     shown = radiograph(upright_chest(160, 128))
-    greys = Greys(shutter=True, rescale=(2.0, 1.0), window=(100.0, 200.0))
+    greys = Greys(shutter=SHUTTER, rescale=(2.0, 1.0), window=(100.0, 200.0))
     shown = type(shown)(shown.pixels, shown.network_image, shown.geometry, greys)
     made = compose_results(ds, shown, findings(), kinds=tuple(ResultKind), overlay=SMALL, now=NOW)
     notices = compose_not_analysed(ds, ["too dark"], MODEL, kinds=(ResultKind.OVERLAY, ResultKind.REPORT), now=NOW)

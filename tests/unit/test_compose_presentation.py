@@ -261,6 +261,33 @@ def test_keeps_the_shutter_of_the_source(shutter):
     assert ds.ShutterPresentationValue == 0
 
 
+OPENS_NOTHING = {
+    "RECTANGULAR": {
+        **{"ShutterLeftVerticalEdge": 0, "ShutterRightVerticalEdge": 0},
+        **{"ShutterUpperHorizontalEdge": 0, "ShutterLowerHorizontalEdge": 0},
+    },
+    "CIRCULAR": {"CenterOfCircularShutter": [128, 128], "RadiusOfCircularShutter": 0},
+    "POLYGONAL": {"VerticesOfThePolygonalShutter": [10, 10, 10, 240]},
+}
+
+
+@pytest.mark.parametrize(("shape", "measures"), OPENS_NOTHING.items(), ids=OPENS_NOTHING)
+def test_a_shape_that_the_overlay_passes_over_is_not_repeated(shape, measures):
+    """A viewer would apply it, and hide the whole image."""
+    other = "CIRCULAR" if shape == "RECTANGULAR" else "RECTANGULAR"
+    good = {
+        "CIRCULAR": {"CenterOfCircularShutter": [128, 128], "RadiusOfCircularShutter": 100},
+        "RECTANGULAR": {
+            **{"ShutterLeftVerticalEdge": 21, "ShutterRightVerticalEdge": 200},
+            **{"ShutterUpperHorizontalEdge": 11, "ShutterLowerHorizontalEdge": 240},
+        },
+    }[other]
+    ds = composed(source(ShutterShape=[shape, other], **measures, **good))
+    assert ds.ShutterShape == other
+    assert all(ds[keyword].value == value for keyword, value in good.items())
+    assert not any(keyword in ds for keyword in measures)
+
+
 def test_a_source_without_a_shutter_has_none():
     assert "ShutterShape" not in composed()
 

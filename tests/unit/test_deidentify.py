@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom.sequence import Sequence
 
 from cxr_node.compose import compose_results
 from cxr_node.compose.deidentify import DUMMY_TIME, deidentified, shows_text
+from cxr_node.prepare.render import render
 from cxr_node.records import ANALYSIS_KINDS, ResultKind
 from tests.compose_inputs import SMALL, findings, radiograph, source
 from tests.images import lut_item
@@ -61,6 +64,19 @@ def test_without_it_the_same_values_are_in_the_bytes():
     (item,) = compose_results(identified(), radiograph(), findings(), kinds=[ResultKind.REPORT], now=DUMMY_TIME)
     for keyword in ("PatientName", "PatientID", "AccessionNumber", "StudyDate", "StudyInstanceUID", "SOPInstanceUID"):
         assert PRIVATE[keyword].encode() in item.content
+
+
+def test_the_presentation_state_keeps_the_shutter():
+    """What it hides may name the patient."""
+    edges = {"ShutterLeftVerticalEdge": 21, "ShutterRightVerticalEdge": 480}
+    edges |= {"ShutterUpperHorizontalEdge": 11, "ShutterLowerHorizontalEdge": 600}
+    given = source(**PRIVATE, ShutterShape="RECTANGULAR", **edges)
+    shown = radiograph()
+    shown = replace(shown, greys=render(given, (shown.pixels * 4095).astype(np.uint16))[1])
+    (item,) = compose_results(deidentified(given), shown, findings(), kinds=[ResultKind.PRESENTATION], now=DUMMY_TIME)
+    ds = pydicom.dcmread(BytesIO(item.content))
+    assert ds.ShutterShape == "RECTANGULAR"
+    assert {keyword: ds[keyword].value for keyword in edges} == edges
 
 
 def test_the_objects_of_one_study_still_belong_together():

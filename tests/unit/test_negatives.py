@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from cxr_node.analyse.pipeline import _admit, _turn_negatives
 from cxr_node.compose.notes import GREYS_INVERTED, notes, warnings
-from tests.compose_inputs import findings, lungs
+from cxr_node.compose.overlay import draw_overlay
+from cxr_node.records import Greys
+from tests.compose_inputs import findings, lungs, radiograph
 
 IMAGE, NEGATIVE = 10, 245
 
@@ -64,3 +67,13 @@ def test_readers_and_operators_are_told_of_inverted_greys():
     assert (notes(findings()), warnings(findings())) == ([], [])
     told = findings(greys_inverted=True)
     assert notes(told) == warnings(told) == [GREYS_INVERTED]
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_what_a_shutter_hides_keeps_its_grey(inverted):
+    shown = radiograph()
+    pixels = shown.pixels.copy()
+    pixels[:, :40] = np.nan
+    shown = replace(shown, pixels=pixels, greys=Greys(shutter_grey=0.25))
+    picture = draw_overlay(shown, findings(greys_inverted=inverted, lungs=lungs() & False), 1024)
+    assert abs(int(picture[picture.shape[0] // 2, 10, 0]) - 64) <= 1
