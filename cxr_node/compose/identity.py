@@ -27,12 +27,12 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
-from pydicom.valuerep import PersonName, validate_value
+from pydicom.valuerep import DT, PersonName, validate_value
 
 from cxr_node.compose.encode import encode
 from cxr_node.compose.requests import add_requests
 from cxr_node.dicom.uids import derived_uid
-from cxr_node.prepare.header import UNREADABLE, as_list, first_of, number, value_of
+from cxr_node.prepare.header import UNREADABLE, as_list, first_of, number, text, value_of, values_of
 from cxr_node.records import KINDS_OF_RESULT, MODEL_NAME, ComposedObject, Findings, Model, ResultKind
 
 _TYPE_2 = (
@@ -62,6 +62,7 @@ _COPIED = (
 _TEXT = frozenset(("LO", "SH", "PN", "ST", "LT", "UT", "UC"))
 """VRs that Specific Character Set governs (PS3.5 section 6.1.2.3)."""
 
+_LONGEST_LO = 64
 _LONGEST_TEXT, _LONGEST_SEQUENCE, _OVERHEAD = 1024, 65536, 8
 """Characters of a value that are copied, and of all values in a sequence; how many each element counts besides its own."""
 
@@ -209,7 +210,15 @@ def bare_reference(source: Dataset) -> Dataset:
     return bare
 
 
-def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: datetime, description: str = "") -> None:
+def identify(
+    ds: Dataset,
+    source: Dataset,
+    model: Model,
+    kind: ResultKind,
+    now: datetime,
+    description: str = "",
+    asked: Dataset | None = None,
+) -> None:
     """Give an object its patient, study, equipment, dates and character set, in place.
 
     Args:
@@ -219,10 +228,11 @@ def identify(ds: Dataset, source: Dataset, model: Model, kind: ResultKind, now: 
         kind: of the object.
         now: when it was made; written in the source's time zone if it names one, otherwise in its own.
         description: of the series, if it isn't the one of its kind.
+        asked: the object whose requests it refers to, if that isn't the source.
     """
     for keyword in _COPIED:
         _copy(source, ds, keyword)
-    add_requests(ds, source, is_document=kind == ResultKind.REPORT)
+    add_requests(ds, asked or source, is_document=kind in (ResultKind.REPORT, ResultKind.WITHDRAWAL))
     ds.Manufacturer = ds.ManufacturerModelName = MODEL_NAME
     ds.SoftwareVersions = software_versions(model)
     ds.DeviceSerialNumber = serial_number(model)
@@ -296,13 +306,23 @@ def _copy(source: Dataset, ds: Dataset, keyword: str) -> None:
         value = None
     if vr != "SQ" and keyword not in _MATCHED and not isinstance(value, str | PersonName) and dictionary_VM(tag) == "1":
         value = next(iter(as_list(value)), value)
+    if keyword == "TimezoneOffsetFromUTC" and _zone(value) is None:
+        value = None  # it says of all times of the object when they were
     if value is not None and vr not in _VERBATIM:
         value = _valid(vr, keyword, value)
     if value is None and keyword not in _TYPE_2:
         if tag in ds:
             del ds[tag]
         return
-    ds[tag] = DataElement(tag, vr, copy.deepcopy(value) if vr == "SQ" else value, validation_mode=0)
+    ds[tag] = DataElement(tag, vr, _without_private(value) if vr == "SQ" else value, validation_mode=0)
+
+
+def _without_private(items: Any) -> Any:
+    """A copy of a sequence's items without private attributes, whose meaning nobody vouches for in a result."""
+    copied = copy.deepcopy(items)
+    for item in copied or ():
+        item.remove_private_tags()
+    return copied
 
 
 def _capped(vr: str, value: Any) -> Any:
@@ -341,14 +361,20 @@ def _valid(vr: str, keyword: str, value: Any) -> Any:
 
 
 def _in_zone(now: datetime, offset: Any) -> datetime:
-    """`now` at an offset such as +0100 (PS3.3 C.12.1.1.8), or as it is."""
-    match = re.fullmatch(r"([+-])(\d{2})(\d{2})", str(offset or ""))
+    """`now` at an offset such as +0100, or as it is."""
+    zone = _zone(offset)
+    return now if zone is None else now.astimezone(zone)
+
+
+def _zone(offset: Any) -> timezone | None:
+    """The time zone of an offset such as +0100 (PS3.3 C.12.1.1.8); None if there is none such."""
+    match = re.fullmatch(r"([+-])(\d{2})([0-5]\d)", str(offset or "").strip())
     if match is None:
-        return now
+        return None
     minutes = int(match[2]) * 60 + int(match[3])
-    if minutes > 14 * 60:  # the largest that there is (PS3.3 C.12.1.1.8)
-        return now
-    return now.astimezone(timezone(timedelta(minutes=-minutes if match[1] == "-" else minutes)))
+    if minutes > (12 if match[1] == "-" else 14) * 60:  # the largest that there are
+        return None
+    return timezone(timedelta(minutes=-minutes if match[1] == "-" else minutes))
 
 
 def _equipment(source: Dataset, model: Model, made_at: datetime) -> list[Dataset]:
@@ -373,18 +399,34 @@ def _equipment(source: Dataset, model: Model, made_at: datetime) -> list[Dataset
 
 
 def _acquisition(source: Dataset) -> ContributingEquipment | None:
-    """What took the image: as highdicom's `for_image_acquisition`, which first searches its tables for the class's pixel data."""
-    manufacturer = first_of(source, "Manufacturer")
+    """What took the image: as highdicom's `for_image_acquisition`, which first searches its tables for the class's pixel data,
+    and refuses everything where one value is invalid. Here an invalid value is left out, and a long manufacturer's name is cut.
+    """
+    manufacturer = text(source, "Manufacturer")[:_LONGEST_LO]
     if not manufacturer:
         return None
+    said: dict[str, Any] = {argument: _in_its_form(source, keyword) for argument, keyword in _ACQUISITION.items()}
     return ContributingEquipment(
         manufacturer,
         codes.DCM.AcquisitionEquipment,
-        **{
-            argument: source.get(keyword)
-            if keyword == "SoftwareVersions"
-            else first_of(source, keyword)  # the only one of several
-            for argument, keyword in _ACQUISITION.items()
-        },
+        **{argument: value for argument, value in said.items() if value},
         contribution_description="Acquisition equipment of the source image(s)",
     )
+
+
+def _in_its_form(source: Dataset, keyword: str) -> str | list[str] | None:
+    """The value of an attribute, all of them where several are allowed; None where none is valid."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    values = [str(value) for value in values_of(source, keyword) if _is_valid(dictionary_VR(tag), str(value))]
+    if not values:
+        return None
+    return values[0] if dictionary_VM(tag) == "1" or len(values) == 1 else values
+
+
+def _is_valid(vr: str, value: str) -> bool:
+    try:
+        validate_value(vr, value, validation_mode=2)
+        return vr != "DT" or bool(DT(value))
+    except ValueError:
+        return False

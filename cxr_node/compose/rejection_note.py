@@ -16,6 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from cxr_node.compose.codes import code
 from cxr_node.compose.identity import bare_reference, identify, program_version, to_composed
+from cxr_node.compose.requests import REFERENCED_REQUESTS
 from cxr_node.dicom.references import Reference
 from cxr_node.dicom.uids import derived_uid
 from cxr_node.records import MODEL_NAME, ComposedObject, Model, ResultKind
@@ -89,7 +90,8 @@ def compose_rejection_note(
         if "ReferencedSOPSequence" in item and "ConceptNameCodeSequence" in item:
             del item.ConceptNameCodeSequence  # TID 2010 forbids a purpose of reference
     program = Model(MODEL_NAME, program_version())
-    identify(note, first, program, ResultKind.WITHDRAWAL, now, _DESCRIPTION)
+    asked = next((result for result in results if REFERENCED_REQUESTS in result), first)  # a report has the orders' numbers
+    identify(note, first, program, ResultKind.WITHDRAWAL, now, _DESCRIPTION, asked)
     note.SoftwareVersions = f"{MODEL_NAME} {program_version()}"
     del note.DeviceSerialNumber  # of a network; none had a part in it
     del note.ContributingEquipmentSequence

@@ -188,6 +188,44 @@ def test_what_took_the_image_is_said_as_highdicom_says_it():
     assert encode(given) == encode(expected)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("StationName", "DR1 of the second floor"),
+        ("ManufacturerModelName", "DR " + "1" * 64),
+        ("InstitutionName", "Clinic" * 20),
+        ("InstitutionAddress", "Street 1 " * 200),
+        ("AcquisitionDateTime", "yesterday"),
+        ("AcquisitionDateTime", "20261399"),
+    ],
+)
+def test_an_invalid_value_costs_what_took_the_image_nothing_but_itself(keyword, value):
+    said = {
+        **{"ManufacturerModelName": "DR 1", "SoftwareVersions": ["1", "2"], "DeviceSerialNumber": "9", "StationName": "DR1"},
+        **{"InstitutionName": "Clinic", "InstitutionAddress": "Street 1", "AcquisitionDateTime": "20260304150102"},
+    }
+    ds = source(**said)
+    whole = read(ds).ContributingEquipmentSequence[0]
+    ds[keyword] = pydicom.DataElement(keyword, ds[keyword].VR, value, validation_mode=0)
+    given = read(ds).ContributingEquipmentSequence[0]
+    lost = "ContributionDateTime" if keyword == "AcquisitionDateTime" else keyword
+    assert lost in whole
+    del whole[lost]
+    assert given == whole
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_of_software_versions_the_valid_ones_are_said():
+    given = read(source(SoftwareVersions=["1" * 80, "2"])).ContributingEquipmentSequence[0]
+    assert given.SoftwareVersions == "2"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_long_name_of_a_maker_is_cut():
+    assert read(source(Manufacturer="M" * 70)).ContributingEquipmentSequence[0].Manufacturer == "M" * 64
+
+
 @EVERY_KIND
 def test_names_the_modality_and_the_algorithm_as_contributing_equipment(kind):
     modality, algorithm = read(kind=kind).ContributingEquipmentSequence
@@ -217,6 +255,20 @@ def test_copies_sequences_without_sharing_them():
     item.UniversalEntityID, item.UniversalEntityIDType = "1.2.3", "ISO"
     given = source(IssuerOfPatientIDQualifiersSequence=[item])
     assert read(given).IssuerOfPatientIDQualifiersSequence[0].UniversalEntityID == "1.2.3"
+
+
+@EVERY_KIND
+def test_private_attributes_in_sequences_stay_behind(kind):
+    item, below = pydicom.Dataset(), pydicom.Dataset()
+    for one in (item, below):
+        one.private_block(0x0011, "MAKER", create=True).add_new(1, "LO", "private")
+    below.UniversalEntityID, below.UniversalEntityIDType = "1.2.3", "ISO"
+    item.PatientID, item.IssuerOfPatientIDQualifiersSequence = "T-2", [below]
+    given = source(OtherPatientIDsSequence=[item])
+    ds = read(given, kind)
+    assert ds.OtherPatientIDsSequence[0].IssuerOfPatientIDQualifiersSequence[0].UniversalEntityID == "1.2.3"
+    assert not any(element.tag.is_private for element in ds.iterall())
+    assert any(element.tag.is_private for element in given.iterall())
 
 
 def test_leaves_the_source_as_it_was():
@@ -276,6 +328,13 @@ def test_dates_are_in_the_time_zone_that_the_object_names(offset, date, time):
     assert ds.get("TimezoneOffsetFromUTC") == offset
     assert (ds.ContentDate, ds.ContentTime) == (date, time)
     assert (ds.SeriesDate, ds.InstanceCreationTime) == (date, time)
+
+
+@pytest.mark.parametrize("offset", ["+9999", "-1400", "+0199", "0100", "local"])
+def test_a_time_zone_that_there_is_not_is_not_copied(offset):
+    ds = read(source(TimezoneOffsetFromUTC=offset))
+    assert "TimezoneOffsetFromUTC" not in ds
+    assert (ds.ContentDate, ds.ContentTime) == ("20260304", "151617.250000")
 
 
 @EVERY_KIND

@@ -92,6 +92,23 @@ def test_it_is_of_the_patient_under_whom_the_results_were_sent(results):
     assert str(note.PatientName) == "Müßig^Jörg"
 
 
+@pytest.mark.parametrize("without_report", [False, True])
+def test_it_refers_to_the_request_as_a_document_does(without_report):
+    """PS3.3 C.17.6.2: a Key Object Document has Referenced Request Sequence, and no Request Attributes Sequence."""
+    asked = Dataset()
+    asked.AccessionNumber, asked.RequestedProcedureID, asked.PlacerOrderNumberImagingServiceRequest = "A-77", "RP-1", "P-9"
+    kinds = [ResultKind.OVERLAY] if without_report else [ResultKind.OVERLAY, ResultKind.REPORT]
+    made = compose_results(
+        source(RequestAttributesSequence=[asked]), radiograph(), findings(), kinds=kinds, overlay=SMALL, now=NOW
+    )
+    note = note_of([pydicom.dcmread(BytesIO(item.content), stop_before_pixels=True) for item in made])
+    assert "RequestAttributesSequence" not in note
+    (request,) = note.ReferencedRequestSequence
+    assert (request.AccessionNumber, request.RequestedProcedureID) == ("A-77", "RP-1")
+    assert request.StudyInstanceUID == note.StudyInstanceUID
+    assert request.PlacerOrderNumberImagingServiceRequest == ("" if without_report else "P-9")
+
+
 def test_a_report_that_went_as_another_class_is_named_as_the_destination_has_it(results):
     report = results[-1]
     note = note_of(results, sent_as={str(report.SOPInstanceUID): (BasicTextSRStorage, "2.25.7")})

@@ -81,3 +81,51 @@ def test_a_reference_without_a_valid_uid_is_left_out():
     for kind, result in results(ds).items():
         if kind is not ResultKind.REPORT:
             assert [item.ReferencedSOPInstanceUID for item in result.ReferencedStudySequence] == [STUDY]
+
+
+@pytest.mark.filterwarnings("ignore:The value length")
+@pytest.mark.parametrize("keyword", ["AccessionNumber", "RequestedProcedureID", "PlacerOrderNumberImagingServiceRequest"])
+def test_a_long_number_of_an_order_is_never_cut(keyword):
+    """A part of it is the number of another order."""
+    number = "2026-03-04-" + "7" * 60
+    ds = source(RequestAttributesSequence=[request(**{keyword: number})])
+    for kind, result in results(ds).items():
+        if kind is ResultKind.REPORT:
+            assert result.ReferencedRequestSequence[0][keyword].value == number
+        elif keyword != "PlacerOrderNumberImagingServiceRequest":  # not of an image's request
+            assert result.RequestAttributesSequence[0][keyword].value == number
+
+
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_a_long_accession_number_of_the_image_is_the_request_s():
+    asked = request()
+    del asked.AccessionNumber
+    report = results(source(AccessionNumber="2026030400000012345", RequestAttributesSequence=[asked]))[ResultKind.REPORT]
+    assert report.ReferencedRequestSequence[0].AccessionNumber == "2026030400000012345"
+
+
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_a_long_name_is_cut_and_its_code_is_kept():
+    asked = request(RequestedProcedureDescription="Chest " * 20)
+    asked.RequestedProcedureCodeSequence[0].CodeMeaning = "Chest X-ray " * 10
+    for kind, result in results(source(RequestAttributesSequence=[asked])).items():
+        (item,) = result.ReferencedRequestSequence if kind is ResultKind.REPORT else result.RequestAttributesSequence
+        assert item.RequestedProcedureDescription == ("Chest " * 20)[:64].strip()
+        assert item.RequestedProcedureCodeSequence[0].CodeValue == "399208008"
+        assert len(item.RequestedProcedureCodeSequence[0].CodeMeaning) <= 64
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "scheme"),
+    [("LongCodeValue", "882784691000119100", "SCT"), ("URNCodeValue", "urn:oid:2.16.840.1.113883.6.96", None)],
+)
+def test_a_procedure_s_code_of_any_form_is_copied(keyword, value, scheme):
+    asked, code = request(), Dataset()
+    setattr(code, keyword, value)
+    code.CodeMeaning = "Chest X-ray"
+    if scheme:
+        code.CodingSchemeDesignator = scheme
+    asked.RequestedProcedureCodeSequence = [code]
+    for kind, result in results(source(RequestAttributesSequence=[asked])).items():
+        (item,) = result.ReferencedRequestSequence if kind is ResultKind.REPORT else result.RequestAttributesSequence
+        assert item.RequestedProcedureCodeSequence[0] == code
