@@ -7,7 +7,6 @@ Over 300 lines: patient, study, equipment, dates and UIDs of all kinds of object
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import re
 import warnings
@@ -29,6 +28,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 from pydicom.valuerep import DT, PersonName, validate_value
 
+from cxr_node.compose.copied_items import TEXT_VRS, copied_items
 from cxr_node.compose.encode import encode
 from cxr_node.compose.requests import add_requests
 from cxr_node.dicom.uids import derived_uid
@@ -59,17 +59,14 @@ _COPIED = (
     "TimezoneOffsetFromUTC",
 )
 
-_TEXT = frozenset(("LO", "SH", "PN", "ST", "LT", "UT", "UC"))
-"""VRs that Specific Character Set governs (PS3.5 section 6.1.2.3)."""
-
 _LONGEST_LO = 64
-_LONGEST_TEXT, _LONGEST_SEQUENCE, _OVERHEAD = 1024, 65536, 8
-"""Characters of a value that are copied, and of all values in a sequence; how many each element counts besides its own."""
+_LONGEST_TEXT, _LONGEST_SEQUENCE = 1024, 65536
+"""Characters of a value that are copied, and of all values in a sequence."""
 
 _MATCHED = frozenset(("PatientName", "PatientID", "AccessionNumber"))
 """Copied even if they have several values where one is allowed."""
 
-_VERBATIM = _TEXT | {"SQ"}
+_VERBATIM = TEXT_VRS | {"SQ"}
 """Copied even if a value breaks its VR (a long accession number): archives match by it."""
 
 _ACQUISITION = {
@@ -274,7 +271,7 @@ def _can_hold(ds: Dataset, names: list[str]) -> bool:
         return False
     texts: set[str] = set()
     for element in ds.iterall():
-        if element.VR in _TEXT and not (text := str(element.value)).isascii():
+        if element.VR in TEXT_VRS and not (text := str(element.value)).isascii():
             texts.update(part for part in re.split(r"[\\^=]", text) if not part.isascii())
     encodings = convert_encodings(names)
     return all(_survives(text, encodings) for text in texts)
@@ -314,32 +311,17 @@ def _copy(source: Dataset, ds: Dataset, keyword: str) -> None:
         if tag in ds:
             del ds[tag]
         return
-    ds[tag] = DataElement(tag, vr, _without_private(value) if vr == "SQ" else value, validation_mode=0)
-
-
-def _without_private(items: Any) -> Any:
-    """A copy of a sequence's items without private attributes, whose meaning nobody vouches for in a result."""
-    copied = copy.deepcopy(items)
-    for item in copied or ():
-        item.remove_private_tags()
-    return copied
+    ds[tag] = DataElement(tag, vr, value, validation_mode=0)
 
 
 def _capped(vr: str, value: Any) -> Any:
-    """The value, or the beginning of a text that is too long for any; None for a sequence that holds too much.
+    """The value, or the beginning of a text that is too long for any; of a sequence a copy, or None if it holds too much.
 
     All that is copied goes into every result: a name of 20 MiB would be stored and sent as often.
     """
     if vr == "SQ":
-        left = _LONGEST_SEQUENCE
-        for item in value or ():
-            for element in item.iterall():
-                left -= _OVERHEAD + len(str(element.value)) if element.VR != "SQ" else _OVERHEAD
-                if left < 0:
-                    return None
-            left -= _OVERHEAD
-        return value if left >= 0 else None
-    if vr in _TEXT and value is not None and len(str(value)) > _LONGEST_TEXT:
+        return copied_items(value, _LONGEST_SEQUENCE)
+    if vr in TEXT_VRS and value is not None and len(str(value)) > _LONGEST_TEXT:
         return str(value if isinstance(value, str | PersonName) else next(iter(value), ""))[:_LONGEST_TEXT]
     return value
 

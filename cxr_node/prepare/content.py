@@ -22,6 +22,7 @@ from pydicom.uid import UID
 
 from cxr_node.errors import Rejected
 from cxr_node.prepare.decode import decode_pixels
+from cxr_node.prepare.header import value_of
 
 _PREFIX = "content:"
 _LENGTH_BYTES = 28
@@ -43,7 +44,7 @@ def content_digest(ds: Dataset, stored: NDArray[Any] | None = None) -> str:
         stored: its pixels as `decode.decode_pixels` gives them, where they are at hand.
     """
     hasher = blake3()
-    _add_attributes(hasher, ds, is_colour=ds.get("SamplesPerPixel", 1) != 1)
+    _add_attributes(hasher, ds, is_colour="SamplesPerPixel" in ds and value_of(ds, "SamplesPerPixel") != 1)
     _add_pixels(hasher, ds, stored)
     return _PREFIX + hasher.hexdigest(length=_LENGTH_BYTES)
 

@@ -12,10 +12,12 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.charset import python_encoding
+from pydicom.errors import BytesLengthException
 
 UNREADABLE = (
     *(ValueError, TypeError, OverflowError, NotImplementedError, AttributeError, KeyError, IndexError),
     *(OSError, struct.error),  # of a sequence whose items are cut off
+    BytesLengthException,  # of a number with a byte too few
 )
 """What pydicom raises when it reads a broken value, which it does on access."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 import warnings
 from io import BytesIO
 from typing import Any
@@ -143,3 +144,91 @@ def test_a_sequence_with_broken_items_costs_nothing_but_itself(keyword, items, v
         made = all_results(ds)
     assert {one.PatientID for one in made.values()} == {"T-1"}
     assert len(made) == len(ANALYSIS_KINDS) + 2
+
+
+SEQUENCES = [word for word in keywords_read() if dictionary_VR(tag_for_keyword(word)) == "SQ"]
+_NESTED = ("PatientID", "CodeValue", "CodeMeaning", "AccessionNumber", "RequestedProcedureID", "ReferencedSOPInstanceUID", "Rows")
+_OF_ITEMS = (b"", b"1\\2", b"nonsense", b"\xff\xfe\x00", "日本^太郎".encode(), b"\x1b$B;3ED\x1b(B", b"1..2", b"x" * 300)
+_ITEM_CHARACTER_SETS = (None, b"ISO_IR 100", b"ISO-IR 100", b"NONSENSE", b"\\ISO 2022 IR 87", b"GB18030")
+
+
+def element(tag: int, vr: str, value: bytes) -> bytes:
+    """Explicit VR Little Endian."""
+    value += b" " * (len(value) % 2)
+    long = vr in ("SQ", "UN", "OB", "UT")
+    length = struct.pack("<HL", 0, len(value)) if long else struct.pack("<H", len(value))
+    return struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr.encode()) + length + value
+
+
+def item(content: bytes) -> bytes:
+    return struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
+
+
+@st.composite
+def odd_items(draw: st.DrawFn, depth: int = 0) -> bytes:
+    """Items with a character set of their own, private and repeated elements, wrong VRs, and items below."""
+    made = b""
+    for _ in range(draw(st.integers(0, 3))):
+        named = draw(st.sampled_from(_ITEM_CHARACTER_SETS))
+        content = b"" if named is None else element(0x00080005, "CS", named)
+        for _ in range(draw(st.integers(0, 4))):
+            tag = tag_for_keyword(draw(st.sampled_from(_NESTED)))
+            vr = draw(st.sampled_from((dictionary_VR(tag), dictionary_VR(tag), "SH", "UN", "FD", "US", "AT", "PN")))
+            content += element(tag, vr, draw(st.sampled_from(_OF_ITEMS)))
+        if draw(st.booleans()):
+            content += element(0x00110010, "LO", b"MAKER") + element(0x00111001, "LO", b"private")
+        if depth < 2 and draw(st.booleans()):
+            content += element(tag_for_keyword("RequestedProcedureCodeSequence"), "SQ", draw(odd_items(depth + 1)))
+        made += item(content)
+    return made
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(keyword=st.sampled_from(SEQUENCES), vr=st.sampled_from(["SQ", "UN"]), content=odd_items())
+def test_odd_items_cost_nothing_but_themselves(keyword, vr, content):
+    ds, tag = source(), Tag(tag_for_keyword(keyword))
+    ds._dict[tag] = RawDataElement(tag, vr, len(content), content, 0, False, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = all_results(ds)
+        texts = [str(below.value) for one in made.values() for below in one.iterall()]  # each can be read again
+    assert texts
+    for one in made.values():
+        assert (one.PatientID, str(one.PatientName), one.AccessionNumber) == ("T-1", "Test^Radiograph", "A-77")
+        assert not any(below.tag.is_private for below in one.iterall())
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [("PatientName", "FD", b"12345"), ("PatientName", "OB", b"1234"), ("TypeOfPatientID", "AT", b"12345")],
+    ids=["a number with a byte too few", "bytes in place of a name", "a tag with a byte too many"],
+)
+def test_an_odd_element_of_an_item_leaves_its_neighbours(odd):
+    keyword, vr, value = odd
+    other = element(tag_for_keyword("PatientID"), "SH", b"T-2")  # LO in the standard
+    content = item(element(tag_for_keyword(keyword), vr, value) + other)
+    ds, tag = source(), Tag("OtherPatientIDsSequence")
+    ds._dict[tag] = RawDataElement(tag, "SQ", len(content), content, 0, False, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = all_results(ds)
+    for one in made.values():
+        (kept,) = one.OtherPatientIDsSequence
+        assert [(below.keyword, below.VR, below.value) for below in kept] == [("PatientID", "LO", "T-2")]
+
+
+def test_texts_of_an_item_with_a_character_set_of_its_own_are_kept():
+    inside = element(0x00080005, "CS", b"ISO_IR 100") + element(tag_for_keyword("PatientID"), "LO", "Müßig".encode("latin-1"))
+    content = item(inside)
+    ds, tag = source(SpecificCharacterSet="ISO_IR 144", PatientName="Иванов^Иван"), Tag("OtherPatientIDsSequence")
+    ds._dict[tag] = RawDataElement(tag, "SQ", len(content), content, 0, False, True)
+    for one in all_results(ds).values():
+        assert str(one.PatientName) == "Иванов^Иван"
+        assert one.OtherPatientIDsSequence[0].PatientID == "Müßig"
+
+
+@pytest.mark.parametrize("keyword", [word for word in keywords_read() if dictionary_VR(tag_for_keyword(word)) == "US"])
+def test_a_number_with_a_byte_too_many_costs_nothing_but_itself(keyword):
+    ds, tag = source(), Tag(tag_for_keyword(keyword))
+    ds._dict[tag] = RawDataElement(tag, "US", 3, b"\1\0\0", 0, False, True)
+    assert all_results(ds)["report"].PatientID == "T-1"
