@@ -65,6 +65,11 @@ def is_in(host: str, networks: tuple[str, ...]) -> bool:
     return address is not None and any(address in network_of(text) for text in networks)
 
 
+def endpoint(host: str, port: int) -> str:
+    """Host and port as one text, an IPv6 address in brackets (RFC 5952 section 6)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_named_singly(host: str, networks: tuple[str, ...]) -> bool:
     """Whether an address is among these by itself, not only with its network."""
     address = address_of(host)

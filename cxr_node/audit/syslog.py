@@ -24,6 +24,7 @@ from contextlib import closing, suppress
 from cxr_node.dicom import tls
 from cxr_node.errors import CxrNodeError
 from cxr_node.logs import exception_text
+from cxr_node.peer_address import endpoint
 from cxr_node.settings import RepositorySettings, Settings
 
 PRIORITY = 10 * 8 + 5
@@ -141,4 +142,4 @@ def _send_datagrams(repository: RepositorySettings, messages: Sequence[bytes]) -
 
 
 def _where(repository: RepositorySettings) -> str:
-    return f"The audit record repository {repository.name} at {repository.host}:{repository.port}"
+    return f"The audit record repository {repository.name} at {endpoint(repository.host, repository.port)}"

@@ -14,6 +14,7 @@ import typer
 
 from cxr_node.cli.common import AsJson, Config, say
 from cxr_node.errors import CxrNodeError, SettingsError, StoreError
+from cxr_node.peer_address import endpoint
 from cxr_node.settings import Settings, load_settings
 
 CheckResult = tuple[str, str]
@@ -129,9 +130,9 @@ def _try_ports(settings: Settings) -> Iterator[CheckResult]:
             return
     for key, host, port in _addresses(settings):
         if reason := _why_not_listen(host, port):
-            yield "error", f"{key}: can't listen on {host}:{port}: {reason}"
+            yield "error", f"{key}: can't listen on {endpoint(host, port)}: {reason}"
         elif port:
-            yield "ok", f"{key}: {host}:{port} is free."
+            yield "ok", f"{key}: {endpoint(host, port)} is free."
 
 
 def _addresses(settings: Settings) -> list[tuple[str, str, int]]:

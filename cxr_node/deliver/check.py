@@ -63,13 +63,13 @@ def _check(settings: Settings, destination: DestinationSettings) -> list[Destina
     def note(severity: Severity, text: str) -> None:
         found.append(DestinationFinding(severity, destination.name, text))
 
+    peer = peer_of(settings, destination)
     if _is_this_node(settings, destination):
         note(
             Severity.WARNING,
-            f"{destination.host}:{destination.port} is this node itself: it would store its own results without analysing "
-            "them. Set `host` and `port` to the PACS's.",
+            f"{peer.endpoint} is this node itself: it would store its own results without analysing them. Set `host` and `port` "
+            "to the PACS's.",
         )
-    peer = peer_of(settings, destination)
     asked = committing_peer(settings, destination) if destination.storage_commitment else peer
     commitment = {COMMITMENT} if destination.storage_commitment else set()
     try:

@@ -16,7 +16,7 @@ from cxr_node.store.deliveries import OUT_OF_RESOURCES
 
 def not_connected(peer: Peer, error: OSError | None, waited_s: float) -> str:
     """Why there is no connection. `error`: None if the peer didn't answer in `waited_s` seconds."""
-    where = f"{peer.host}:{peer.port}"
+    where = peer.endpoint
     if isinstance(error, ssl.SSLError) or (peer.tls is not None and isinstance(error, ConnectionResetError)):
         return f"No TLS connection to {where}: {tls_error_text(error)}."
     if isinstance(error, socket.gaierror):
@@ -89,12 +89,12 @@ def hung_up(peer: Peer) -> str:
     """The connection was closed, or something else than DICOM came back, instead of an answer to the request."""
     if peer.tls is not None:
         return (
-            f"{peer.host}:{peer.port} accepts the TLS connection and closes it again: does it require a certificate from this "
+            f"{peer.endpoint} accepts the TLS connection and closes it again: does it require a certificate from this "
             "node, does it trust the authority of tls.certificate, and is that still valid? With TLS 1.3 a peer checks it only "
             "after the handshake."
         )
     return (
-        f"{peer.host}:{peer.port} accepts the connection but doesn't answer in DICOM: is this its DICOM port (not a web port, "
+        f"{peer.endpoint} accepts the connection but doesn't answer in DICOM: is this its DICOM port (not a web port, "
         "not one that expects TLS)? Some PACSs also close the connection to unknown AE titles."
     )
 
@@ -102,7 +102,7 @@ def hung_up(peer: Peer) -> str:
 def not_dicom(peer: Peer, what: str) -> str:
     """More came back than any answer of DICOM holds, or something else."""
     return (
-        f"{peer.host}:{peer.port} accepts the connection but doesn't answer in DICOM ({what}): is this its DICOM port (not a web "
+        f"{peer.endpoint} accepts the connection but doesn't answer in DICOM ({what}): is this its DICOM port (not a web "
         "port, not one that expects TLS), and is what listens there still the PACS?"
     )
 

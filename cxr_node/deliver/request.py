@@ -13,6 +13,7 @@ from pydicom.filereader import read_file_meta_info
 
 from cxr_node.dicom.references import Reference
 from cxr_node.dicom.tls import calling_context
+from cxr_node.peer_address import endpoint
 from cxr_node.records import KINDS_OF_RESULT, REPORT_CLASSES, ResultKind
 from cxr_node.settings import DestinationSettings, SenderSettings, Settings
 
@@ -79,8 +80,13 @@ class Peer:
         """The same peer, at that host and no other."""
         return replace(self, host=host, other_hosts=())
 
+    @property
+    def endpoint(self) -> str:
+        """Its first host and the port, for messages."""
+        return endpoint(self.host, self.port)
+
     def __str__(self) -> str:
-        return f"{self.called_ae_title} at {self.host}:{self.port}"
+        return f"{self.called_ae_title} at {self.endpoint}"
 
 
 def peer_of(settings: Settings, destination: DestinationSettings) -> Peer:

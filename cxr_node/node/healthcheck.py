@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cxr_node.errors import CxrNodeError
+from cxr_node.peer_address import endpoint
 from cxr_node.settings import Settings, load_settings
 from cxr_node.store import presence
 
@@ -56,8 +57,8 @@ def _ask(settings: Settings) -> str:
     if web.certificate is not None:  # it names the node's public name, not this machine's loopback
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(web.host, web.host)  # noqa: S104
-    address = f"{'https' if context else 'http'}://{host}:{web.port}/healthz"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(web.host, web.host)  # noqa: S104
+    address = f"{'https' if context else 'http'}://{endpoint(host, web.port)}/healthz"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     with opener.open(address, timeout=_TIMEOUT_S) as answer:
         return str(answer.read().decode().strip())

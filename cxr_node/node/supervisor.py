@@ -30,6 +30,7 @@ import structlog
 from cxr_node import logs
 from cxr_node.dicom import routes
 from cxr_node.errors import SettingsError, StoreError
+from cxr_node.peer_address import endpoint
 from cxr_node.receive.transport.processes import LONGEST_END_S
 from cxr_node.records import AuditEvent, DataFolder
 from cxr_node.security import limits, openness
@@ -373,8 +374,8 @@ class _Announcement:
 
 
 def _ready_line(settings: Settings, host: str, port: int, tls_port: int | None) -> str:
-    over_tls = "" if tls_port is None else f", over TLS on {host}:{tls_port}"
-    return f"cxr-node is ready to receive: {settings.node.ae_title} on {host}:{port}{over_tls}"
+    over_tls = "" if tls_port is None else f", over TLS on {endpoint(host, tls_port)}"
+    return f"cxr-node is ready to receive: {settings.node.ae_title} on {endpoint(host, port)}{over_tls}"
 
 
 def _web_line(address: str) -> str:

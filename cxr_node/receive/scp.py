@@ -16,7 +16,7 @@ import structlog
 from cxr_node.dicom.passcode import check_senders
 from cxr_node.dicom.tls import listening_context
 from cxr_node.errors import SettingsError
-from cxr_node.peer_address import plain_address
+from cxr_node.peer_address import endpoint, plain_address
 from cxr_node.receive.transport.pending_connections import PendingConnections
 from cxr_node.receive.transport.processes import Processes
 from cxr_node.receive.transport.rejections import RejectionWriter
@@ -131,7 +131,7 @@ def _listen(settings: Settings, key: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         raise SettingsError(
-            f"node.host, {key}: can't listen on {settings.node.host}:{port} ({error.strerror or error}). "
+            f"node.host, {key}: can't listen on {endpoint(settings.node.host, port)} ({error.strerror or error}). "
             "Is another program listening there? Ports below 1024 need a privilege (CAP_NET_BIND_SERVICE)."
         ) from error
     listening.setblocking(False)  # a peer may have gone again between the selector's word and `accept`

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cxr_node.errors import SettingsError
+from cxr_node.peer_address import endpoint
 from cxr_node.settings import SenderSettings, Settings
 
 Notice = tuple[str, str]
@@ -24,7 +25,7 @@ def check(settings: Settings) -> None:
 
 def exposure_notices(settings: Settings) -> Iterator[Notice]:
     """What is open to whom: where the node listens, unknown senders, each known one."""
-    where = f"{settings.node.host}:{settings.node.port}"
+    where = endpoint(settings.node.host, settings.node.port)
     is_beyond = settings.is_reachable_by_others
     unknown = settings.receive.accept_unknown_senders
     if not is_beyond:

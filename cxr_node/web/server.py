@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cxr_node.errors import SettingsError
-from cxr_node.peer_address import is_in, site_of
+from cxr_node.peer_address import endpoint, is_in, site_of
 from cxr_node.settings import Settings
 from cxr_node.store import users
 from cxr_node.store.database import open_database
@@ -142,7 +142,7 @@ def _listen(settings: Settings) -> socket.socket:
         return socket.create_server((web.host, web.port), family=family)
     except OSError as error:
         raise SettingsError(
-            f"web.host, web.port: can't listen on {web.host}:{web.port} ({error.strerror or error}). Is another program "
+            f"web.host, web.port: can't listen on {endpoint(web.host, web.port)} ({error.strerror or error}). Is another program "
             "listening there? Choose another port, or 0 for any."
         ) from error
 

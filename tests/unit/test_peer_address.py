@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from cxr_node.commitment import reports
-from cxr_node.peer_address import address_of, is_in, is_named_singly, network_of, plain_address, site_of
+from cxr_node.deliver.request import Peer
+from cxr_node.peer_address import address_of, endpoint, is_in, is_named_singly, network_of, plain_address, site_of
 from cxr_node.receive.intake.refused import Counts
 from cxr_node.receive.transport.limiter import AssociationSlots, KnownAddresses
 from cxr_node.receive.transport.pending_connections import PendingConnections
@@ -161,3 +162,12 @@ def test_reports_owed_to_a_machine_with_many_addresses_are_counted_as_those_to_o
     with pytest.raises(reports.TooManyOpen, match="this address"):
         reports.take_request(engine, "1.2.9", "CT9", NEIGHBOURS[3], [("1.2", "1.3")])
     reports.take_request(engine, "1.2.9", "CT9", "2001:db8:1:3::1", [("1.2", "1.3")])
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [("10.0.0.5", "10.0.0.5:104"), ("pacs", "pacs:104"), ("::1", "[::1]:104"), ("fe80::1%eth0", "[fe80::1%eth0]:104")],
+)
+def test_the_port_stands_apart_from_an_ipv6_address(host, text):
+    assert endpoint(host, 104) == text
+    assert text in str(Peer(host, 104, "PACS", "NODE"))
