@@ -483,6 +483,12 @@ def answer_of(findings: dict[str, Any]) -> dict[str, str]:
     return {"answer": str(findings.get("answer", given_before)), "likeliest": likeliest}
 
 
+def answer_in_words(findings: dict[str, Any]) -> str:
+    """The answer of findings as they stand in the database, and if it is indeterminate, why."""
+    reason = str(findings.get("indeterminate_reason") or "")
+    return ": ".join(part for part in (answer_of(findings)["answer"], reason) if part)
+
+
 @dataclass(frozen=True)
 class ComposedObject:
     """A result object as bytes of a DICOM file, before it has a place on disk."""

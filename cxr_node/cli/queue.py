@@ -13,7 +13,7 @@ import typer
 
 from cxr_node.cli.common import AsJson, Config, node_settings, open_engine, operator, print_table, time_in_words, value_text
 from cxr_node.errors import CxrNodeError
-from cxr_node.records import REPORT_CLASS_NAMES, AuditEvent, DeliveryState, JobState, quantity
+from cxr_node.records import INDETERMINATE, REPORT_CLASS_NAMES, AuditEvent, DeliveryState, JobState, quantity
 from cxr_node.store import audit, changes, overview
 from cxr_node.store.selection import Selection
 from cxr_node.store.times import iso, parse_time
@@ -223,6 +223,9 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _brief_job(row: dict[str, Any]) -> dict[str, Any]:
+    findings = row["findings"]
+    reason = findings.get("indeterminate_reason") if row["answer"] == INDETERMINATE else ""
+    doubt = [f"Indeterminate: {reason}."] if reason else []
     return {
         "id": row["id"],
         "state": row["state"],
@@ -234,7 +237,7 @@ def _brief_job(row: dict[str, Any]) -> dict[str, Any]:
         "attempts": row["attempts"],
         "sender": row["sender"],
         "study_instance_uid": row["study_instance_uid"],
-        "reasons": " ".join([*row["reasons"], *row["findings"].get("warnings", [])]),
+        "reasons": " ".join([*row["reasons"], *doubt, *findings.get("warnings", [])]),
     }
 
 

@@ -321,6 +321,7 @@ class Worker:
             sop_instance_uid=job.sop_instance_uid,
             answer=findings.answer,
             likeliest=findings.likeliest,
+            indeterminate_reason=findings.indeterminate_reason,
             warnings=warnings(findings),
             seconds=round(seconds["total"], 3),
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, func, insert, or_, select, update
 
-from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind, answer_of
+from cxr_node.records import AuditEvent, DeliveryState, Job, JobState, Result, ResultKind, answer_in_words, answer_of
 from cxr_node.store import audit, fair_share, faults, leases, resend
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.blobs import Blobs, discard
@@ -322,7 +322,7 @@ def _end_with(
 def _ending(job: Job, state: JobState, values: dict[str, Any]) -> AuditEvent:
     if state == JobState.REJECTED:
         return _event("job-rejected", job, "rejected", "; ".join(json.loads(values["reasons"])))
-    return _event("job-done", job, detail=answer_of(json.loads(values["findings"]))["answer"])
+    return _event("job-done", job, detail=answer_in_words(json.loads(values["findings"])))
 
 
 def _add_results(

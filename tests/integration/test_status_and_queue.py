@@ -179,6 +179,16 @@ def test_indeterminate_is_an_answer(store, run):
     assert "indeterminate" in run("queue", "list")
 
 
+def test_an_indeterminate_answer_has_its_reason_in_queue_and_audit_log(store, run):
+    store.receive()
+    store.finish(
+        store.claim()[0], answer="indeterminate", likeliest="viral_pneumonia", indeterminate_reason="two classes are close"
+    )
+    assert "Indeterminate: two classes are close." in " ".join(run("queue", "list").split())
+    (event,) = audit.search(store.engine, event="job-done")
+    assert event["detail"] == "indeterminate: two classes are close"
+
+
 def test_what_is_not_analysed_yet_has_no_answer(store):
     store.receive()
     (row,) = overview.list_jobs(store.engine)
