@@ -271,8 +271,10 @@ def _can_hold(ds: Dataset, names: list[str]) -> bool:
         return False
     texts: set[str] = set()
     for element in ds.iterall():
-        if element.VR in TEXT_VRS and not (text := str(element.value)).isascii():
-            texts.update(part for part in re.split(r"[\\^=]", text) if not part.isascii())
+        if element.VR in TEXT_VRS and not str(element.value).isascii():
+            apart = r"[\\^=]" if element.VR == "PN" else r"\\"  # each part of a name is encoded by itself
+            parts = [part for value in as_list(element.value) for part in re.split(apart, str(value))]
+            texts.update(part for part in parts if not part.isascii())
     encodings = convert_encodings(names)
     return all(_survives(text, encodings) for text in texts)
 

@@ -14,6 +14,8 @@ from io import BytesIO
 import pydicom
 import pytest
 from highdicom import ContributingEquipment
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from cxr_node.compose import compose_not_analysed, compose_results
@@ -432,3 +434,14 @@ def test_what_is_copied_into_every_result_is_capped(kind):
     (made,) = compose(endless, kinds=[kind])
     assert len(made.content) < usual + 50_000
     assert str(read(endless, kind).PatientName).startswith("NNNN")
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("text", ["ﾑﾈ^ﾚﾝﾄｹﾞﾝ", "ﾑﾈ=PA", "ﾑﾈ"])
+def test_half_width_katakana_beside_ascii_survive_in_a_text(kind, text):
+    """Only in names is each part encoded by itself; pydicom replaces what it can't mix by question marks."""
+    ds = as_received(source(SpecificCharacterSet="ISO_IR 13"))
+    content = text.encode("shift_jis")
+    content += b" " * (len(content) % 2)
+    ds._dict[Tag("StudyDescription")] = RawDataElement(Tag("StudyDescription"), "LO", len(content), content, 0, False, True)
+    assert read(ds, kind).StudyDescription == text
