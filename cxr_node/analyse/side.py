@@ -37,7 +37,9 @@ def classify_sides(
         return []
     size = (SIDE_SIZE_PX, SIDE_SIZE_PX)
     small = np.stack([cv2.resize(image, size, None, 0, 0, cv2.INTER_AREA) for image in network_images]).astype(np.uint8)
-    seen = zip(log_odds(small), sides_said, markers or [None] * len(small), strict=True)
+    # one at a time: in a batch the last digits depend on its size, and the UIDs of results on these
+    alone = [log_odds(one[np.newaxis])[0] for one in small]
+    seen = zip(alone, sides_said, markers or [None] * len(small), strict=True)
     return [as_sides(float(odds), said, _threshold(), marker) for odds, said, marker in seen]
 
 

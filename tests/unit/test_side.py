@@ -104,6 +104,12 @@ def test_no_images_no_answers():
     assert classify_sides([], [], shipped_side_log_odds) == []
 
 
+def test_what_an_image_gets_does_not_depend_on_the_others_of_its_batch():
+    images = [np.zeros((224, 224), np.uint8)] * 3
+    sides = classify_sides(images, [True] * 3, lambda batch: np.full(len(batch), len(batch), np.float32))
+    assert [one.log_odds for one in sides] == [1.0] * 3
+
+
 def test_the_shipped_judge_is_small_and_says_how_right_it_is():
     judge = shipped_side_classifier()
     figures = judge.description["figures"]["test"]
