@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +20,7 @@ from cxr_node.records import AuditEvent, quantity
 from cxr_node.security.printable import cell
 from cxr_node.settings import load_settings
 from cxr_node.store import audit, audit_chain, backup
-from cxr_node.store.times import parse_time
+from cxr_node.store.times import iso_to_the_millisecond, parse_time
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -223,7 +222,7 @@ def _until_interrupted() -> Iterator[None]:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "at": datetime.fromtimestamp(row["at"], UTC).isoformat(timespec="milliseconds")}
+    return {**row, "at": iso_to_the_millisecond(row["at"])}
 
 
 def _record_search(engine: Engine, query: dict[str, Any]) -> None:

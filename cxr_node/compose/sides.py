@@ -41,7 +41,7 @@ def note(sides: Sides) -> str:
 
 
 def marker_text(sides: Sides, geometry: Geometry) -> str:
-    """The film's own letter in words, such as "R on the picture's left"; empty if none was read.
+    """The film's own letter as the picture shows it, such as "R on the picture's left"; empty if none was read.
 
     Args:
         sides: how it is known which is which.
@@ -51,7 +51,8 @@ def marker_text(sides: Sides, geometry: Geometry) -> str:
         return ""
     unsaid = replace(sides, by=SidesBy.UNKNOWN)
     place = side_name(SIDES[0 if sides.marker.at_left else 1], unsaid, geometry)
-    letter = f"mirrored {sides.marker.letter}" if sides.marker.mirrored else sides.marker.letter
+    turned_over = (geometry.transposed + geometry.flipped_vertically + geometry.flipped_horizontally) % 2 == 1
+    letter = f"mirrored {sides.marker.letter}" if sides.marker.mirrored != turned_over else sides.marker.letter
     return f"{letter} on the " + place.replace("picture", "picture's")
 
 

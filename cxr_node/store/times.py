@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 from cxr_node.errors import CxrNodeError
@@ -27,3 +28,8 @@ def parse_time(text: str, option: str) -> float | None:
 def iso(seconds: float | None) -> str | None:
     """A time for programs: ISO 8601 in UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def iso_to_the_millisecond(seconds: float) -> str:
+    """A time for programs, never later than it was: given to `--since` again, it finds what has it."""
+    return datetime.fromtimestamp(math.floor(seconds * 1000) / 1000, UTC).isoformat(timespec="milliseconds")

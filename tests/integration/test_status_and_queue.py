@@ -20,7 +20,7 @@ from cxr_node.store.refusals import CountedRefusal
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import jobs as jobs_table
 from cxr_node.store.schema import refusals as refusals_table
-from cxr_node.store.times import parse_time
+from cxr_node.store.times import iso_to_the_millisecond, parse_time
 from tests.store import Store
 
 
@@ -243,6 +243,12 @@ def test_times_are_utc_wherever_the_node_stands_those_given_and_those_shown(stor
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize("at", [1796063387.0, 1796063387.1234, 1796063386.9999998, 1796063387.4829998])
+def test_a_time_that_is_shown_is_not_later_than_it_was(at):
+    shown = parse_time(iso_to_the_millisecond(at), "--since")
+    assert at - 0.001 < shown <= at
 
 
 def test_times_with_an_offset_and_days_are_understood():

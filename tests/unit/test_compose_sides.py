@@ -12,7 +12,7 @@ from pydicom import Dataset
 
 from cxr_node.compose import compose_results
 from cxr_node.compose.overlay import draw_overlay
-from cxr_node.compose.sides import note
+from cxr_node.compose.sides import marker_text, note
 from cxr_node.node.work import as_json
 from cxr_node.records import Geometry, Marker, Radiograph, ResultKind, Sides, SidesBy
 from tests.compose_inputs import NOW, SMALL, findings, radiograph, source
@@ -103,8 +103,8 @@ def test_a_marker_that_agrees_is_named_where_the_picture_was_judged():
     [
         (Marker("R", at_left=True), {}, "R on the picture's left"),
         (Marker("L", at_left=False, mirrored=True), {}, "mirrored L on the picture's right"),
-        (Marker("R", at_left=True), {"flipped_horizontally": True}, "R on the picture's right"),
-        (Marker("R", at_left=True), {"transposed": True}, "R on the picture's top"),
+        (Marker("R", at_left=True), {"flipped_horizontally": True}, "mirrored R on the picture's right"),
+        (Marker("R", at_left=True), {"transposed": True}, "mirrored R on the picture's top"),
     ],
 )
 def test_results_say_what_letter_was_read_and_where_it_stands_in_the_source(marker, way, said):
@@ -186,3 +186,21 @@ def test_the_answer_is_one_field():
         found = findings(indeterminate_below=below)
         json = as_json(found, {}, radiograph().geometry)
         assert (json["answer"], json["likeliest"]) == (found.answer, found.likeliest) == (answer, "bacterial_pneumonia")
+
+
+@pytest.mark.parametrize(
+    ("way", "mirrored", "words"),
+    [
+        ({}, False, "L on the picture's right"),
+        ({}, True, "mirrored L on the picture's right"),
+        ({"flipped_horizontally": True}, False, "mirrored L on the picture's left"),
+        ({"flipped_horizontally": True}, True, "L on the picture's left"),
+        ({"flipped_horizontally": True, "flipped_vertically": True}, False, "L on the picture's left"),
+        ({"transposed": True}, True, "L on the picture's bottom"),
+        ({"transposed": True, "flipped_vertically": True}, True, "mirrored L on the picture's bottom"),
+    ],
+)
+def test_a_marker_is_described_as_the_picture_shows_it(way, mirrored, words):
+    """It is read in the upright image; who looks for it sees the source, in which it may be turned over."""
+    sides = Sides(marker=Marker("L", at_left=False, mirrored=mirrored))
+    assert marker_text(sides, Geometry(300, 400, **way)) == words

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
@@ -14,6 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from cxr_node.store import audit as log
 from cxr_node.store import browse, hours
+from cxr_node.store.times import iso_to_the_millisecond
 from cxr_node.web import access
 from cxr_node.web.access import User, need
 from cxr_node.web.pages.studies import csv_answer
@@ -68,7 +68,7 @@ async def export(
     given, asked = _given(request)
     await _note(request, user, "audit-exported", given)
     found = log.search(request.app.state.engine, **asked, limit=limit)
-    rows = ({**row, "at": datetime.fromtimestamp(row["at"], UTC).isoformat(timespec="milliseconds")} for row in found)
+    rows = ({**row, "at": iso_to_the_millisecond(row["at"])} for row in found)
     if form == "csv":
         return csv_answer(rows, log.COLUMNS, "audit.csv")
 
