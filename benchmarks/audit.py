@@ -24,7 +24,7 @@ from sqlalchemy import Engine, text
 
 from cxr_node.audit import chain, signing
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
-from cxr_node.store import audit, audit_chain
+from cxr_node.store.audit_log import audit, audit_chain
 from cxr_node.store.database import open_database, write
 
 PAGE = 50

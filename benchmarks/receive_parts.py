@@ -105,7 +105,7 @@ def without(part: str, arguments: list[str]) -> None:
 
         incoming._DIRECT = 0
     elif part == "blake3":
-        from cxr_node.store import digests
+        from cxr_node.store.files import digests
 
         class Sha256(digests.Digest):
             def __init__(self) -> None:

@@ -40,7 +40,7 @@ from sqlalchemy import Engine, func, insert, select
 from cxr_node.demo.phantom import chest_phantom
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import load_settings
-from cxr_node.store import users
+from cxr_node.store.accounts import users
 from cxr_node.store.copying import set_sequences
 from cxr_node.store.database import open_database, write
 from cxr_node.store.schema import audit, deliveries, instances, jobs, results

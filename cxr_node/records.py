@@ -180,7 +180,8 @@ class StoredInstance:
     """An instance on disk.
 
     `path` is its blob's key, a path relative to the data folder; `digest` is of the data set without file meta
-    (`store.digests`); `kept_at` is when the blob was put, in UTC seconds; `spool` is the spool that alone has it, if one does.
+    (`store.files.digests`); `kept_at` is when the blob was put, in UTC seconds; `spool` is the spool that alone has it, if one
+    does.
     """
 
     header: InstanceHeader

@@ -97,7 +97,7 @@ def _log_as_by_default() -> Iterator[None]:
 def _known_to_no_data_folder() -> Iterator[None]:
     """A data folder may have the path of an earlier test's, which is gone with the file that shows that this process lives."""
     yield
-    if leases := sys.modules.get("cxr_node.store.leases"):
+    if leases := sys.modules.get("cxr_node.store.queue.leases"):
         leases._names.clear()
 
 

@@ -13,10 +13,10 @@ from cxr_node.deliver import loop
 from cxr_node.deliver.worker import DeliveryWorker
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
 from cxr_node.settings import DatabaseSettings, DestinationSettings, NodeSettings, Settings
-from cxr_node.store import admissions, jobs
-from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
-from cxr_node.store.instances import keep_instance, write_result
+from cxr_node.store.files.blobs import LocalBlobs
+from cxr_node.store.files.instances import keep_instance, write_result
+from cxr_node.store.queue import admissions, jobs
 from tests.scps import write_instance
 from tests.store import lay_database
 from tests.waiting import PATIENCE_S, wait_until

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 
 from cxr_node.settings import Settings, load_settings
-from cxr_node.store import overview
 from cxr_node.store.database import open_database
+from cxr_node.store.views import overview
 from tests.installation import Installation, environment
 from tests.orthanc import free_port
 from tests.waiting import PATIENCE_S, wait_until

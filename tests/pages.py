@@ -10,8 +10,9 @@ from playwright.sync_api import Browser, Page
 from cxr_node.demo.modality import send_files
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.prepare.wrap_picture import radiograph_from_image
-from cxr_node.store import overview, users
+from cxr_node.store.accounts import users
 from cxr_node.store.database import open_database
+from cxr_node.store.views import overview
 from cxr_node.web.passwords import new_hash
 from tests.images import chest_phantom
 from tests.node import Node

@@ -12,7 +12,7 @@ from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.nets.unet import UNet
 from cxr_node.records import LABELS
-from training.recipe import ClassifyRecipe, recipe_of
+from training.fit.recipe import ClassifyRecipe, recipe_of
 
 
 def classify_recipe(**changes: object) -> ClassifyRecipe:

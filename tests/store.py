@@ -11,15 +11,16 @@ from sqlalchemy import delete, select, update
 
 from cxr_node.records import ComposedObject, DataFolder, InstanceHeader, ResultKind, Sender
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
-from cxr_node.store import admissions, deliveries, jobs, overview
 from cxr_node.store.backup import database_file
-from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database, write
-from cxr_node.store.instances import keep_instance, make_folders, write_result
+from cxr_node.store.files.blobs import LocalBlobs
+from cxr_node.store.files.instances import keep_instance, make_folders, write_result
+from cxr_node.store.queue import admissions, deliveries, jobs
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import home
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import jobs as jobs_table
+from cxr_node.store.views import overview
 
 BOTH = {"pacs": (ResultKind.OVERLAY, ResultKind.REPORT)}
 

@@ -32,27 +32,17 @@ from cxr_node.receive.intake.header import read_header
 from cxr_node.receive.transport.incoming import file_meta
 from cxr_node.records import ComposedObject, DataFolder, DeliveryState, JobState, Model, ResultKind, Sender
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
-from cxr_node.store import (
-    admissions,
-    backup,
-    changes,
-    confirmations,
-    consistency,
-    corrections,
-    deliveries,
-    faults,
-    jobs,
-    leases,
-    overview,
-    retention,
-)
-from cxr_node.store.admissions import Admission, Arrival
-from cxr_node.store.blobs import LocalBlobs
+from cxr_node.store import backup, faults
 from cxr_node.store.database import open_database, write
-from cxr_node.store.digests import Digest, file_digest
-from cxr_node.store.instances import keep_instance, write_result
+from cxr_node.store.files import consistency, retention
+from cxr_node.store.files.blobs import LocalBlobs
+from cxr_node.store.files.digests import Digest, file_digest
+from cxr_node.store.files.instances import keep_instance, write_result
+from cxr_node.store.queue import admissions, changes, confirmations, corrections, deliveries, jobs, leases
+from cxr_node.store.queue.admissions import Admission, Arrival
+from cxr_node.store.queue.selection import Selection
 from cxr_node.store.schema import metadata
-from cxr_node.store.selection import Selection
+from cxr_node.store.views import overview
 from tests.receiver import encoded, radiograph
 from tests.store import lay_database
 

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from cxr_node import logs
 from cxr_node.settings import Settings, WebSettings
-from cxr_node.store import tokens, users
+from cxr_node.store.accounts import tokens, users
 from cxr_node.web import passwords, server
 from cxr_node.web.app import close_app, create_app
 from tests.store import Store
@@ -66,7 +66,7 @@ class Site:
 
     def events(self, *names: str) -> list[tuple[str, str, str]]:
         """Event, outcome and user of these events of the audit log, oldest first."""
-        from cxr_node.store import audit
+        from cxr_node.store.audit_log import audit
 
         rows = audit.search(self.store.engine)
         return [(row["event"], row["outcome"], row["user"]) for row in rows if row["event"] in names]

@@ -65,10 +65,10 @@ def import_set(
     ] = None,
 ) -> None:
     """Build the manifest and its prepared images from a set as downloaded, or from radiographs of your own."""
-    from training.importer import import_set as import_pictures
-    from training.manifest import MANIFEST, read_table
-    from training.tables import show_import
-    from training.v7_masks import attach_masks
+    from training.data.importer import import_set as import_pictures
+    from training.data.manifest import MANIFEST, read_table
+    from training.data.v7_masks import attach_masks
+    from training.measure.tables import show_import
 
     if kind is SetKind.V7:
         report = attach_masks(source, out)
@@ -81,7 +81,7 @@ def import_set(
 @app.command()
 def segment(data: DataOption, out: OutFolder = Path("runs/segment"), recipe: RecipeOption = Path("conf/segment.toml")) -> None:
     """Train the lung U-Net."""
-    from training.segment import train
+    from training.fit.segment import train
 
     train(recipe, data, out)
 
@@ -103,8 +103,8 @@ def classify(
     ] = None,
 ) -> None:
     """Train CXRNet on whole radiographs, or on lungs cut out, as the recipe says."""
-    from training.classify import train
-    from training.recipe import ClassifyRecipe, keep_recipe
+    from training.fit.classify import train
+    from training.fit.recipe import ClassifyRecipe, keep_recipe
 
     kept = keep_recipe(recipe, ClassifyRecipe, settings or (), out)
     train(kept, data, _unet(segment), imagenet, out, without, _folder(begin_with))
@@ -125,8 +125,8 @@ def evidence(
     ] = None,
 ) -> None:
     """Train CXRNet to draw opacity where radiologists marked it, and to answer from that."""
-    from training.evidence import train
-    from training.recipe import EvidenceRecipe, keep_recipe
+    from training.fit.evidence import train
+    from training.fit.recipe import EvidenceRecipe, keep_recipe
 
     kept = keep_recipe(recipe, EvidenceRecipe, settings or (), out)
     train(kept, data, _unet(segment), None if imagenet else _folder(begin_with), out, without, imagenet)
@@ -139,7 +139,7 @@ def gate(
     segment: LungUNet = None,
 ) -> None:
     """Fit the gate, which rejects images that are not frontal chest radiographs."""
-    from training.gate import fit
+    from training.fit.gate import fit
 
     print(fit(_unet(segment), data, out)["figures"])
 
@@ -151,7 +151,7 @@ def side(
     epochs: Annotated[int, typer.Option(help="Passes over the radiographs.", min=1)] = 20,
 ) -> None:
     """Train the side network: is the patient's right on the left of the picture? Its files are in cxr_node/nets/sides."""
-    from training.side import fit
+    from training.fit.side import fit
 
     print(fit(data, out, epochs)["figures"]["test"])
 
@@ -163,7 +163,7 @@ def letters(
     tiles: Annotated[int, typer.Option(help="Number of pictures with drawn letters.", min=1)] = 3500,
 ) -> None:
     """Train the letter network, which reads the film's own R and L. Its files are in cxr_node/nets/sides."""
-    from training.letters import fit
+    from training.fit.letters import fit
 
     print(fit(data, out, tiles)["figures"]["test"])
 
@@ -176,7 +176,7 @@ def head(
     classify: Annotated[Path, typer.Option(help="last.pt of `classify`.")] = Path("runs/classify/last.pt"),
 ) -> None:
     """Refit the head of the classifier, without augmentation."""
-    from training.head import refit
+    from training.fit.head import refit
 
     print(refit(data, _unet(segment), classify, out))
 
@@ -195,7 +195,7 @@ def export(
     ] = "",
 ) -> None:
     """Write the weight files that the node loads, calibrated on `val`."""
-    from training.export import export as write
+    from training.fit.export import export as write
 
     unet, usual = _unet(segment), Path("runs/gate/gate.json")
     if gate is None and not unet.is_dir() and usual.exists():
@@ -211,7 +211,7 @@ def quantise(
     images: Annotated[int, typer.Option(help="Training images to measure activations on.", min=1)] = 300,
 ) -> None:
     """Enable int8 in OpenVINO for weights that stay as accurate on `val`."""
-    from training.quantise import quantise as measure
+    from training.fit.quantise import quantise as measure
 
     print(measure(data, weights, images))
 
@@ -231,8 +231,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure weights on one split: tables, metrics.json, confusion matrix, ROC curves."""
-    from training.evaluate import evaluate as measure
-    from training.tables import show_comparison, show_evaluation
+    from training.measure.evaluate import evaluate as measure
+    from training.measure.tables import show_comparison, show_evaluation
 
     figures = measure(data, split, _folder(weights), out, source, engine, hidden, _folder(beside))
     show_evaluation(figures, source)
@@ -249,7 +249,7 @@ def shifted(
     weights: Annotated[Path | None, typer.Option(help="Folder of weight files; default: the shipped ones.")] = None,
 ) -> None:
     """Measure radiographs of adults that are altered to look like those of another hospital: shifted.json."""
-    from training.shifts import shifted as measure
+    from training.measure.shifts import shifted as measure
 
     for name, figures in measure(data, split, weights, out).items():
         print(name, figures)
@@ -264,7 +264,7 @@ def explain(
     limit: Annotated[int, typer.Option(help="Most images of each class; 0: all.", min=0)] = 0,
 ) -> None:
     """Measure the explanations: AOPPC, deletion and insertion curves, heat inside the lungs, pictures."""
-    from training.explain import explain as measure
+    from training.measure.explain import explain as measure
 
     figures = measure(data, split, weights, out, limit)
     print({key: figures[key] for key in ("aoppc", "heat_in_lungs")})
@@ -281,8 +281,8 @@ def heat(
     pictures: Annotated[str, typer.Option(help="Only draw marked radiographs of this source, at random: OUT/heat.png.")] = "",
 ) -> None:
     """Measure whether the heat lies where radiologists see disease, beside other maps: heat.json."""
-    from training.heat import heat as measure
-    from training.heat_pictures import draw_heat
+    from training.measure.heat import heat as measure
+    from training.measure.heat_pictures import draw_heat
 
     if pictures:
         out.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ def unseen(
     most: Annotated[int, typer.Option(help="Most radiographs of each label to measure; 0: all.", min=0)] = 0,
 ) -> None:
     """Leave out each source in turn and measure on it: unseen.json. Repeat the command to resume an interrupted run."""
-    from training.unseen import unseen as measure
+    from training.measure.unseen import unseen as measure
 
     imagenet = imagenet or data / "weights" / "resnet50_imagenet.safetensors"
     settings = [f"seconds={seconds}"] if seconds else []
@@ -335,8 +335,8 @@ def experiments(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("training/RESULTS.md"),
 ) -> None:
     """Run the missing experiments of the paper, resume interrupted ones, and write RESULTS.md."""
-    from training.experiments import Paths, run
-    from training.report import write_report
+    from training.reporting.experiments import Paths, run
+    from training.reporting.report import write_report
 
     if not segment.exists():
         raise typer.BadParameter(f"--segment: {segment} is not there.")
@@ -358,7 +358,7 @@ def report(
     ),
 ) -> None:
     """Write RESULTS.md: the paper's tables and figures beside those of the stored runs."""
-    from training.report import write_report
+    from training.reporting.report import write_report
 
     try:
         print(write_report(runs, out))

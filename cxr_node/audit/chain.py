@@ -22,8 +22,8 @@ from cxr_node.audit.chain_verification import ChainDefect, ChainVerification
 from cxr_node.errors import StoreError
 from cxr_node.records import AuditEvent
 from cxr_node.settings import Settings
-from cxr_node.store import audit, audit_chain
-from cxr_node.store.audit_chain import Head, Link
+from cxr_node.store.audit_log import audit, audit_chain
+from cxr_node.store.audit_log.audit_chain import Head, Link
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

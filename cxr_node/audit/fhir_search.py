@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cxr_node.audit.events import EVENTS
 from cxr_node.audit.fhir import Page
 from cxr_node.errors import CxrNodeError
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

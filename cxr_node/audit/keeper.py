@@ -19,9 +19,10 @@ from cxr_node.audit.sender import RepositorySender
 from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.records import AuditEvent
 from cxr_node.settings import Settings
-from cxr_node.store import audit, audit_chain, leases
+from cxr_node.store.audit_log import audit, audit_chain
 from cxr_node.store.database import DatabaseTrouble
-from cxr_node.store.host_leases import AUDIT, HostLeases
+from cxr_node.store.queue import leases
+from cxr_node.store.queue.host_leases import AUDIT, HostLeases
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -11,7 +11,7 @@ import structlog
 from cxr_node.peer_address import site_of
 from cxr_node.records import AuditEvent
 from cxr_node.security.event_budget import Budget, LogThrottle
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

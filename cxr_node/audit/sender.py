@@ -17,9 +17,11 @@ from cxr_node.audit.messages import MessageSource, audit_message, event_time
 from cxr_node.audit.syslog import send, syslog_message
 from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.settings import RepositorySettings, Settings
-from cxr_node.store import audit_chain, audit_repositories, leases, lock
+from cxr_node.store import lock
+from cxr_node.store.audit_log import audit_chain, audit_repositories
 from cxr_node.store.database import DatabaseTrouble
-from cxr_node.store.host_leases import HostLeases
+from cxr_node.store.queue import leases
+from cxr_node.store.queue.host_leases import HostLeases
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -11,7 +11,7 @@ import typer
 
 from cxr_node.cli.common import AsJson, Config, open_engine, operator, print_table, time_in_words
 from cxr_node.errors import CxrNodeError
-from cxr_node.store import tokens, users
+from cxr_node.store.accounts import tokens, users
 from cxr_node.store.times import iso
 
 user_app = typer.Typer(help="Users of the web pages: add, list, disable, enable, role, passwd.", no_args_is_help=True)

@@ -19,7 +19,8 @@ from cxr_node.errors import CxrNodeError
 from cxr_node.records import AuditEvent, quantity
 from cxr_node.security.printable import cell
 from cxr_node.settings import load_settings
-from cxr_node.store import audit, audit_chain, backup
+from cxr_node.store import backup
+from cxr_node.store.audit_log import audit, audit_chain
 from cxr_node.store.times import iso_to_the_millisecond, parse_time
 
 if TYPE_CHECKING:

@@ -62,7 +62,7 @@ def open_engine(config: Path | None) -> Iterator[Engine]:
 
 def record_in_audit_log(settings: Settings, event: AuditEvent) -> None:
     """Tell the audit log of the node that the settings name, if there is one: for commands that need none."""
-    from cxr_node.store import audit
+    from cxr_node.store.audit_log import audit
     from cxr_node.store.database import inspect_database
 
     try:

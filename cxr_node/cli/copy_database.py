@@ -25,7 +25,8 @@ def copy_database(
     config: Config = None,
 ) -> None:
     """Copy rows, queue and audit log into an empty database, and compare every row; the node must be stopped."""
-    from cxr_node.store import audit, copying, lock
+    from cxr_node.store import copying, lock
+    from cxr_node.store.audit_log import audit
     from cxr_node.store.backup import database_file
     from cxr_node.store.postgresql import in_print
 

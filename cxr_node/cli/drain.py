@@ -11,8 +11,10 @@ import typer
 from cxr_node.cli.common import Config, node_settings, open_engine, operator
 from cxr_node.errors import StoreError
 from cxr_node.records import AuditEvent, DataFolder, quantity
-from cxr_node.store import audit, draining, lock, open_work
-from cxr_node.store.spool_id import has_spool, spool_name
+from cxr_node.store import lock
+from cxr_node.store.audit_log import audit
+from cxr_node.store.files.spool_id import has_spool, spool_name
+from cxr_node.store.queue import draining, open_work
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -14,11 +14,14 @@ from cxr_node.cli.common import Config, node_settings, open_engine, operator, sa
 from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.records import AuditEvent
 from cxr_node.settings import Settings
-from cxr_node.store import audit, backup, consistency, leases, lock
-from cxr_node.store.consistency import CURES, Difference
+from cxr_node.store import backup, lock
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import open_database, why_commits_may_be_lost
-from cxr_node.store.overview import held_by_reason
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files import consistency
+from cxr_node.store.files.consistency import CURES, Difference
+from cxr_node.store.files.storage import blobs_of
+from cxr_node.store.queue import leases
+from cxr_node.store.views.overview import held_by_reason
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -17,10 +17,10 @@ from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.prepare.decode import is_dicom
 from cxr_node.security.nofollow import write_anew
 from cxr_node.settings import StorageSettings
-from cxr_node.store.leftovers import remove_leftovers
+from cxr_node.store.files.leftovers import remove_leftovers
 
 if TYPE_CHECKING:
-    from cxr_node.store.bucket import BucketBlobs
+    from cxr_node.store.files.bucket import BucketBlobs
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"}
 _SCHEME = "s3://"
@@ -164,7 +164,7 @@ def collect(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
 @lru_cache(maxsize=16)
 def _client(bucket: str, storage: StorageSettings, secret: str, process: int) -> BucketBlobs:
     try:
-        from cxr_node.store.bucket import BucketBlobs  # imported here: folders need none of it
+        from cxr_node.store.files.bucket import BucketBlobs  # imported here: folders need none of it
     except ImportError as error:
         raise CxrNodeError("s3:// needs obstore: install the extra `scale` (pip install 'cxr-node[scale]').") from error
     return BucketBlobs(storage.model_copy(update={"url": f"{_SCHEME}{bucket}"}), _near())

@@ -14,9 +14,11 @@ import typer
 from cxr_node.cli.common import AsJson, Config, node_settings, open_engine, operator, print_table, time_in_words, value_text
 from cxr_node.errors import CxrNodeError
 from cxr_node.records import INDETERMINATE, REPORT_CLASS_NAMES, AuditEvent, DeliveryState, JobState, quantity
-from cxr_node.store import audit, changes, overview
-from cxr_node.store.selection import Selection
+from cxr_node.store.audit_log import audit
+from cxr_node.store.queue import changes
+from cxr_node.store.queue.selection import Selection
 from cxr_node.store.times import iso, parse_time
+from cxr_node.store.views import overview
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -11,7 +11,7 @@ import typer
 from cxr_node.errors import CxrNodeError
 from cxr_node.settings import Settings
 from cxr_node.store.backup import backup_folder
-from cxr_node.store.consistency import Difference, DifferenceKind
+from cxr_node.store.files.consistency import Difference, DifferenceKind
 
 _GONE = (DifferenceKind.INSTANCE_WITHOUT_FILE, DifferenceKind.RESULT_WITHOUT_FILE)
 

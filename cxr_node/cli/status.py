@@ -7,7 +7,7 @@ from typing import Any
 
 from cxr_node.cli.common import age_in_words, ago_in_words, size_in_words, value_text
 from cxr_node.records import quantity
-from cxr_node.store.node_status import node_status
+from cxr_node.store.views.node_status import node_status
 
 _PAUSED = {
     "receive": "too little (receive.min_free_mb): new images are refused with A700",

@@ -23,7 +23,7 @@ from cxr_node.commitment.request_worker import RequestWorker
 from cxr_node.errors import DeliveryError
 from cxr_node.settings import SenderSettings, Settings
 from cxr_node.store.backoff import backoff_s
-from cxr_node.store.disk_space import DiskSpace
+from cxr_node.store.files.disk_space import DiskSpace
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

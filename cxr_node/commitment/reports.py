@@ -16,11 +16,11 @@ from cxr_node.commitment.datasets import CLASS_CONFLICT, NO_SUCH_INSTANCE, OUT_O
 from cxr_node.dicom.references import Reference
 from cxr_node.peer_address import site_of
 from cxr_node.records import AuditEvent, DeliveryState, quantity
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from cxr_node.store.backoff import backoff_s
-from cxr_node.store.blobs import Blobs
 from cxr_node.store.database import write
-from cxr_node.store.digests import earlier_digest_of, file_digest, is_earlier
+from cxr_node.store.files.blobs import Blobs
+from cxr_node.store.files.digests import earlier_digest_of, file_digest, is_earlier
 from cxr_node.store.schema import commitment_reports, instances
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 3600.0

@@ -13,10 +13,10 @@ from cxr_node.commitment.datasets import NO_SUCH_INSTANCE, PROCESSING_FAILURE, R
 from cxr_node.commitment.requests import NEVER_CONFIRMED, SENT_UID, close_requests, record_given_up
 from cxr_node.logs import exception_text
 from cxr_node.records import AuditEvent, DeliveryState
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from cxr_node.store.backoff import backoff_s
-from cxr_node.store.corrections import cancel_superseded
 from cxr_node.store.database import write
+from cxr_node.store.queue.corrections import cancel_superseded
 from cxr_node.store.schema import commitment_asks, deliveries, instances, jobs, results
 
 log = structlog.get_logger()

@@ -19,7 +19,7 @@ from cxr_node.commitment.reports import Report, UndecidedRequest
 from cxr_node.errors import CxrNodeError
 from cxr_node.peer_address import site_of
 from cxr_node.settings import Settings
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files.storage import blobs_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

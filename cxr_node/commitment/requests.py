@@ -12,9 +12,10 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, bindparam, case,
 
 from cxr_node.dicom.references import Reference
 from cxr_node.records import AuditEvent, DeliveryState
-from cxr_node.store import audit, faults
-from cxr_node.store.corrections import cancel_superseded
+from cxr_node.store import faults
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import write
+from cxr_node.store.queue.corrections import cancel_superseded
 from cxr_node.store.schema import commitment_asks, deliveries, instances, jobs, results
 
 log = structlog.get_logger()

@@ -14,9 +14,9 @@ from cxr_node.deliver.commitment import commitment_reporter
 from cxr_node.deliver.worker import DeliveryWorker
 from cxr_node.records import ResultKind
 from cxr_node.settings import Settings
-from cxr_node.store import deliveries, leases, missing_deliveries
 from cxr_node.store.database import open_database, querying
-from cxr_node.store.peer_overview import without_destination
+from cxr_node.store.queue import deliveries, leases, missing_deliveries
+from cxr_node.store.views.peer_overview import without_destination
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

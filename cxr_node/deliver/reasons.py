@@ -11,7 +11,7 @@ from pydicom.uid import UID
 
 from cxr_node.deliver.request import DUPLICATE_INSTANCE, Peer
 from cxr_node.dicom.tls import tls_error_text
-from cxr_node.store.deliveries import OUT_OF_RESOURCES
+from cxr_node.store.queue.deliveries import OUT_OF_RESOURCES
 
 
 def not_connected(peer: Peer, error: OSError | None, waited_s: float) -> str:

@@ -35,12 +35,13 @@ from cxr_node.errors import AssociationLost, BucketUnavailable, DeliveryError
 from cxr_node.logs import exception_text
 from cxr_node.records import REPORT_CLASS_NAMES, Delivery, ResultKind
 from cxr_node.settings import DestinationSettings, Settings
-from cxr_node.store import deliveries, faults, leases
+from cxr_node.store import faults
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.commit_watch import CommitWatch
 from cxr_node.store.database import DatabaseTrouble, open_database
-from cxr_node.store.disk_space import DiskSpace
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files.disk_space import DiskSpace
+from cxr_node.store.files.storage import blobs_of
+from cxr_node.store.queue import deliveries, leases
 
 log = structlog.get_logger()
 

@@ -37,7 +37,7 @@ from cxr_node.records import REPORT_CLASS_NAMES, answer_of
 from cxr_node.security.printable import printable
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store.database import open_database
-from cxr_node.store.overview import list_jobs, show_job
+from cxr_node.store.views.overview import list_jobs, show_job
 
 _START_TIMEOUT_S, _STOP_TIMEOUT_S, _RESULT_TIMEOUT_S = 300.0, 90.0, 600.0
 _RESTING = {"done", "rejected", "held", "cancelled"}

@@ -11,7 +11,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 
-from cxr_node.store.instances import is_uid
+from cxr_node.store.files.instances import is_uid
 
 _OUT_OF_RESOURCES, _NOT_UNDERSTOOD = 0xA700, 0xC000
 _VERIFICATION = UID("1.2.840.10008.1.1")

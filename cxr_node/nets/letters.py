@@ -1,6 +1,6 @@
 """A small network that reads R and L on films. NumPy computes it: a few dozen patches take milliseconds, whatever the engine.
 
-Architecture and weights only; `analyse.letters` interprets the output, `training.letters` trains it.
+Architecture and weights only; `analyse.letters` interprets the output, `training.fit.letters` trains it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A small network that determines right and left of a chest: heart, aortic arch, stomach bubble and diaphragm.
 
-Architecture and weights only; `analyse.side` interprets the output, `training.side` trains it.
+Architecture and weights only; `analyse.side` interprets the output, `training.fit.side` trains it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pathlib import Path
 from cxr_node.errors import CxrNodeError
 from cxr_node.peer_address import endpoint
 from cxr_node.settings import Settings, load_settings
-from cxr_node.store import presence
+from cxr_node.store.views import presence
 
 _TIMEOUT_S = 10.0
 

@@ -21,11 +21,14 @@ from cxr_node.dicom import certificates
 from cxr_node.errors import StoreError
 from cxr_node.records import AuditEvent, DataFolder
 from cxr_node.settings import Settings
-from cxr_node.store import audit, backup, consistency, instances, leases, retention
-from cxr_node.store.blobs import discard
-from cxr_node.store.consistency import DifferenceKind
-from cxr_node.store.host_leases import HOUSEKEEPING, HostLeases
-from cxr_node.store.storage import blobs_of
+from cxr_node.store import backup
+from cxr_node.store.audit_log import audit
+from cxr_node.store.files import consistency, instances, retention
+from cxr_node.store.files.blobs import discard
+from cxr_node.store.files.consistency import DifferenceKind
+from cxr_node.store.files.storage import blobs_of
+from cxr_node.store.queue import leases
+from cxr_node.store.queue.host_leases import HOUSEKEEPING, HostLeases
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -1,6 +1,6 @@
 """Makes rows and blobs consistent, after a restored database, a damaged disk or a crash.
 
-`store.consistency` finds the differences; this module repairs them, for commands and for housekeeping.
+`store.files.consistency` finds the differences; this module repairs them, for commands and for housekeeping.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from cxr_node.receive.intake.header import read_header
 from cxr_node.receive.intake.purpose import purpose_of
 from cxr_node.records import AuditEvent, DataFolder, Sender, StoredInstance
 from cxr_node.settings import Settings
-from cxr_node.store import admissions, audit, consistency, digests, instances
-from cxr_node.store.admissions import Arrival
-from cxr_node.store.blobs import Blobs
-from cxr_node.store.consistency import Difference, DifferenceKind
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.audit_log import audit
+from cxr_node.store.files import consistency, digests, instances
+from cxr_node.store.files.blobs import Blobs
+from cxr_node.store.files.consistency import Difference, DifferenceKind
+from cxr_node.store.files.storage import blobs_of
+from cxr_node.store.queue import admissions
+from cxr_node.store.queue.admissions import Arrival
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -35,13 +35,15 @@ from cxr_node.receive.transport.processes import LONGEST_END_S
 from cxr_node.records import AuditEvent, DataFolder
 from cxr_node.security import limits, openness
 from cxr_node.settings import Settings
-from cxr_node.store import audit, lock, presence
+from cxr_node.store import lock
+from cxr_node.store.audit_log import audit
 from cxr_node.store.backup import check_integrity
 from cxr_node.store.database import DatabaseTrouble, open_database, why_commits_may_be_lost
-from cxr_node.store.instances import make_folders
-from cxr_node.store.leftovers import remove_leftovers
-from cxr_node.store.spool_id import has_spool
-from cxr_node.store.storage import near_folder
+from cxr_node.store.files.instances import make_folders
+from cxr_node.store.files.leftovers import remove_leftovers
+from cxr_node.store.files.spool_id import has_spool
+from cxr_node.store.files.storage import near_folder
+from cxr_node.store.views import presence
 
 log = structlog.get_logger()
 

@@ -16,13 +16,14 @@ import structlog
 
 from cxr_node.errors import BucketUnavailable, StoreError
 from cxr_node.settings import Settings
-from cxr_node.store import consistency, faults, lock, spool
+from cxr_node.store import faults, lock
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.database import DatabaseTrouble, open_database
-from cxr_node.store.spool import Waiting
-from cxr_node.store.spool_id import has_spool, spool_name
-from cxr_node.store.spooled_blobs import SpooledBlobs
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files import consistency, spool
+from cxr_node.store.files.spool import Waiting
+from cxr_node.store.files.spool_id import has_spool, spool_name
+from cxr_node.store.files.spooled_blobs import SpooledBlobs
+from cxr_node.store.files.storage import blobs_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

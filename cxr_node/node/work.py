@@ -45,14 +45,15 @@ from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import ANALYSIS_KINDS, SIDES, DataFolder, Findings, Geometry, Job, Model, Radiograph, Result, ResultKind
 from cxr_node.security import limits
 from cxr_node.settings import Settings
-from cxr_node.store import confirmations, corrections, faults, jobs, leases, missing_deliveries, previous_report
+from cxr_node.store import faults
 from cxr_node.store.backoff import backoff_s
 from cxr_node.store.commit_watch import CommitWatch
 from cxr_node.store.database import DatabaseTrouble, is_full, open_database
-from cxr_node.store.disk_space import DiskSpace
-from cxr_node.store.instances import write_result
-from cxr_node.store.names import keep as keep_names
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files.disk_space import DiskSpace
+from cxr_node.store.files.instances import write_result
+from cxr_node.store.files.storage import blobs_of
+from cxr_node.store.queue import confirmations, corrections, jobs, leases, missing_deliveries, previous_report
+from cxr_node.store.views.names import keep as keep_names
 
 if TYPE_CHECKING:
     from pydicom import Dataset

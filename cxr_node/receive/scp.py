@@ -24,7 +24,7 @@ from cxr_node.records import DataFolder
 from cxr_node.security import openness
 from cxr_node.settings import Settings
 from cxr_node.store.database import open_database
-from cxr_node.store.leftovers import remove_leftovers
+from cxr_node.store.files.leftovers import remove_leftovers
 
 if TYPE_CHECKING:
     from cxr_node.receive.transport.reception import Reception

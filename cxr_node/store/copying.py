@@ -11,7 +11,8 @@ from sqlalchemy.exc import DBAPIError
 
 from cxr_node.errors import StoreError
 from cxr_node.settings import DatabaseSettings, Settings
-from cxr_node.store import audit_chain, database
+from cxr_node.store import database
+from cxr_node.store.audit_log import audit_chain
 from cxr_node.store.database import open_database, write
 from cxr_node.store.postgresql import in_print
 from cxr_node.store.schema import home, metadata

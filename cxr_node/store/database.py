@@ -19,9 +19,10 @@ from cxr_node.errors import StoreError
 from cxr_node.records import DataFolder
 from cxr_node.security.nofollow import open_file, refuse_links
 from cxr_node.settings import Settings
-from cxr_node.store import bucket_id, data_folder_id, postgresql, schema_check
+from cxr_node.store import postgresql, schema_check
 from cxr_node.store.backup import back_up, database_file
-from cxr_node.store.instances import make_folders
+from cxr_node.store.files import bucket_id, data_folder_id
+from cxr_node.store.files.instances import make_folders
 from cxr_node.store.prepared import drive
 from cxr_node.store.revision import SCHEMA_REVISION, cure_of, no_node
 from cxr_node.store.write_lock import WriteLock

@@ -14,11 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cxr_node.errors import StoreError
 from cxr_node.settings import Settings
-from cxr_node.store import data_folder_id, database, postgresql
+from cxr_node.store import database, postgresql
 from cxr_node.store.backup import backup_folder, check_file, database_file
+from cxr_node.store.files import data_folder_id
+from cxr_node.store.files.storage import try_bucket
 from cxr_node.store.revision import SCHEMA_REVISION, newer_schema
 from cxr_node.store.schema import instances
-from cxr_node.store.storage import try_bucket
 
 PreflightFinding = tuple[str, str]
 """How grave ("ok", "warning", "error"), and the text."""

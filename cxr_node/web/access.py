@@ -14,15 +14,16 @@ from fastapi.concurrency import run_in_threadpool
 from cxr_node.peer_address import address_of, plain_address
 from cxr_node.records import AuditEvent
 from cxr_node.settings import Settings
-from cxr_node.store import audit, tokens, users
-from cxr_node.store.users import ROLES
+from cxr_node.store.accounts import tokens, users
+from cxr_node.store.accounts.users import ROLES
+from cxr_node.store.audit_log import audit
 from cxr_node.web.problems import NotSignedIn
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from cxr_node.audit.refusal_events import RefusalEvents
-    from cxr_node.store.selection import Selection
+    from cxr_node.store.queue.selection import Selection
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _SAFE = ("GET", "HEAD", "OPTIONS")

@@ -13,7 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from cxr_node.audit.refusal_events import RefusalEvents
 from cxr_node.security.event_budget import LogThrottle
 from cxr_node.settings import Settings
-from cxr_node.store.node_status import node_status
+from cxr_node.store.views.node_status import node_status
 from cxr_node.web import access, api, health, metrics, pages, problems, sign_in
 from cxr_node.web.limits import Limits
 from cxr_node.web.pictures import PictureServer

@@ -7,10 +7,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from cxr_node.settings import Settings
-from cxr_node.store import draining, presence
 from cxr_node.store.database import DatabaseTrouble, querying
-from cxr_node.store.instances import free_bytes
-from cxr_node.store.storage import why_no_bucket
+from cxr_node.store.files.instances import free_bytes
+from cxr_node.store.files.storage import why_no_bucket
+from cxr_node.store.queue import draining
+from cxr_node.store.views import presence
 
 router = APIRouter(include_in_schema=False)
 

@@ -20,12 +20,13 @@ from cxr_node.errors import SettingsError
 from cxr_node.peer_address import is_in
 from cxr_node.records import DeliveryState
 from cxr_node.settings import Settings
-from cxr_node.store import audit_status, presence, status_figures
+from cxr_node.store.audit_log import audit_status
 from cxr_node.store.database import querying
-from cxr_node.store.gauges import Gauges, gauges
-from cxr_node.store.instances import free_bytes
-from cxr_node.store.spool_id import has_spool
-from cxr_node.store.tallies import DELIVERY_BUCKETS_S, JOB_BUCKETS_S, Histogram, Totals, totals
+from cxr_node.store.files.instances import free_bytes
+from cxr_node.store.files.spool_id import has_spool
+from cxr_node.store.views import presence, status_figures
+from cxr_node.store.views.gauges import Gauges, gauges
+from cxr_node.store.views.tallies import DELIVERY_BUCKETS_S, JOB_BUCKETS_S, Histogram, Totals, totals
 from cxr_node.web.access import client_of, signed_in
 from cxr_node.web.problems import problem
 from cxr_node.web.timed_cache import TimedCache

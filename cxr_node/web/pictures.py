@@ -21,7 +21,7 @@ from typing import Any
 
 from cxr_node.errors import BucketUnavailable, CxrNodeError
 from cxr_node.settings import Settings
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files.storage import blobs_of
 
 _IDLE_S, _REQUEST_S, _MEMORY_MB = 60, 90, 6144
 _MOST_BYTES = 512 * 2**20

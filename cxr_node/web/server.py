@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cxr_node.errors import SettingsError
 from cxr_node.peer_address import endpoint, is_in, site_of
 from cxr_node.settings import Settings
-from cxr_node.store import users
+from cxr_node.store.accounts import users
 from cxr_node.store.database import open_database
 from cxr_node.web.app import close_app, create_app
 

@@ -14,7 +14,7 @@ from fastapi.templating import Jinja2Templates
 
 from cxr_node.peer_address import site_of
 from cxr_node.settings import Settings
-from cxr_node.store import lockout, users
+from cxr_node.store.accounts import lockout, users
 from cxr_node.web import passwords
 from cxr_node.web.access import User, client_of, cookie_name, is_local, is_same, need, record, set_cookie, signed_in
 

@@ -21,8 +21,10 @@ from cxr_node.dicom import certificates
 from cxr_node.errors import CxrNodeError
 from cxr_node.nets.weights import model_of, shipped_folder
 from cxr_node.settings import Settings
-from cxr_node.store import audit_status, browse_queue, draining, hours, peer_overview, presence, status_figures
+from cxr_node.store.audit_log import audit_status
 from cxr_node.store.database import DatabaseTrouble, querying
+from cxr_node.store.queue import draining
+from cxr_node.store.views import browse_queue, hours, peer_overview, presence, status_figures
 from cxr_node.web.rendering import age, fill, size, texts, time_element
 
 if TYPE_CHECKING:

@@ -164,8 +164,8 @@ def test_a_pacs_that_routes_everything_back_comes_to_rest(tmp_path, radiographs,
 
 
 def _kept(node: Node) -> int:
-    from cxr_node.store import overview
     from cxr_node.store.database import open_database
+    from cxr_node.store.views import overview
 
     engine = open_database(node.settings)
     try:

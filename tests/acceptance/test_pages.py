@@ -15,7 +15,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cxr_node.demo.modality import send_files
 from cxr_node.prepare.wrap_picture import radiograph_from_image
-from cxr_node.store import audit, overview
+from cxr_node.store.audit_log import audit
+from cxr_node.store.views import overview
 from tests.certificates import Authority
 from tests.conftest import REPOSITORY, find_peer
 from tests.orthanc import free_port

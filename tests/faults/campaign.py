@@ -29,11 +29,13 @@ from cxr_node.deliver.request import Peer
 from cxr_node.demo.modality import ask_to_commit, send_files
 from cxr_node.errors import CxrNodeError
 from cxr_node.node import repair
-from cxr_node.store import audit, backup, consistency, schema
-from cxr_node.store.consistency import DifferenceKind
+from cxr_node.store import backup, schema
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import open_database
-from cxr_node.store.digests import file_digest
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files import consistency
+from cxr_node.store.files.consistency import DifferenceKind
+from cxr_node.store.files.digests import file_digest
+from cxr_node.store.files.storage import blobs_of
 from tests.faults.fault_injection import FaultPoints
 from tests.node import Node
 from tests.orthanc import Orthanc, free_port

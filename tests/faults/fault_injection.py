@@ -8,12 +8,12 @@ from pydicom import Dataset
 
 from cxr_node.records import DataFolder, InstanceHeader, Sender
 from cxr_node.settings import Settings
-from cxr_node.store import admissions
 from cxr_node.store.database import open_database
-from cxr_node.store.digests import file_digest
 from cxr_node.store.faults import POINTS, UPLOAD_POINTS
-from cxr_node.store.instances import keep_instance
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files.digests import file_digest
+from cxr_node.store.files.instances import keep_instance
+from cxr_node.store.files.storage import blobs_of
+from cxr_node.store.queue import admissions
 
 
 class FaultPoints:

@@ -33,10 +33,12 @@ from cxr_node.audit import chain, signing
 from cxr_node.node import repair
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import Settings, load_settings
-from cxr_node.store import audit_chain, consistency, schema
-from cxr_node.store.consistency import DifferenceKind
+from cxr_node.store import schema
+from cxr_node.store.audit_log import audit_chain
 from cxr_node.store.database import open_database
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files import consistency
+from cxr_node.store.files.consistency import DifferenceKind
+from cxr_node.store.files.storage import blobs_of
 from tests.bucket import BucketServer
 from tests.conftest import find_peer
 from tests.images import chest_phantom

@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.store.database import open_database
 from cxr_node.store.faults import POINTS
-from cxr_node.store.overview import count_states
+from cxr_node.store.views.overview import count_states
 from tests.bucket import BucketServer
 from tests.conftest import PEERS, REPOSITORY, find_peer
 from tests.faults.campaign import ROLES, TROUBLES, BadPACS, Sender, account, campaign_site, inject_faults, renamed

@@ -25,12 +25,16 @@ from cxr_node.node.housekeeping import Housekeeping
 from cxr_node.receive.intake.header import read_header
 from cxr_node.receive.transport.incoming import file_meta
 from cxr_node.records import DeliveryState, JobState, Sender
-from cxr_node.store import admissions, audit, backup, consistency, deliveries, jobs, lock, overview
-from cxr_node.store.admissions import Admission
+from cxr_node.store import backup, lock
+from cxr_node.store.audit_log import audit
 from cxr_node.store.backup import database_file
 from cxr_node.store.database import inspect_database, open_database
-from cxr_node.store.digests import Digest, earlier_digest_of, file_digest
-from cxr_node.store.instances import keep_instance
+from cxr_node.store.files import consistency
+from cxr_node.store.files.digests import Digest, earlier_digest_of, file_digest
+from cxr_node.store.files.instances import keep_instance
+from cxr_node.store.queue import admissions, deliveries, jobs
+from cxr_node.store.queue.admissions import Admission
+from cxr_node.store.views import overview
 from tests.receiver import encoded, radiograph
 from tests.store import Store
 

@@ -33,8 +33,9 @@ from cxr_node.deliver.scu import Association
 from cxr_node.errors import Rejected
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, ReceiveSettings, SenderSettings, Settings
-from cxr_node.store import deliveries, overview
 from cxr_node.store.database import open_database, write
+from cxr_node.store.queue import deliveries
+from cxr_node.store.views import overview
 from tests.commitment_peers import UNCOMPRESSED, CommittingPACS, Modality, everything, owe_report, patient
 from tests.delivery_queue import NEVER, Queue, delivery_worker, running, settings_for, until
 from tests.orthanc import Orthanc, free_port

@@ -26,12 +26,15 @@ from cxr_node.node.housekeeping import Housekeeping
 from cxr_node.records import DeliveryState, JobState, ResultKind
 from cxr_node.security.limits import is_resource_error
 from cxr_node.settings import NodeSettings, ReceiveSettings, RetentionSettings, Settings
-from cxr_node.store import changes, consistency, deliveries, instances, jobs, lock, overview, retention
+from cxr_node.store import lock
 from cxr_node.store.database import open_database, write
+from cxr_node.store.files import consistency, instances, retention
+from cxr_node.store.queue import changes, deliveries, jobs
+from cxr_node.store.queue.selection import Selection
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import jobs as jobs_table
-from cxr_node.store.selection import Selection
+from cxr_node.store.views import overview
 from tests.store import Store
 from tests.waiting import wait_until
 

@@ -11,7 +11,7 @@ import psutil
 
 from cxr_node.node import supervisor
 from cxr_node.receive.transport import processes, reception
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import open_database
 from tests.conftest import REPOSITORY
 from tests.node import Node

@@ -22,7 +22,7 @@ from cxr_node.prepare.codestream import read_codestream
 from cxr_node.receive.intake.header import header_of, read_header
 from cxr_node.receive.transport.command import read_store_request, write_store_response
 from cxr_node.records import InstanceHeader
-from cxr_node.store.instances import is_uid
+from cxr_node.store.files.instances import is_uid
 from tests.fuzz import grammar
 from tests.fuzz.mutations import mutated
 from tests.images import grey_image, ramp

@@ -19,7 +19,7 @@ from cxr_node.compose import DEFAULT_KINDS
 from cxr_node.errors import BucketUnavailable, CxrNodeError
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import InferenceSettings, Settings, StorageSettings
-from cxr_node.store import bucket
+from cxr_node.store.files import bucket
 from tests.bucket import FaultyProxy
 from tests.images import chest_phantom
 from tests.waiting import PATIENCE_S

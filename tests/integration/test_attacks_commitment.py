@@ -19,7 +19,7 @@ from cxr_node.deliver.commitment import commitment_reporter
 from cxr_node.receive.transport.messages import Messages
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store.database import open_database
-from cxr_node.store.disk_space import DiskSpace
+from cxr_node.store.files.disk_space import DiskSpace
 from tests.attack_helpers import DEFAULTS, HONEST, action_information, ask_to_commit, connect, defended, sends_all
 from tests.commitment_peers import UNCOMPRESSED, Modality, owe_report
 from tests.raw_items import APPLICATION, USER, item, proposed, request

@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from cxr_node.records import JobState
-from cxr_node.store import fair_share, jobs
 from cxr_node.store.database import write
+from cxr_node.store.queue import fair_share, jobs
 from cxr_node.store.schema import instances
 from cxr_node.store.schema import jobs as jobs_table
 from tests.store import Store

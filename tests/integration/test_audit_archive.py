@@ -15,7 +15,7 @@ from cxr_node.audit.keeper import AuditMaintenance, note_settings
 from cxr_node.errors import StoreError
 from cxr_node.records import AuditEvent
 from cxr_node.settings import AuditSettings, ReceiveSettings, RepositorySettings
-from cxr_node.store import audit, audit_chain, audit_repositories
+from cxr_node.store.audit_log import audit, audit_chain, audit_repositories
 from cxr_node.store.database import write
 from tests.store import Store
 

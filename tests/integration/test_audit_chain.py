@@ -13,8 +13,9 @@ from sqlalchemy.exc import DBAPIError
 
 from cxr_node.audit import chain, signing
 from cxr_node.records import AuditEvent
-from cxr_node.store import audit, audit_chain, backup
-from cxr_node.store.audit_chain import canonical, link
+from cxr_node.store import backup
+from cxr_node.store.audit_log import audit, audit_chain
+from cxr_node.store.audit_log.audit_chain import canonical, link
 from cxr_node.store.database import open_database, write
 from tests.store import Store
 

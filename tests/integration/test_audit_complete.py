@@ -25,7 +25,9 @@ from cxr_node.cli import app
 from cxr_node.node import housekeeping
 from cxr_node.records import AuditEvent
 from cxr_node.settings import AuditSettings, NodeSettings, ReceiveSettings, RetentionSettings, SenderSettings, Settings
-from cxr_node.store import audit, backup, tokens, users
+from cxr_node.store import backup
+from cxr_node.store.accounts import tokens, users
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import write
 from tests.images import chest_phantom
 from tests.node import Node

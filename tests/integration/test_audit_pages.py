@@ -8,7 +8,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from cxr_node.audit.events import EVENTS
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from tests.web import Site
 
 VIEWED = "images-viewed"

@@ -23,7 +23,7 @@ from cxr_node.audit.sender import BATCH, RepositorySender, send_batch
 from cxr_node.audit.syslog import RepositoryError, syslog_message
 from cxr_node.records import AuditEvent
 from cxr_node.settings import AuditSettings, NodeSettings, RepositorySettings, Settings, TlsSettings
-from cxr_node.store import audit, audit_chain, audit_repositories
+from cxr_node.store.audit_log import audit, audit_chain, audit_repositories
 from cxr_node.store.database import open_database, write
 from tests.conftest import REPOSITORY
 from tests.orthanc import free_port

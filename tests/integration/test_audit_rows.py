@@ -13,8 +13,9 @@ from cxr_node.errors import StoreError
 from cxr_node.node import supervisor
 from cxr_node.records import DeliveryState
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import audit, deliveries
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import open_database, write
+from cxr_node.store.queue import deliveries
 from cxr_node.store.schema import deliveries as deliveries_table
 from tests.commitment_peers import owe_report
 from tests.node import Node

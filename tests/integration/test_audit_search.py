@@ -7,7 +7,7 @@ from sqlalchemy import insert, literal, select, union_all
 
 from benchmarks.audit import PAGE, fill, filters, first_pages
 from cxr_node.records import AuditEvent
-from cxr_node.store import audit, audit_chain, audit_words
+from cxr_node.store.audit_log import audit, audit_chain, audit_words
 from cxr_node.store.database import write
 from cxr_node.store.schema import FOUND_BY_BEGINNING
 from cxr_node.store.schema import audit as audit_table

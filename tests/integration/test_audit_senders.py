@@ -13,7 +13,7 @@ from cxr_node.audit import sender, syslog
 from cxr_node.audit.syslog import RepositoryError
 from cxr_node.records import AuditEvent
 from cxr_node.settings import AuditSettings, RepositorySettings
-from cxr_node.store import audit, audit_chain, audit_repositories
+from cxr_node.store.audit_log import audit, audit_chain, audit_repositories
 from tests.integration.test_audit_repositories import sending, settings_for
 from tests.orthanc import free_port
 from tests.store import Store
@@ -129,7 +129,7 @@ def test_an_error_that_nobody_foresaw_does_not_end_the_sending(store, monkeypatc
 
 @pytest.mark.parametrize("at", [1e300, -1e12, 4e11])
 def test_a_row_whose_time_is_none_keeps_nothing_back(store, monkeypatch, at):
-    monkeypatch.setattr("cxr_node.store.audit.time.time", lambda: at)
+    monkeypatch.setattr("cxr_node.store.audit_log.audit.time.time", lambda: at)
     audit.record(store.engine, AuditEvent("job-done"))
     audit_chain.seal_all(store.engine)
     sent = []

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cxr_node.audit import archive, chain, signing
 from cxr_node.audit.keeper import AuditMaintenance
 from cxr_node.records import AuditEvent
-from cxr_node.store import audit, audit_chain, backup
+from cxr_node.store import backup
+from cxr_node.store.audit_log import audit, audit_chain
 from cxr_node.store.database import open_database
 from tests.integration.test_audit_chain import add, chain_anew, found, strike, verify
 from tests.store import Store
@@ -176,7 +177,7 @@ def test_an_archive_of_an_earlier_release_is_still_verified(store):
 
 
 def test_a_clock_that_was_set_back_changes_nothing(store, monkeypatch):
-    monkeypatch.setattr("cxr_node.store.audit.time.time", lambda: 1_000_000_000.0)
+    monkeypatch.setattr("cxr_node.store.audit_log.audit.time.time", lambda: 1_000_000_000.0)
     add(store, 3)
     assert found(store) == []
     assert audit_chain.head(store.engine).seq == 17

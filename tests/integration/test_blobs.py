@@ -13,13 +13,13 @@ import pytest
 from cxr_node.errors import BucketUnavailable, SettingsError, StoreError
 from cxr_node.records import DataFolder
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings, load_settings
-from cxr_node.store import bucket
-from cxr_node.store import storage as storage_module
-from cxr_node.store.blobs import new_key
 from cxr_node.store.database import open_database
-from cxr_node.store.instances import make_folders
-from cxr_node.store.leftovers import remove_leftovers
-from cxr_node.store.storage import blobs_of, try_bucket
+from cxr_node.store.files import bucket
+from cxr_node.store.files import storage as storage_module
+from cxr_node.store.files.blobs import new_key
+from cxr_node.store.files.instances import make_folders
+from cxr_node.store.files.leftovers import remove_leftovers
+from cxr_node.store.files.storage import blobs_of, try_bucket
 from tests.bucket import FAULTS, FaultyProxy, limit_s
 
 
@@ -239,7 +239,8 @@ def test_settings_of_a_bucket(tmp_path, monkeypatch):
 
 def test_nothing_of_s3_is_loaded_for_a_data_folder(tmp_path):
     code = (
-        "from cxr_node.settings import *; from cxr_node.store.storage import blobs_of; from pathlib import Path; import sys; "
+        "from cxr_node.settings import *; from cxr_node.store.files.storage import blobs_of; "
+        "from pathlib import Path; import sys; "
         "import cxr_node.receive.transport.reception, cxr_node.deliver.loop, cxr_node.node.housekeeping; "
         f"blobs_of(Settings(node=NodeSettings(data_dir=Path({str(tmp_path)!r})))); print('obstore' in sys.modules)"
     )

@@ -7,8 +7,9 @@ import time
 import pytest
 from sqlalchemy import event as sqlalchemy_event
 
-from cxr_node.store import audit, browse, browse_queue, hours, names, readings
-from cxr_node.store.selection import Selection
+from cxr_node.store.audit_log import audit
+from cxr_node.store.queue.selection import Selection
+from cxr_node.store.views import browse, browse_queue, hours, names, readings
 from tests.large_database import fill
 from tests.store import Store
 

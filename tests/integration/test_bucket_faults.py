@@ -18,9 +18,9 @@ from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.errors import BucketUnavailable
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import NodeSettings, Settings, StorageSettings
-from cxr_node.store import bucket
-from cxr_node.store.digests import file_digest
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files import bucket
+from cxr_node.store.files.digests import file_digest
+from cxr_node.store.files.storage import blobs_of
 from tests.bucket import FAULTS, FaultyProxy, limit_s
 from tests.images import chest_phantom
 from tests.node import Node

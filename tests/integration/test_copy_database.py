@@ -9,23 +9,14 @@ from typer.testing import CliRunner
 from cxr_node.cli import app
 from cxr_node.errors import StoreError
 from cxr_node.settings import DatabaseSettings
-from cxr_node.store import (
-    audit,
-    audit_chain,
-    audit_repositories,
-    copying,
-    jobs,
-    lock,
-    lockout,
-    names,
-    readings,
-    refusals,
-    tokens,
-    users,
-)
+from cxr_node.store import copying, lock
+from cxr_node.store.accounts import lockout, tokens, users
+from cxr_node.store.audit_log import audit, audit_chain, audit_repositories
 from cxr_node.store.database import open_database, write
-from cxr_node.store.refusals import CountedRefusal
+from cxr_node.store.queue import jobs
 from cxr_node.store.schema import commitment_asks, commitment_reports, instances, metadata, metric_totals
+from cxr_node.store.views import names, readings, refusals
+from cxr_node.store.views.refusals import CountedRefusal
 from tests.store import Store
 
 

@@ -17,12 +17,15 @@ from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.receive.intake.header import read_header
 from cxr_node.records import DataFolder, DeliveryState, JobState, Sender
 from cxr_node.settings import DestinationSettings, InferenceSettings, NodeSettings, ReceiveSettings, Settings
-from cxr_node.store import admissions, audit, deliveries, overview, schema
-from cxr_node.store.admissions import Admission, Arrival
-from cxr_node.store.blobs import LocalBlobs
+from cxr_node.store import schema
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import open_database
-from cxr_node.store.digests import data_set_offset, file_digest
-from cxr_node.store.instances import keep_instance, make_folders
+from cxr_node.store.files.blobs import LocalBlobs
+from cxr_node.store.files.digests import data_set_offset, file_digest
+from cxr_node.store.files.instances import keep_instance, make_folders
+from cxr_node.store.queue import admissions, deliveries
+from cxr_node.store.queue.admissions import Admission, Arrival
+from cxr_node.store.views import overview
 from tests.images import chest_phantom
 from tests.store import lay_database
 
@@ -340,7 +343,7 @@ def test_a_result_made_again_is_the_same_object(bench, image):
     for row in job["results"]:
         (bench.folders.root / row["path"]).unlink()
     from cxr_node.node import repair
-    from cxr_node.store import consistency
+    from cxr_node.store.files import consistency
 
     repair.mend(bench.settings, bench.engine, consistency.find_differences(bench.engine, bench.blobs, 0), "person")
     bench.step()

@@ -22,10 +22,13 @@ from cxr_node.errors import StoreError
 from cxr_node.logs import exception_text
 from cxr_node.records import AuditEvent, InstanceHeader, Sender, StoredInstance
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
-from cxr_node.store import admissions, audit, database, deliveries, jobs, overview
+from cxr_node.store import database
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import DatabaseTrouble, inspect_database, is_full, open_database, write
+from cxr_node.store.queue import admissions, deliveries, jobs
 from cxr_node.store.schema import home
 from cxr_node.store.schema import jobs as jobs_table
+from cxr_node.store.views import overview
 from tests.postgres import PASSWORD
 from tests.scps import closed_port
 from tests.store import Store

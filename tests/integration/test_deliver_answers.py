@@ -21,8 +21,8 @@ from cxr_node.deliver.scu import Association
 from cxr_node.errors import DeliveryError
 from cxr_node.records import ResultKind
 from cxr_node.settings import DestinationSettings, NodeSettings, SenderSettings, Settings
-from cxr_node.store import deliveries
 from cxr_node.store.database import write
+from cxr_node.store.queue import deliveries
 from tests.delivery_queue import NEVER, Queue, delivery_worker, settings_for, until
 from tests.raw_items import APPLICATION, IMPLEMENTATION, LENGTH, UNKNOWN, USER, VERSION, accept, item, raw_scp, request
 from tests.scps import closed_port, storage_scp, write_instance

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from cxr_node.records import ResultKind
-from cxr_node.store import disk_space
+from cxr_node.store.files import disk_space
 from tests.delivery_queue import NEVER, Queue, delivery_worker, running, settings_for, until
 from tests.scps import STORAGE, closed_port, storage_scp
 from tests.waiting import PATIENCE_S

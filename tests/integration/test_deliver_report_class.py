@@ -24,7 +24,7 @@ from cxr_node.compose import compose_not_analysed, compose_results
 from cxr_node.deliver.check import Severity, check_destinations
 from cxr_node.deliver.report_class import instance_uid_as
 from cxr_node.records import ComposedObject, ResultKind
-from cxr_node.store import overview, peer_overview, status_figures
+from cxr_node.store.views import overview, peer_overview, status_figures
 from tests.commitment_peers import CommittingPACS, everything
 from tests.compose_inputs import MODEL, NOW, findings, radiograph, source
 from tests.delivery_queue import NEVER, Queue, delivery_worker, settings_for, until

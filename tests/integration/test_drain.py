@@ -13,7 +13,8 @@ from cxr_node.cli import app, drain
 from cxr_node.receive.intake.c_store import Intake
 from cxr_node.receive.transport.command import StoreCommand
 from cxr_node.records import Sender
-from cxr_node.store import audit, draining
+from cxr_node.store.audit_log import audit
+from cxr_node.store.queue import draining
 from tests.store import Store
 
 

@@ -19,7 +19,7 @@ from cxr_node.node.housekeeping import Housekeeping
 from cxr_node.receive.intake import refused
 from cxr_node.receive.intake.refused import Counts
 from cxr_node.records import Sender
-from cxr_node.store import refusals
+from cxr_node.store.views import refusals
 from tests.commitment_peers import Modality
 from tests.delivery_queue import NEVER, settings_for
 from tests.receiver import Receiver

@@ -17,13 +17,13 @@ from cxr_node.analyse.answer import AnswerRule
 from cxr_node.nets.encoders import ENCODERS
 from cxr_node.nets.weights import load_cxrnet
 from tests.small_training import blotches, everything_is_lung, write_set, write_weights
-from training.evaluate import evaluate
-from training.evidence import train
-from training.evidence_set import read_items
-from training.export import export
-from training.heat import heat
-from training.recipe import RECIPES, EvidenceRecipe, keep_recipe, read_recipe
-from training.unseen import unseen
+from training.data.evidence_set import read_items
+from training.fit.evidence import train
+from training.fit.export import export
+from training.fit.recipe import RECIPES, EvidenceRecipe, keep_recipe, read_recipe
+from training.measure.evaluate import evaluate
+from training.measure.heat import heat
+from training.measure.unseen import unseen
 
 SMALL = ("encoder=resnet34", "input_size_px=64", "sizes_px=[[0.0, 64]]", "batch_size=4", "seconds=3", "checkpoint_seconds=1")
 SHARES = ("marked", "healthy", "bacterial_pneumonia", "viral_pneumonia", "covid19_pneumonia")
@@ -128,7 +128,7 @@ def test_answers_to_every_label_are_counted(run, data, tmp_path):
 
 
 def test_heat_is_measured_beside_what_looks_for_no_disease(run, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.heat.STEPS", (0.5, 1.0))  # of ten, each a pass through the network for each map and image
+    monkeypatch.setattr("training.measure.heat.STEPS", (0.5, 1.0))  # of ten, each a pass for each map and image
     (data / "zone_scores.csv").unlink(missing_ok=True)
     figures = heat(data, "test", run / "weights", tmp_path, limit=1)
     assert json.loads((tmp_path / "heat.json").read_text()) == figures
@@ -160,7 +160,7 @@ def test_a_source_is_left_out_and_measured_and_what_is_there_is_kept(run, data, 
 
 def test_weights_of_another_form_are_gone_on_from(run, data, unet, tmp_path):
     """Weights that answer from images lack heads; they begin as nothing learnt."""
-    from training.evidence import first_network
+    from training.fit.evidence import first_network
 
     recipe = read_recipe(run / "small.json", EvidenceRecipe)
     begun = write_weights(tmp_path, 64)

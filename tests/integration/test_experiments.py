@@ -11,12 +11,12 @@ import torch
 
 from cxr_node.nets.weights import network_description, shipped_folder
 from tests.small_training import everything_is_lung, write_set
-from training import experiments
-from training.classify import train
-from training.evaluate import evaluate
-from training.experiments import Paths, Step, steps
-from training.export import export
-from training.recipe import RECIPES, ClassifyRecipe, keep_recipe, read_recipe
+from training.fit.classify import train
+from training.fit.export import export
+from training.fit.recipe import RECIPES, ClassifyRecipe, keep_recipe, read_recipe
+from training.measure.evaluate import evaluate
+from training.reporting import experiments
+from training.reporting.experiments import Paths, Step, steps
 
 SMALL = (
     "input_size_px=64",

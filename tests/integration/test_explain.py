@@ -15,12 +15,12 @@ from cxr_node.analyse.networks import load_networks
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from tests.small_training import HEADER, blotches, write_weights
-from training import explain as explaining
-from training.dataset import ManifestRow
-from training.explain import aoppc, explain
-from training.explanation_scores import ExplanationCache
-from training.explanations import METHODS, explanations
-from training.probabilities import probabilities
+from training.data.dataset import ManifestRow
+from training.measure import explain as explaining
+from training.measure.explain import aoppc, explain
+from training.measure.explanation_scores import ExplanationCache
+from training.measure.explanations import METHODS, explanations
+from training.measure.probabilities import probabilities
 
 SIZE = 32
 

@@ -16,9 +16,9 @@ from cxr_node.receive.intake import group_commit
 from cxr_node.receive.intake.group_commit import GroupCommit
 from cxr_node.records import DataFolder, InstanceHeader, Sender, StoredInstance
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
-from cxr_node.store.admissions import Admission, Arrival
-from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
+from cxr_node.store.files.blobs import LocalBlobs
+from cxr_node.store.queue.admissions import Admission, Arrival
 from cxr_node.store.schema import instances
 from tests.store import lay_database
 from tests.waiting import PATIENCE_S, wait_until

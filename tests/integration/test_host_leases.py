@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import create_engine
 
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings
-from cxr_node.store import leases
 from cxr_node.store.database import open_database
-from cxr_node.store.host_leases import LEASE_S, HostLeases
-from cxr_node.store.leases import LeaseClock
+from cxr_node.store.queue import leases
+from cxr_node.store.queue.host_leases import LEASE_S, HostLeases
+from cxr_node.store.queue.leases import LeaseClock
 
 
 class Clock:

@@ -14,9 +14,10 @@ from sqlalchemy import select, text, update
 
 from cxr_node.errors import StoreError
 from cxr_node.records import JobState
-from cxr_node.store import deliveries, jobs, leases, lock
+from cxr_node.store import lock
 from cxr_node.store.database import write
-from cxr_node.store.leases import LeaseClock
+from cxr_node.store.queue import deliveries, jobs, leases
+from cxr_node.store.queue.leases import LeaseClock
 from cxr_node.store.schema import jobs as jobs_table
 from tests.clock import Clock
 from tests.store import Store
@@ -60,7 +61,7 @@ def on_postgres(tmp_path, postgres_url):
 _NAME_ITSELF = """
 import sys
 from pathlib import Path
-from cxr_node.store.leases import owner_name
+from cxr_node.store.queue.leases import owner_name
 print(owner_name(Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cxr_node.store import lockout
+from cxr_node.store.accounts import lockout
 from cxr_node.store.database import querying
 from tests.store import Store
 

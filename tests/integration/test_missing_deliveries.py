@@ -7,13 +7,14 @@ import pytest
 from cxr_node.cli.status import for_people, node_status
 from cxr_node.records import JobState, ResultKind
 from cxr_node.settings import DestinationSettings, NotAnalysedSettings, RouteSettings
-from cxr_node.store import changes, jobs, missing_deliveries, overview
 from cxr_node.store.database import write
-from cxr_node.store.deliveries import cancel_unrequested
-from cxr_node.store.missing_deliveries import Added
+from cxr_node.store.queue import changes, jobs, missing_deliveries
+from cxr_node.store.queue.deliveries import cancel_unrequested
+from cxr_node.store.queue.missing_deliveries import Added
+from cxr_node.store.queue.selection import Selection
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import results as results_table
-from cxr_node.store.selection import Selection
+from cxr_node.store.views import overview
 from tests.delivery_queue import running, until
 from tests.scps import storage_scp
 from tests.store import Store

@@ -18,7 +18,7 @@ from cxr_node.nets.weights import network_description, shipped_folder
 from cxr_node.records import LABELS
 from cxr_node.settings import InferenceSettings
 from tests.small_training import blotches, write_evidence_weights
-from training.dataset import load_images, read_manifest
+from training.data.dataset import load_images, read_manifest
 
 pytestmark = pytest.mark.data
 

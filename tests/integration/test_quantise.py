@@ -9,7 +9,7 @@ import pytest
 from cxr_node.analyse.networks import load_networks
 from cxr_node.settings import InferenceSettings
 from tests.small_training import write_set, write_weights
-from training import quantise
+from training.fit import quantise
 
 SIZE_PX = 64
 

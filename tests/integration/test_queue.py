@@ -9,9 +9,12 @@ import pytest
 from sqlalchemy import update
 
 from cxr_node.records import AuditEvent, DeliveryState, JobState, ResultKind
-from cxr_node.store import admissions, audit, deliveries, jobs, overview, retention
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import write
+from cxr_node.store.files import retention
+from cxr_node.store.queue import admissions, deliveries, jobs
 from cxr_node.store.schema import jobs as jobs_table
+from cxr_node.store.views import overview
 from tests.store import Store
 
 

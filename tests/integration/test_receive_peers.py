@@ -16,8 +16,8 @@ from pydicom import uid
 from structlog.testing import capture_logs
 
 from cxr_node.settings import SenderSettings, TlsSettings
-from cxr_node.store import refusals
 from cxr_node.store.database import open_database
+from cxr_node.store.views import refusals
 from tests.certificates import Authority
 from tests.raw_items import (
     APPLICATION,

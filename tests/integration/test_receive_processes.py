@@ -28,7 +28,7 @@ from cxr_node.receive.transport.processes import Processes, _Receiver
 from cxr_node.settings import NodeSettings, Settings
 from cxr_node.store import lock
 from cxr_node.store.database import open_database
-from cxr_node.store.leftovers import remove_leftovers
+from cxr_node.store.files.leftovers import remove_leftovers
 from tests.raw_peer import COMMAND, LAST, raw_peer, store_command
 from tests.receiver import Receiver, associated, encoded, radiograph, send
 from tests.waiting import PATIENCE_S, wait_until

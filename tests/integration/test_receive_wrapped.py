@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
 
-from cxr_node.store.digests import file_digest
+from cxr_node.store.files.digests import file_digest
 from tests.receiver import Receiver, associated, encoded, radiograph, store
 
 SYNTAXES = (

@@ -7,9 +7,9 @@ import time
 import pytest
 from sqlalchemy import text
 
-from cxr_node.store import refusals
 from cxr_node.store.database import open_database, write
-from cxr_node.store.refusals import CountedRefusal
+from cxr_node.store.views import refusals
+from cxr_node.store.views.refusals import CountedRefusal
 from tests.delivery_queue import settings_for
 
 

@@ -12,9 +12,9 @@ from cxr_node.cli import app, restore_prompts
 from cxr_node.errors import CxrNodeError
 from cxr_node.records import DeliveryState, JobState
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import overview
-from cxr_node.store.consistency import Difference, DifferenceKind
 from cxr_node.store.database import open_database
+from cxr_node.store.files.consistency import Difference, DifferenceKind
+from cxr_node.store.views import overview
 from tests.store import Store
 
 

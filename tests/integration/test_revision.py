@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 from cxr_node.cli import app
 from cxr_node.errors import StoreError
-from cxr_node.store import overview, schema_check
+from cxr_node.store import schema_check
 from cxr_node.store.backup import back_up, backups
 from cxr_node.store.database import inspect_database, open_database, write
 from cxr_node.store.revision import SCHEMA_REVISION
+from cxr_node.store.views import overview
 from tests.store import Store
 
 STAMP = "UPDATE alembic_version SET version_num = "

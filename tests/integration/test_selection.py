@@ -9,13 +9,15 @@ from sqlalchemy import update
 
 from cxr_node.records import DeliveryState, JobState, ResultKind
 from cxr_node.settings import DestinationSettings
-from cxr_node.store import audit, changes, deliveries, jobs, overview
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import write
+from cxr_node.store.queue import changes, deliveries, jobs
+from cxr_node.store.queue.selection import Selection
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import instances as instances_table
 from cxr_node.store.schema import jobs as jobs_table
 from cxr_node.store.schema import results as results_table
-from cxr_node.store.selection import Selection
+from cxr_node.store.views import overview
 from tests.store import BOTH, Store
 
 TWO = {**BOTH, "archive": (ResultKind.REPORT,)}

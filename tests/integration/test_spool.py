@@ -21,14 +21,16 @@ from cxr_node.node import supervisor, upload
 from cxr_node.node.upload import Uploader
 from cxr_node.records import DataFolder
 from cxr_node.settings import DatabaseSettings, NodeSettings, Settings, load_settings
-from cxr_node.store import bucket, consistency, fair_share, jobs, lock, open_work, retention, spool
+from cxr_node.store import lock
 from cxr_node.store.database import open_database, write
-from cxr_node.store.digests import file_digest
 from cxr_node.store.faults import UPLOAD_POINTS
-from cxr_node.store.node_status import node_status
+from cxr_node.store.files import bucket, consistency, retention, spool
+from cxr_node.store.files.digests import file_digest
+from cxr_node.store.files.storage import blobs_of, bucket_of
+from cxr_node.store.queue import fair_share, jobs, open_work
 from cxr_node.store.schema import instances
 from cxr_node.store.schema import jobs as jobs_table
-from cxr_node.store.storage import blobs_of, bucket_of
+from cxr_node.store.views.node_status import node_status
 from tests.bucket import FAULTS, FaultyProxy, limit_s
 from tests.faults.fault_injection import FaultPoints
 from tests.receiver import Receiver, associated, radiograph, send

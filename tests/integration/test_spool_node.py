@@ -6,7 +6,7 @@ from cxr_node.demo.modality import send_files
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store.storage import bucket_of
+from cxr_node.store.files.storage import bucket_of
 from tests.bucket import FaultyProxy
 from tests.images import chest_phantom
 from tests.node import Node

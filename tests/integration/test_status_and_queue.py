@@ -14,13 +14,15 @@ from cxr_node.cli import app
 from cxr_node.cli.common import age_in_words, ago_in_words, size_in_words
 from cxr_node.errors import CxrNodeError
 from cxr_node.records import AuditEvent
-from cxr_node.store import audit, deliveries, overview, refusals
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import write
-from cxr_node.store.refusals import CountedRefusal
+from cxr_node.store.queue import deliveries
 from cxr_node.store.schema import deliveries as deliveries_table
 from cxr_node.store.schema import jobs as jobs_table
 from cxr_node.store.schema import refusals as refusals_table
 from cxr_node.store.times import iso_to_the_millisecond, parse_time
+from cxr_node.store.views import overview, refusals
+from cxr_node.store.views.refusals import CountedRefusal
 from tests.store import Store
 
 

@@ -16,8 +16,9 @@ from cxr_node.cli.status import for_people, node_status
 from cxr_node.commitment import reports
 from cxr_node.errors import StoreError
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import deliveries, jobs, overview, status_figures
 from cxr_node.store.database import write
+from cxr_node.store.queue import deliveries, jobs
+from cxr_node.store.views import overview, status_figures
 from tests.commitment_peers import owe_report
 from tests.store import Store
 
@@ -157,7 +158,7 @@ class TestADatabaseThatCanNotBeUsed:
 )
 def test_status_says_what_pauses_for_want_of_room(store, monkeypatch, free_mb, paused):
     """17/16 of `receive.min_free_mb`, which is 1024, are 1,088 MiB; 33/32 are 1,056."""
-    monkeypatch.setattr("cxr_node.store.node_status.free_bytes", lambda _: free_mb * 2**20)
+    monkeypatch.setattr("cxr_node.store.views.node_status.free_bytes", lambda _: free_mb * 2**20)
     assert node_status(store.settings)["paused_without_room"] == paused
     shown = {row["what"]: row["value"] for row in for_people(node_status(store.settings))}
     assert ("A700" in shown["free disk"]) == ("receive" in paused)

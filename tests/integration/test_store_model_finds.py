@@ -18,8 +18,10 @@ from sqlalchemy import select, update
 
 from cxr_node.commitment import reports
 from cxr_node.commitment.datasets import PROCESSING_FAILURE
-from cxr_node.store import admissions, faults, instances, retention
+from cxr_node.store import faults
 from cxr_node.store.database import write
+from cxr_node.store.files import instances, retention
+from cxr_node.store.queue import admissions
 from tests import store_model
 
 _RUNS = 400

@@ -14,9 +14,10 @@ from cxr_node.errors import CxrNodeError, StoreError
 from cxr_node.records import DataFolder
 from cxr_node.security.nofollow import write_anew
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import backup, draining, lock
+from cxr_node.store import backup, lock
 from cxr_node.store.database import open_database
-from cxr_node.store.instances import keep_unparsed, make_folders
+from cxr_node.store.files.instances import keep_unparsed, make_folders
+from cxr_node.store.queue import draining
 from tests.store import Store
 
 NOBODY = 65534

@@ -26,7 +26,7 @@ from cxr_node.settings import (
     TlsSettings,
     load_settings,
 )
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import write
 from cxr_node.store.schema import deliveries
 from tests.conftest import REPOSITORY

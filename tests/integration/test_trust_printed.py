@@ -19,10 +19,11 @@ from cxr_node.cli import app
 from cxr_node.demo.small_pacs import SmallPACS
 from cxr_node.records import AuditEvent
 from cxr_node.security.printable import cell, printable
-from cxr_node.store import audit, refusals
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import write
-from cxr_node.store.refusals import CountedRefusal
 from cxr_node.store.schema import metadata
+from cxr_node.store.views import refusals
+from cxr_node.store.views.refusals import CountedRefusal
 from tests.receiver import Receiver, encoded, radiograph, store
 from tests.store import Store
 

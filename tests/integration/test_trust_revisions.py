@@ -18,10 +18,12 @@ from cxr_node.node.work import Worker
 from cxr_node.prepare.wrap_picture import radiograph_from_image
 from cxr_node.records import MODEL_NAME, DeliveryState, JobState
 from cxr_node.settings import DestinationSettings, InferenceSettings, SenderSettings
-from cxr_node.store import audit, changes, overview
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import open_database
-from cxr_node.store.retention import make_room
-from cxr_node.store.selection import Selection
+from cxr_node.store.files.retention import make_room
+from cxr_node.store.queue import changes
+from cxr_node.store.queue.selection import Selection
+from cxr_node.store.views import overview
 from tests.images import chest_phantom
 from tests.receiver import Receiver, radiograph, send
 from tests.store import lay_database

@@ -13,9 +13,11 @@ from cxr_node.commitment import reports
 from cxr_node.node import repair
 from cxr_node.records import DataFolder, DeliveryState, JobState
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import consistency, deliveries, jobs, overview
-from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
+from cxr_node.store.files import consistency
+from cxr_node.store.files.blobs import LocalBlobs
+from cxr_node.store.queue import deliveries, jobs
+from cxr_node.store.views import overview
 from tests.web import Site
 
 FOLDER = Path(__file__).parent.parent / "data" / "folder-of-schema-0004.zip"

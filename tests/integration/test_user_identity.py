@@ -26,7 +26,7 @@ from cxr_node.dicom.passcode import read_passcode
 from cxr_node.errors import SettingsError
 from cxr_node.receive import scp
 from cxr_node.settings import DestinationSettings, NodeSettings, SenderSettings, Settings, load_settings
-from cxr_node.store import lockout
+from cxr_node.store.accounts import lockout
 from cxr_node.store.database import open_database
 from tests.raw_peer import association_request, raw_connection
 from tests.receiver import Receiver, associated, radiograph, send

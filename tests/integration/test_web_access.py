@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import cxr_node.web
 from cxr_node.cli import app as command_line
 from cxr_node.errors import CxrNodeError
-from cxr_node.store import audit, users
+from cxr_node.store.accounts import users
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import write
 from cxr_node.store.schema import api_tokens, web_sessions
 from cxr_node.store.schema import users as users_table

@@ -10,7 +10,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
 
 from cxr_node.records import JobState
-from cxr_node.store import overview
+from cxr_node.store.views import overview
 from tests.web import Site
 
 LEFT_OUT = [ignored_auth, positive_data_acceptance]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cxr_node.records import AuditEvent
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from tests.web import Site
 
 ADDRESS = "/api/v1/fhir/AuditEvent"

@@ -13,11 +13,12 @@ from sqlalchemy import delete, insert, update
 
 from cxr_node.records import AuditEvent
 from cxr_node.settings import AuditSettings, RepositorySettings
-from cxr_node.store import audit, audit_chain, audit_repositories, presence, refusals, tallies
+from cxr_node.store.audit_log import audit, audit_chain, audit_repositories
 from cxr_node.store.database import write
-from cxr_node.store.refusals import CountedRefusal
 from cxr_node.store.schema import deliveries, instances, jobs
 from cxr_node.store.schema import refusals as refusals_table
+from cxr_node.store.views import presence, refusals, tallies
+from cxr_node.store.views.refusals import CountedRefusal
 from cxr_node.web import metrics
 from cxr_node.web.app import create_app
 from tests.conftest import REPOSITORY

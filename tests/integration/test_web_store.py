@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from cxr_node.errors import StoreError
-from cxr_node.store import studies, tokens, users
+from cxr_node.store.accounts import tokens, users
 from cxr_node.store.database import querying
-from cxr_node.store.peer_overview import LAST_FAILURE
-from cxr_node.store.selection import Selection
+from cxr_node.store.queue.selection import Selection
+from cxr_node.store.views import studies
+from cxr_node.store.views.peer_overview import LAST_FAILURE
 from tests.store import Store
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cxr_node.prepare.wrap_picture import radiograph_from_image
-from cxr_node.store import tokens
+from cxr_node.store.accounts import tokens
 from cxr_node.web import server, upload_route
 from tests.images import chest_phantom
 from tests.waiting import PATIENCE_S, wait_until

@@ -10,7 +10,7 @@ from cxr_node.analyse.networks import Networks, load_networks
 from cxr_node.analyse.pipeline import classify_batch
 from cxr_node.settings import InferenceSettings
 from tests.small_training import blotches, write_set, write_weights
-from training.explain import explain
+from training.measure.explain import explain
 
 LUNGS = np.zeros((224, 224), bool)
 LUNGS[40:190, 30:110] = LUNGS[40:190, 120:200] = True

@@ -24,11 +24,13 @@ from cxr_node.settings import (
     RouteSettings,
     Settings,
 )
-from cxr_node.store import admissions, disk_space, overview
-from cxr_node.store.blobs import LocalBlobs
 from cxr_node.store.database import open_database
-from cxr_node.store.digests import file_digest
-from cxr_node.store.instances import keep_instance, make_folders
+from cxr_node.store.files import disk_space
+from cxr_node.store.files.blobs import LocalBlobs
+from cxr_node.store.files.digests import file_digest
+from cxr_node.store.files.instances import keep_instance, make_folders
+from cxr_node.store.queue import admissions
+from cxr_node.store.views import overview
 from tests.images import chest_phantom
 from tests.store import lay_database
 from tests.waiting import PATIENCE_S

@@ -16,7 +16,7 @@ from cxr_node.receive.transport import wire
 from cxr_node.receive.transport.response_watchdog import ResponseWatchdog
 from cxr_node.records import AuditEvent
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import nothing_was_written, open_database, querying, write
 from tests.receiver import Receiver, associated, encoded, radiograph, send, store
 from tests.waiting import PATIENCE_S, wait_until
@@ -26,7 +26,7 @@ import sys, threading, time
 from pathlib import Path
 from cxr_node.records import AuditEvent
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from cxr_node.store.database import open_database, write
 
 engine = open_database(Settings(node=NodeSettings(data_dir=Path(sys.argv[1]))))

@@ -140,7 +140,7 @@ def test_what_is_unlike_the_training_images_gets_no_class(networks):
 
 
 def test_distance_is_one_on_the_mean_over_what_is_usual():
-    from training.evidence_export import set_feature_statistics
+    from training.fit.evidence_export import set_feature_statistics
 
     network = CXRNet("resnet34", answer="evidence").eval()
     rng = np.random.default_rng(0)

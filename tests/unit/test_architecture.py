@@ -16,7 +16,7 @@ IMPORTED_BY = {
     "sqlalchemy": ("store", "commitment"),
     "alembic": ("store",),
     "psycopg": ("store",),
-    "obstore": ("store.bucket",),
+    "obstore": ("store.files.bucket",),
     "highdicom": ("compose",),
     "dicomanonymizer": ("compose.deidentify",),
     "apscheduler": ("node.housekeeping",),
@@ -129,16 +129,16 @@ def test_keeps_the_import_rules(module, path):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("store.jobs", "import pynetdicom"),
+        ("store.queue.jobs", "import pynetdicom"),
         ("receive.scp", "from sqlalchemy import Engine"),
         ("node.work", "def later():\n    import torch"),
         ("compose.report", "import cv2"),
         ("prepare.render", "from cxr_node.analyse import pipeline"),
         ("receive.scp", "from cxr_node.deliver import scu"),
-        ("store.jobs", "from cxr_node.compose.identity import derive"),
+        ("store.queue.jobs", "from cxr_node.compose.identity import derive"),
         ("records", "import cxr_node.settings"),
         ("analyse.enhance", "from cxr_node.analyse.segment import clean_mask"),
-        ("nets.weights", "import training.run"),
+        ("nets.weights", "import training.fit.run"),
     ],
 )
 def test_finds_a_breach(module, source):

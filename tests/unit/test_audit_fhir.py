@@ -11,7 +11,7 @@ from cxr_node.audit.fhir import Page, audit_event, bundle
 from cxr_node.audit.fhir_search import search_fhir
 from cxr_node.errors import CxrNodeError
 from cxr_node.records import AuditEvent
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from tests.store import Store
 from tests.unit.test_audit_messages import BARE, row
 

@@ -11,7 +11,7 @@ from lxml import etree
 
 from cxr_node.audit.events import EVENTS, NAMES, MessageKind, conformance_table, form_of
 from cxr_node.audit.messages import NOT_KNOWN, MessageSource, audit_message
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from tests.conftest import REPOSITORY
 
 SCHEMA = etree.RelaxNG(etree.parse(REPOSITORY / "tests" / "data" / "dicom-audit-message.rng"))

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from training.augment import frame, swap_surroundings, transfer_sharpness
+from training.fit.augment import frame, swap_surroundings, transfer_sharpness
 
 
 class UpperBound:

@@ -10,7 +10,7 @@ import pytest
 
 from cxr_node.records import AuditEvent
 from cxr_node.settings import NodeSettings, Settings
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from cxr_node.store.commit_watch import CommitWatch
 from cxr_node.store.database import open_database
 

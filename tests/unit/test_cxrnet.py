@@ -9,7 +9,7 @@ import training.encoders  # noqa: F401 - makes them known to CXRNet
 from cxr_node.nets.cxrnet import CXRNet, icnr_
 from cxr_node.nets.encoders import ENCODERS
 from cxr_node.nets.unet import UNet
-from training.losses import fusion_loss
+from training.fit.losses import fusion_loss
 
 
 def test_icnr_starts_without_a_checkerboard():

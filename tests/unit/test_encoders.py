@@ -15,7 +15,7 @@ import torch
 import training.encoders  # noqa: F401 - makes them known to CXRNet
 from cxr_node.nets.cxrnet import CXRNet
 from cxr_node.nets.encoders import ENCODERS
-from training.losses import fusion_loss
+from training.fit.losses import fusion_loss
 
 PARAMETERS = {  # torchvision's published counts, without classifier, auxiliary classifier and fc
     "alexnet": 2_469_696,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.head import choose_head, fit_head
+from training.fit.head import choose_head, fit_head
 
 
 def clusters(rng, count):

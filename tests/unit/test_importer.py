@@ -19,10 +19,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 from cxr_node.prepare.source import read_any
 from cxr_node.records import LABELS
 from tests.images import grey_image, save
-from training.dataset import load_masks, load_prepared, read_manifest
-from training.importer import import_set
-from training.patients import Patients, split_by_hash
-from training.v7_masks import attach_masks, read_annotation
+from training.data.dataset import load_masks, load_prepared, read_manifest
+from training.data.importer import import_set
+from training.data.patients import Patients, split_by_hash
+from training.data.v7_masks import attach_masks, read_annotation
 
 
 def radiograph(seed: int, size: tuple[int, int] = (150, 180)) -> np.ndarray:

@@ -15,8 +15,9 @@ import yaml
 
 from cxr_node.node import healthcheck, supervisor
 from cxr_node.settings import InferenceSettings, load_settings
-from cxr_node.store import leases, presence
+from cxr_node.store.queue import leases
 from cxr_node.store.schema import jobs
+from cxr_node.store.views import presence
 from tests.conftest import REPOSITORY
 from tests.kubernetes import FOLDER, containers, documents, environment, settings_text, workloads
 

@@ -167,7 +167,7 @@ def test_candidates_lie_where_the_letter_is():
 
 
 def test_the_network_that_is_shipped_computes_what_was_trained():
-    training = pytest.importorskip("training.letters")
+    training = pytest.importorskip("training.fit.letters")
     torch.manual_seed(1)
     network = training.TrainedNet().train()
     patches = torch.randint(0, 256, (64, 2, LETTER_SIZE_PX, LETTER_SIZE_PX), dtype=torch.uint8)
@@ -179,7 +179,7 @@ def test_the_network_that_is_shipped_computes_what_was_trained():
 
 
 def test_thresholds_rise_until_hardly_any_radiograph_is_read_wrong():
-    training = pytest.importorskip("training.letters")
+    training = pytest.importorskip("training.fit.letters")
     right = [(LEFT[None], chances("R", 0.97)[None])] * 90
     wrong = [(RIGHT[None], chances("R", 0.96)[None])] * 10
     assert training.choose_thresholds(right)["R"] == 0.75
@@ -231,8 +231,8 @@ def test_letters_of_real_radiographs_that_are_mirrored_say_so(data_folder):
 
 
 def test_pictures_to_learn_from_hold_letters_and_what_is_none():
-    pictures = pytest.importorskip("training.letter_pictures")
-    shapes = pytest.importorskip("training.letter_shapes")
+    pictures = pytest.importorskip("training.fit.letter_pictures")
+    shapes = pytest.importorskip("training.fit.letter_shapes")
     radiographs = np.stack([cv2.resize((plain_phantom(seed) * 255).astype(np.uint8), (224, 224)) for seed in range(2)])
     rng, fonts = np.random.default_rng(3), shapes.load_fonts()
     drawn = [pictures.draw_tile(radiographs, fonts, rng) for _ in range(6)]
@@ -246,8 +246,8 @@ def test_pictures_to_learn_from_hold_letters_and_what_is_none():
 
 
 def test_true_letters_at_borders_are_no_examples_of_none():
-    training = pytest.importorskip("training.letters")
-    pictures = pytest.importorskip("training.letter_pictures")
+    training = pytest.importorskip("training.fit.letters")
+    pictures = pytest.importorskip("training.fit.letter_pictures")
     patches = find_letters(letter_on(plain_phantom(), "R", 0.06, 0.04, 60)).patches[:1]
     at_border = np.array([pictures.AT_BORDER])
     for left, kept in ((True, 0), (False, 1)):

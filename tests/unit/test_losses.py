@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.losses import fusion_loss, segmentation_loss, soft_dice
+from training.fit.losses import fusion_loss, segmentation_loss, soft_dice
 
 
 def test_dice_counts_softly():

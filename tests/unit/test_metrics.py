@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cxr_node.records import LABELS
-from training import metrics
-from training.dataset import ManifestRow
-from training.inputs import group_weights
-from training.segment import intersection_over_union
+from training.data.dataset import ManifestRow
+from training.fit.inputs import group_weights
+from training.fit.segment import intersection_over_union
+from training.measure import metrics
 
 HEALTHY, BACTERIAL, VIRAL, COVID = range(4)
 TARGETS = np.array([HEALTHY, HEALTHY, HEALTHY, BACTERIAL, BACTERIAL, COVID])

@@ -17,8 +17,8 @@ from cxr_node.receive.transport.rate_limit import SenderRateLimit
 from cxr_node.records import Sender
 from cxr_node.security.event_budget import Budget
 from cxr_node.settings import NodeSettings, ReceiveSettings, SenderSettings, Settings
-from cxr_node.store import refusals
 from cxr_node.store.database import open_database
+from cxr_node.store.views import refusals
 from tests.clock import Clock
 
 NEIGHBOURS = [f"2001:db8:1:2::{number:x}" for number in range(1, 41)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.explain import aoppc, perturbed
-from training.perturbation import STEPS, area_under, by_rank, correlation, deleted, inserted, normalised
+from training.measure.explain import aoppc, perturbed
+from training.measure.perturbation import STEPS, area_under, by_rank, correlation, deleted, inserted, normalised
 
 IMAGE = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)
 IMPORTANCE = np.array([[1.0, 0.9, 0.75], [0.5, 0.05, 0.0]], np.float32)

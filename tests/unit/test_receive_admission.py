@@ -9,7 +9,7 @@ from cxr_node.receive.intake.admission import TRANSFER_SYNTAXES
 from cxr_node.receive.intake.sender_admission import refusal_of
 from cxr_node.records import Sender
 from cxr_node.settings import NodeSettings, ReceiveSettings, SenderSettings, Settings
-from cxr_node.store.disk_space import DiskSpace
+from cxr_node.store.files.disk_space import DiskSpace
 
 KNOWN = (
     SenderSettings(ae_title="ANYWHERE"),
@@ -70,8 +70,8 @@ def test_looks_at_the_disk_at_most_once_a_second(tmp_path, monkeypatch):
         looks.append(folder)
         return free[0]
 
-    monkeypatch.setattr("cxr_node.store.disk_space.free_bytes", free_bytes)
-    monkeypatch.setattr("cxr_node.store.disk_space.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cxr_node.store.files.disk_space.free_bytes", free_bytes)
+    monkeypatch.setattr("cxr_node.store.files.disk_space.time.monotonic", lambda: now[0])
     room = DiskSpace(tmp_path, 512, "deliver")
     assert room.is_available()
     free[0] = 511 * 2**20

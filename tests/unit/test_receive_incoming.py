@@ -12,9 +12,9 @@ from pydicom import uid
 
 from cxr_node.receive.transport.incoming import IncomingDataSet, file_meta
 from cxr_node.records import Sender
-from cxr_node.store.digests import Digest
-from cxr_node.store.disk_space import DiskSpace
-from cxr_node.store.leftovers import remove_leftovers
+from cxr_node.store.files.digests import Digest
+from cxr_node.store.files.disk_space import DiskSpace
+from cxr_node.store.files.leftovers import remove_leftovers
 from tests.receiver import encoded, radiograph
 
 SENDER = Sender("MODALITY1", "NODE", "127.0.0.1")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tests.small_training import classify_recipe
 from training.errors import TrainingError
-from training.recipe import (
+from training.fit.recipe import (
     RECIPES,
     ClassifyRecipe,
     EvidenceRecipe,

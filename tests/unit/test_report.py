@@ -14,13 +14,14 @@ import pytest
 
 from cxr_node.nets.weights import network_description, shipped_folder
 from cxr_node.records import LABELS
-from training import metrics, paper
-from training.explain import CURVES
-from training.explanations import METHODS
-from training.perturbation import STEPS
-from training.report import write_report
-from training.report_text import number, table
-from training.stored_runs import read_run
+from training.measure import metrics
+from training.measure.explain import CURVES
+from training.measure.explanations import METHODS
+from training.measure.perturbation import STEPS
+from training.reporting import paper
+from training.reporting.report import write_report
+from training.reporting.report_text import number, table
+from training.reporting.stored_runs import read_run
 
 
 def store(runs: Path, name: str, **more: object) -> Path:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from training import report_commands
-from training.recipe import RECIPES
-from training.report_commands import PHASES, all_commands
+from training.fit.recipe import RECIPES
+from training.reporting import report_commands
+from training.reporting.report_commands import PHASES, all_commands
 
 
 def shipping(monkeypatch: pytest.MonkeyPatch, training: dict[str, object], **others: object) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from cxr_node.records import LABELS
 from tests.small_training import blotches, write_set, write_weights
-from training.shifts import LOOKS, _figures, shifted
+from training.measure.shifts import LOOKS, _figures, shifted
 
 
 @pytest.mark.parametrize("name", [name for name in LOOKS if name != "as they are"])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cxr_node.errors import Rejected
 from cxr_node.prepare.source import read_any
-from training.dataset import load_prepared, read_manifest
+from training.data.dataset import load_prepared, read_manifest
 
 HEADER = "image,mask,fullres,label,population,source,patient_id,view,licence,split"
 

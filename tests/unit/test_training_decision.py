@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cxr_node.records import LABELS
-from training.decision_rule import COVERAGE, HEALTHY_NAMED, choose_limits
-from training.evidence_set import KnownRadiograph
+from training.data.evidence_set import KnownRadiograph
+from training.fit.decision_rule import COVERAGE, HEALTHY_NAMED, choose_limits
 
 HEALTHY, BACTERIAL, VIRAL, COVID = LABELS
 

@@ -8,7 +8,9 @@ import torch
 
 from cxr_node.nets.cxrnet import CXRNet
 from tests.small_training import blotches
-from training.evidence import (
+from training.data.evidence_labels import OTHER, UNSPECIFIED
+from training.data.evidence_set import Examples, KnownRadiograph
+from training.fit.evidence import (
     RestingBatchNorm,
     downscaled,
     location_loss,
@@ -17,10 +19,8 @@ from training.evidence import (
     size_at,
     type_loss,
 )
-from training.evidence_inputs import Batch, Groups, batches, moved, pasted, removed
-from training.evidence_labels import OTHER, UNSPECIFIED
-from training.evidence_set import Examples, KnownRadiograph
-from training.recipe import EvidenceRecipe, recipe_of
+from training.fit.evidence_inputs import Batch, Groups, batches, moved, pasted, removed
+from training.fit.recipe import EvidenceRecipe, recipe_of
 
 SIZE = 64
 LUNGS = np.zeros((SIZE, SIZE), bool)
@@ -197,7 +197,7 @@ def test_a_step_is_the_same_however_often_it_is_drawn(groups):
 
 
 def test_bacterial_against_viral_is_shifted_to_what_there_is_and_covid_is_not():
-    from training.evidence_export import Seen, set_bacterial_against_viral
+    from training.fit.evidence_export import Seen, set_bacterial_against_viral
 
     rng = np.random.default_rng(0)
     labels = ["bacterial_pneumonia"] * 200 + ["viral_pneumonia"] * 50 + ["covid19_pneumonia"] * 50

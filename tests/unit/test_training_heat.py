@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evidence_set import KnownRadiograph
-from training.heat import of_mark, pixel_auroc, read_zone_scores, zones_of
-from training.outcomes import ImageOutcome, answered, by_group, by_source, headline
+from training.data.evidence_set import KnownRadiograph
+from training.measure.heat import of_mark, pixel_auroc, read_zone_scores, zones_of
+from training.measure.outcomes import ImageOutcome, answered, by_group, by_source, headline
 
 MARKED = np.array([True, True, False, False])
 

@@ -17,12 +17,12 @@ from cxr_node.nets import weights
 from cxr_node.nets.cxrnet import DECODER_CHANNELS, CXRNet
 from cxr_node.records import LABELS
 from tests.small_training import classify_recipe, write_weights
-from training import recipe
-from training.classify import first_network, running_average, train
-from training.dataset import ManifestRow
-from training.inputs import bias_of_draws, blanked, size_at, training_input
-from training.split import Split
-from training.stages import HEALTHY, DecoderStage, EncoderStage
+from training.data.dataset import ManifestRow
+from training.data.split import Split
+from training.fit import recipe
+from training.fit.classify import first_network, running_average, train
+from training.fit.inputs import bias_of_draws, blanked, size_at, training_input
+from training.fit.stages import HEALTHY, DecoderStage, EncoderStage
 
 SIDE = 64
 DECODER = recipe.DecoderStageRecipe(images=1, learning_rate=1e-3, final_learning_rate=1e-4)

@@ -7,13 +7,13 @@ import pytest
 
 from cxr_node.records import LABELS
 from tests.small_training import write_set
-from training.calibration import LEAST, calibrate, too_few
-from training.classes import add_classes, classes_of, read_classes
-from training.compare import beside, exact_mcnemar
+from training.data.classes import add_classes, classes_of, read_classes
+from training.data.importer import import_set
 from training.errors import TrainingError
-from training.importer import import_set
-from training.run_folder import claim, identity_of
-from training.tables import area, auroc_interval, share, wilson
+from training.fit.calibration import LEAST, calibrate, too_few
+from training.fit.run_folder import claim, identity_of
+from training.measure.compare import beside, exact_mcnemar
+from training.measure.tables import area, auroc_interval, share, wilson
 from training.times import announced, duration_text
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydicom import uid
 
-from cxr_node.store.instances import is_uid
+from cxr_node.store.files.instances import is_uid
 
 RADIOGRAPHS = frozenset(
     {

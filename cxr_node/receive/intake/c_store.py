@@ -29,15 +29,15 @@ from cxr_node.receive.transport.incoming import IncomingDataSet
 from cxr_node.receive.transport.rate_limit import SenderRateLimit
 from cxr_node.records import AuditEvent, DataFolder, InstanceHeader, Sender
 from cxr_node.settings import Settings
-from cxr_node.store import admissions, confirmations, missing_deliveries
-from cxr_node.store.admissions import Admission, Arrival
-from cxr_node.store.blobs import discard
 from cxr_node.store.database import nothing_was_written
-from cxr_node.store.digests import file_digest
-from cxr_node.store.disk_space import DiskSpace
-from cxr_node.store.draining import DrainGate
-from cxr_node.store.instances import is_uid, keep_instance, keep_unparsed
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files.blobs import discard
+from cxr_node.store.files.digests import file_digest
+from cxr_node.store.files.disk_space import DiskSpace
+from cxr_node.store.files.instances import is_uid, keep_instance, keep_unparsed
+from cxr_node.store.files.storage import blobs_of
+from cxr_node.store.queue import admissions, confirmations, missing_deliveries
+from cxr_node.store.queue.admissions import Admission, Arrival
+from cxr_node.store.queue.draining import DrainGate
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine

@@ -6,8 +6,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cxr_node.store.admissions import Admission, Arrival, admit_all
 from cxr_node.store.database import is_in_trouble
+from cxr_node.store.queue.admissions import Admission, Arrival, admit_all
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -19,7 +19,7 @@ from cxr_node.errors import Rejected
 from cxr_node.receive.intake.elements import Broken, find_elements
 from cxr_node.receive.intake.order import elements_follow_the_pixels
 from cxr_node.records import MODEL_NAME, InstanceHeader
-from cxr_node.store.instances import is_uid
+from cxr_node.store.files.instances import is_uid
 
 
 def _tag(keyword: str) -> int:

@@ -14,7 +14,7 @@ from pydicom import uid
 
 from cxr_node.receive.intake.admission import RADIOGRAPHS
 from cxr_node.records import InstanceHeader
-from cxr_node.store.own_results import is_result
+from cxr_node.store.queue.own_results import is_result
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

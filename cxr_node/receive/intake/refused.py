@@ -12,7 +12,7 @@ import structlog
 from cxr_node.audit.refusal_events import RefusalEvents
 from cxr_node.peer_address import site_of
 from cxr_node.records import AuditEvent, Sender
-from cxr_node.store import refusals
+from cxr_node.store.views import refusals
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pynetdicom import AE
 
-from cxr_node.store.presence import Presence
+from cxr_node.store.views.presence import Presence
 
 _INTERVAL_S = 1.0
 

@@ -15,8 +15,8 @@ from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID
 from cxr_node.dicom.part10 import file_in
 from cxr_node.receive.intake.admission import OUT_OF_RESOURCES, StoreResponse
 from cxr_node.records import Sender
-from cxr_node.store.digests import Digest
-from cxr_node.store.disk_space import DiskSpace
+from cxr_node.store.files.digests import Digest
+from cxr_node.store.files.disk_space import DiskSpace
 
 _GATHERED_BYTES = 1024 * 1024
 """Fragments are hashed and written together, so many bytes at once: each call gives up the interpreter lock, and with

@@ -26,7 +26,7 @@ from cxr_node.peer_address import site_of
 from cxr_node.receive.transport.fork_server import ForkServer
 from cxr_node.records import DataFolder
 from cxr_node.settings import Settings
-from cxr_node.store.leftovers import remove_leftovers
+from cxr_node.store.files.leftovers import remove_leftovers
 
 log = structlog.get_logger()
 

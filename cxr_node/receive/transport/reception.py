@@ -32,9 +32,9 @@ from cxr_node.receive.transport.processes import AssociationLimiter
 from cxr_node.receive.transport.wire import Server, has_free_slot
 from cxr_node.records import Sender
 from cxr_node.settings import SenderSettings, Settings
-from cxr_node.store import lockout
+from cxr_node.store.accounts import lockout
 from cxr_node.store.database import open_database
-from cxr_node.store.disk_space import DiskSpace
+from cxr_node.store.files.disk_space import DiskSpace
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

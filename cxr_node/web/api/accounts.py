@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 
 from cxr_node.errors import StoreError
-from cxr_node.store import tokens, users
+from cxr_node.store.accounts import tokens, users
 from cxr_node.web import passwords
 from cxr_node.web.access import User, need
 from cxr_node.web.api.models import (

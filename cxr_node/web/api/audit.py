@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
-from cxr_node.store import audit
+from cxr_node.store.audit_log import audit
 from cxr_node.web.access import User, need, record
 from cxr_node.web.api import selections
 from cxr_node.web.api.models import AuditRow, Moment, Number, Text

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Request
 from fastapi.concurrency import run_in_threadpool
 
 from cxr_node.records import quantity
-from cxr_node.store import changes, overview
-from cxr_node.store.selection import Selection
+from cxr_node.store.queue import changes
+from cxr_node.store.queue.selection import Selection
+from cxr_node.store.views import overview
 from cxr_node.web.access import User, need, record, record_list, record_view
 from cxr_node.web.api import selections
 from cxr_node.web.api.models import CONFLICT, NOT_FOUND, Change, Delivery, DeliveryPage, JobInFull, JobPage, Outcome

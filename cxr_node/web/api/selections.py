@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Query
 
 from cxr_node.records import DeliveryState, JobState, ResultKind
-from cxr_node.store.selection import Selection
+from cxr_node.store.queue.selection import Selection
 from cxr_node.web.api.models import Change, Moment, Text
 
 Words = Annotated[Text, Query()]

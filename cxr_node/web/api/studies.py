@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
 from cxr_node.records import quantity
-from cxr_node.store import overview, studies
-from cxr_node.store.selection import Selection
+from cxr_node.store.queue.selection import Selection
+from cxr_node.store.views import overview, studies
 from cxr_node.web.access import User, need, record_list, record_view
 from cxr_node.web.api import selections
 from cxr_node.web.api.models import NOT_FOUND, StudyInFull, StudyPage

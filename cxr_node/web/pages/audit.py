@@ -11,9 +11,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
-from cxr_node.store import audit as log
-from cxr_node.store import browse, hours
+from cxr_node.store.audit_log import audit as log
 from cxr_node.store.times import iso_to_the_millisecond
+from cxr_node.store.views import browse, hours
 from cxr_node.web import access
 from cxr_node.web.access import User, need
 from cxr_node.web.pages.studies import csv_answer

@@ -15,8 +15,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from cxr_node.records import DeliveryState, JobState, ResultKind
-from cxr_node.store import browse_queue, changes
-from cxr_node.store.selection import Selection
+from cxr_node.store.queue import changes
+from cxr_node.store.queue.selection import Selection
+from cxr_node.store.views import browse_queue
 from cxr_node.web import access
 from cxr_node.web.access import User, need
 from cxr_node.web.rendering import RUN, Number, render, texts, when

@@ -16,7 +16,7 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from cxr_node.records import INDETERMINATE, LABELS, JobState
 from cxr_node.security.printable import is_formula
-from cxr_node.store import browse, readings
+from cxr_node.store.views import browse, readings
 from cxr_node.web import access
 from cxr_node.web.access import User, need
 from cxr_node.web.pictures import NoPictureError, pictures_of

@@ -13,8 +13,8 @@ from starlette.background import BackgroundTask
 
 from cxr_node.errors import BucketUnavailable
 from cxr_node.records import LABELS, ZONES, DeliveryState, JobState
-from cxr_node.store import browse, readings
-from cxr_node.store.storage import blobs_of
+from cxr_node.store.files.storage import blobs_of
+from cxr_node.store.views import browse, readings
 from cxr_node.web import access
 from cxr_node.web.access import User, need
 from cxr_node.web.pictures import NoPictureError, pictures_of

@@ -1,0 +1,1 @@
+"""The rows of the audit log: written, chained, searched."""

@@ -1,0 +1,1 @@
+"""What people and monitoring read: status, figures, searches."""

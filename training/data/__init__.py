@@ -1,0 +1,1 @@
+"""Radiographs to learn from: imported, split by patient, and loaded."""

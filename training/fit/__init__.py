@@ -1,0 +1,1 @@
+"""Recipes, training runs, and the weight files that they export."""

@@ -1,0 +1,1 @@
+"""Measurements of weights: answers, heat, explanations, hospitals never seen."""
