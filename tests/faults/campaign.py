@@ -91,8 +91,9 @@ class BadPACS:
             self.set("down")
 
     def _listen(self) -> None:
-        handlers = [(evt.EVT_C_STORE, self._on_store)]
-        self._server = self._ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        self._server = self._ae.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._on_store)]
+        )
         self.port = self._server.server_address[1]
 
     def _on_store(self, event: evt.Event) -> int:
@@ -179,14 +180,19 @@ class Sender:
 
 
 @contextmanager
-def campaign_site(folder: Path, orthanc_program: str, weights: Path | None = None) -> Iterator[tuple[Node, Orthanc, BadPACS]]:
-    """A node that delivers to an Orthanc, which it asks to commit, and to a PACS that can be made to misbehave."""
+def campaign_site(
+    folder: Path, orthanc_program: str, *, extra: str = "", weights: Path | None = None
+) -> Iterator[tuple[Node, Orthanc, BadPACS]]:
+    """A node that delivers to an Orthanc, which it asks to commit, and to a PACS that can be made to misbehave.
+
+    extra: further settings, in TOML. weights: of other networks than those that come with the program.
+    """
     bad = BadPACS()
     port = free_port()
     try:
         with Orthanc(orthanc_program, folder / "orthanc", {"node": ("CXRNODE", port)}) as orthanc:
             destinations = [("orthanc", orthanc.ae_title, orthanc.dicom_port), ("bad", "BAD", bad.port)]
-            node = Node(folder / "node", destinations, SETTINGS, port, weights=weights)
+            node = Node(folder / "node", destinations, SETTINGS + extra, port, weights=weights)
             receive = f'min_free_mb = {_room_to_be_made()}\ncommitment_requests = "anyone"'
             config = node.config.read_text().replace("min_free_mb = 0", receive)
             for destination_port, keys in ((bad.port, "timeout_s = 5"), (orthanc.dicom_port, COMMITMENT)):

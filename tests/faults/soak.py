@@ -200,7 +200,7 @@ def main() -> int:
     pool = _pool(out / "pool", options.images)
     (out / "sending").mkdir()
     program = next(path for path in PEERS["Orthanc"][0] if Path(path).exists() or path == "Orthanc")
-    with remote_settings(options.remote, out) as extra, campaign_site(out, program, extra) as (node, orthanc, bad):
+    with remote_settings(options.remote, out) as extra, campaign_site(out, program, extra=extra) as (node, orthanc, bad):
         began = time.monotonic()
         half, end = began + options.minutes * 30, began + options.minutes * 60
         watch = Watch(node)

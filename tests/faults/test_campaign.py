@@ -32,7 +32,7 @@ def test_every_acknowledged_image_has_each_result_once(tmp_path, radiographs, pe
     for picture in sorted((radiographs / "fullres").glob("*.jpg"), key=lambda path: path.stat().st_size)[:IMAGES]:
         files.append(tmp_path / f"{picture.stem}.dcm")
         radiograph_from_image(picture).save_as(files[-1], enforce_file_format=True)
-    with campaign_site(tmp_path, peer("Orthanc"), small_networks) as (node, orthanc, bad):
+    with campaign_site(tmp_path, peer("Orthanc"), weights=small_networks) as (node, orthanc, bad):
         senders = [Sender(f"MODALITY{number}", files[number::SENDERS], node.port) for number in range(SENDERS)]
         for sender in senders:
             sender.start()

@@ -1,4 +1,7 @@
-"""`status`, `queue list` and the audit log as people and programs read them."""
+"""`status`, `queue list` and the audit log as people and programs read them.
+
+Over 300 lines: what is shown of one queue, in each of its states.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The presentation state: outlines that lie on the lungs of the source, layers, and the greys that the source asks for."""
+"""The presentation state: outlines that lie on the lungs of the source, layers, and the greys that the source asks for.
+
+Over 300 lines: one object, and every grey of a source that it repeats.
+"""
 
 from __future__ import annotations
 
