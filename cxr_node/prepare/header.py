@@ -13,6 +13,7 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.charset import python_encoding
 from pydicom.errors import BytesLengthException
+from pydicom.valuerep import PersonName
 
 UNREADABLE = (
     *(ValueError, TypeError, OverflowError, NotImplementedError, AttributeError, KeyError, IndexError),
@@ -39,7 +40,8 @@ def as_list(value: Any) -> list[Any]:
     """The values of an element's value, of whatever multiplicity; none where it is empty."""
     if value is None or value == "":
         return []
-    return [value] if isinstance(value, (str, bytes, Dataset)) or not isinstance(value, Iterable) else list(value)
+    is_one = isinstance(value, (str, bytes, Dataset, PersonName)) or not isinstance(value, Iterable)
+    return [value] if is_one else list(value)
 
 
 def first_of(ds: Dataset, keyword: str) -> Any:

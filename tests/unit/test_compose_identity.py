@@ -14,9 +14,11 @@ from io import BytesIO
 import pydicom
 import pytest
 from highdicom import ContributingEquipment
+from pydicom.charset import convert_encodings
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from pydicom.uid import UID
+from pydicom.valuerep import PersonName
 
 from cxr_node.compose import compose_not_analysed, compose_results
 from cxr_node.compose.encode import encode
@@ -392,6 +394,15 @@ def test_a_name_that_can_t_be_written_in_its_character_set_becomes_utf_8(name):
     received.SpecificCharacterSet = ["", "ISO 2022 IR 58"]
     ds = read(received)
     assert ds.SpecificCharacterSet == "ISO_IR 192"
+    assert ds.PatientName == name
+
+
+@EVERY_KIND
+def test_a_name_keeps_the_character_set_that_holds_each_of_its_parts(kind):
+    names = ["", "ISO 2022 IR 58"]
+    name = PersonName(b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab", convert_encodings(names))
+    ds = read(source(SpecificCharacterSet=names, PatientName=name), kind)
+    assert ds.SpecificCharacterSet == names
     assert ds.PatientName == name
 
 
