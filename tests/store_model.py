@@ -112,8 +112,6 @@ class StoreModel(RuleBasedStateMachine):
         self.blobs = LocalBlobs(self.folders)
         self.acknowledged: dict[str, list[tuple[int, str]]] = {}  # in the order in which they came: content and study
         self.promised: set[tuple[str, str]] = set()  # SOP instance UID and content digest
-        self.latest: dict[tuple[str, str], str] = {}  # by SOP instance UID and study, the content that came last and counts
-        self.arrived, self.kept = "", set[str]()  # content digests: of what came last, of what is kept without a job
         self.rotten: set[str] = set()
         self.pacs: dict[str, bytes] = {}
         self.shown, self.processes = 0, 0
@@ -139,38 +137,25 @@ class StoreModel(RuleBasedStateMachine):
         at=st.sampled_from(("",) * 6 + CRASHES[:3]),
     )
     def receive(self, where, content, study, syntax, ae_title, keep, may_correct, at) -> None:
-        before = self.latest.pop((where, study), None)  # after a crash doctor may enter it, or not
         with crashing(at):
             admission = self._receive(where, content, study, syntax, ae_title, keep, may_correct)
+            assert admission in Admission
             self._acknowledge(where, content, study)
-            self._note_latest((where, study), before, admission, keep or not may_correct)
 
     def _receive(self, where, content, study, syntax, ae_title, keep=False, may_correct=True) -> Admission:
         meta = file_meta(DX, where, syntax, ae_title)
         temporary = self.folders.incoming / "arriving"
         temporary.write_bytes(meta + data_set(where, content, study, syntax))
         header, _ = read_header(temporary, len(meta), syntax)
-        self.arrived = read_content_digest(temporary)
         stored = keep_instance(self.blobs, temporary, header, file_digest(temporary))
         sender = Sender(ae_title, "NODE", "127.0.0.1")
-        changed = "keep" if keep else "new_revision"
-        arrival = Arrival(self.blobs, stored, sender, analyse=True, changed_instance=changed, may_correct=may_correct)
+        arrival = Arrival(self.blobs, stored, sender, analyse=True, analyse_changed=not keep, may_correct=may_correct)
         return admissions.admit_all(self.engine, [arrival])[0]
 
     def _acknowledge(self, where, content, study) -> None:
         known = self.acknowledged.setdefault(where, [])
         if (content, study) not in known:
             known.append((content, study))
-
-    def _note_latest(self, where: tuple[str, str], before: str | None, admission: Admission, is_limited: bool) -> None:
-        """What counts is what came last from one who may correct; `is_limited`: a duplicate may be of what doesn't count."""
-        if admission is Admission.KEPT:
-            self.kept.add(self.arrived)
-        counts = admission in (Admission.QUEUED, Admission.REVISION)
-        if counts or (admission is Admission.DUPLICATE and not is_limited and self.arrived not in self.kept):
-            self.latest[where] = self.arrived
-        elif before is not None:
-            self.latest[where] = before
 
     @rule(at=st.sampled_from(("",) * 6 + CRASHES[3:8]), many=st.booleans())
     def work(self, at, many) -> None:
@@ -284,7 +269,6 @@ class StoreModel(RuleBasedStateMachine):
             if source is not None and self.acknowledged.get(source):
                 content, study = self.acknowledged[source][-1]
                 self._receive(source, content, study, SYNTAXES[0], "MODALITY")
-                self.latest[source, study] = self.arrived
             self.blobs.delete(key)
 
         return remove
@@ -310,7 +294,6 @@ class StoreModel(RuleBasedStateMachine):
             content[-1] ^= 0xFF
             path.write_bytes(content)
             self.rotten.add(there[-1].path)
-            self.latest.clear()
 
     @rule(number=st.integers(1, 6), action=st.sampled_from(("retry_job", "retry_delivery")))
     def retry(self, number, action) -> None:
@@ -335,7 +318,6 @@ class StoreModel(RuleBasedStateMachine):
     def accept(self, number) -> None:
         """A person takes as a correction what came from one who may not correct."""
         changes.accept_jobs(self.engine, Selection(numbers=(number,)), "person")
-        self.latest.clear()
 
     @rule()
     def change_settings(self) -> None:
@@ -383,7 +365,6 @@ class StoreModel(RuleBasedStateMachine):
         self.engine = open_database(self.settings)
         leases.end_all(self.engine)
         self.promised.clear()
-        self.latest.clear()
         self.doctor()
         known = {row.digest for row in self._rows("instances")}
         assert there <= known, "restore lost what was there"
@@ -441,8 +422,6 @@ class StoreModel(RuleBasedStateMachine):
             (its,) = (one for one in self._rows("instances") if one.id == row.instance_id)
             waits_for_a_person = its.removed_at is not None or its.unconfirmed
             assert row.state in (JobState.DONE, JobState.CANCELLED) or (waits_for_a_person and row.state == JobState.HELD), row
-        for (where, study), digest in self.latest.items():
-            assert self._newest_analysed(where).get(study) in (digest, "", None), "what came last doesn't count"
         told = {tuple(json.loads(content)[:2]) for content in self.pacs.values()}
         for where in self.acknowledged:
             for digest in self._newest_analysed(where, done=True).values():

@@ -97,7 +97,6 @@ def _arrival(settings: Settings, blobs: Blobs, engine: Engine, key: str) -> Arri
         analyse=purpose.analyse,
         note=purpose.note,
         held_because=purpose.held_because,
-        changed_instance=settings.receive.changed_instance,
+        analyse_changed=settings.receive.changed_instance != "keep",
         may_correct=any(entry.may_correct for entry in settings.senders if entry.ae_title == sender.calling_ae_title),
-        is_found=True,
     )

@@ -242,10 +242,7 @@ class Worker:
         """
         if not job.revision:
             return False
-        same = None
-        if content_digest:
-            may_return = self._settings.receive.changed_instance == "new_revision" and not job.is_unconfirmed
-            same = corrections.same_image(self._engine, job, content_digest, self._digest_of, may_return=may_return)
+        same = corrections.same_image(self._engine, job, content_digest, self._digest_of) if content_digest else None
         if same is not None:
             merged = corrections.merge(self._engine, self._owner, job, same, self._blobs)
             self._open.pop(job.id, None)

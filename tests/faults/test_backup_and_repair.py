@@ -351,35 +351,6 @@ class TestDoctor:
         admissions.admit(node.engine, node.blobs, node.keep(ds), Sender("MODALITY7", "CXRNODE", "127.0.0.1"), analyse=True)
         assert node.job()["state"] == JobState.NEW
 
-    def test_a_lost_file_of_an_image_that_was_corrected_since_corrects_nothing(self, node):
-        """Its first arrival ended with a crash before there was a row; its sender sent it again, and then corrected it."""
-        ds = radiograph()
-        lost = node.keep(ds)
-        node.receive_again(ds)
-        ds.PatientID = "RIGHT"
-        node.receive_again(ds)
-        os.utime(node.folders.root / lost.path, (1e9, 1e9))
-        assert node.run("doctor", "--mend").exit_code == 0
-        assert node.found() == []
-        assert [(job["patient_id"], job["state"]) for job in overview.list_jobs(node.engine)] == [
-            ("P1", JobState.CANCELLED),
-            ("RIGHT", JobState.NEW),
-        ]
-
-    def test_an_image_that_came_back_after_its_correction_counts_although_both_lost_their_rows(self, node):
-        ds = node.receive_real()
-        for number, patient in enumerate(("WRONG", "P1"), start=1):
-            ds.PatientID = patient
-            kept = node.keep(ds)
-            os.utime(node.folders.root / kept.path, (1e9 + number, 1e9 + number))
-        assert node.run("doctor", "--mend").exit_code == 0
-        assert node.found() == []
-        assert [(job["patient_id"], job["state"]) for job in overview.list_jobs(node.engine)] == [
-            ("P1", JobState.CANCELLED),
-            ("WRONG", JobState.CANCELLED),
-            ("P1", JobState.NEW),
-        ]
-
     def test_treats_a_cut_off_instance_as_gone(self, node):
         node.receive_real()
         path = node.folders.root / node.job()["path"]

@@ -21,7 +21,6 @@ from cxr_node.commitment.datasets import PROCESSING_FAILURE
 from cxr_node.store import faults
 from cxr_node.store.database import write
 from cxr_node.store.files import instances, retention
-from cxr_node.store.queue import admissions
 from tests import store_model
 
 _RUNS = 400
@@ -70,11 +69,6 @@ def a_file_that_is_there_counts_as_intact(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reports, "_look_at", look_at)
 
 
-def an_image_that_comes_back_is_a_duplicate(patch: pytest.MonkeyPatch) -> None:
-    """The bytes are known, so nothing is done, although a correction counts by now."""
-    patch.setattr(admissions, "_is_replaced", lambda *_: False)
-
-
 def a_result_s_uid_comes_from_the_image_alone(patch: pytest.MonkeyPatch) -> None:
     """Whatever the settings and the day of the analysis, the UID is the same, and the content isn't."""
     key = store_model.content_key
@@ -87,7 +81,6 @@ def a_result_s_uid_comes_from_the_image_alone(patch: pytest.MonkeyPatch) -> None
     [
         (an_arrival_replaces_the_file_of_the_same_image, "a row without its file"),
         pytest.param(retention_unlinks_before_it_writes, "a row without its file", marks=_SLOW),
-        (an_image_that_comes_back_is_a_duplicate, "what came last doesn't count"),
         (room_is_made_of_what_was_promised, "promised to a modality, and gone"),
         pytest.param(a_file_that_is_there_counts_as_intact, "promised to keep what isn't what was received", marks=_SLOW),
         pytest.param(a_result_s_uid_comes_from_the_image_alone, "one UID, two contents", marks=_SLOW),

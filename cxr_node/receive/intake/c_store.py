@@ -159,7 +159,7 @@ class Intake:
             held_because=purpose.held_because,
             may_correct=may_correct(self._all_settings, incoming.sender),
             peer=self._all_settings.peer_of(incoming.sender.host),
-            changed_instance=self._settings.changed_instance,
+            analyse_changed=self._settings.changed_instance != "keep",
             priority=self._all_settings.priority_of(incoming.sender.calling_ae_title, incoming.sender.host),
             on_duplicate=functools.partial(self._add_missing, incoming.sender),
         )

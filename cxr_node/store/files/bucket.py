@@ -105,15 +105,14 @@ class BucketBlobs:
 
     @contextmanager
     def fetch(self, key: str) -> Iterator[Path]:
-        """A copy with the time at which the object was put, removed afterwards."""
+        """A copy, removed afterwards."""
         self._near.mkdir(mode=0o700, exist_ok=True)
         path = self._near / f"{uuid.uuid4().hex}.dcm"
         descriptor = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `remove_leftovers` leaves it alone
             with os.fdopen(os.dup(descriptor), "wb") as file:
-                put_at = self._download(key, file)
-            os.utime(path, (put_at, put_at))
+                self._download(key, file)
             yield path
         finally:
             path.unlink(missing_ok=True)
@@ -186,8 +185,7 @@ class BucketBlobs:
                     max_concurrency=_PARTS_AT_ONCE,
                 )
 
-    def _download(self, key: str, file: IO[bytes]) -> float:
-        """Write an object into a file; when it was put, in seconds since the epoch."""
+    def _download(self, key: str, file: IO[bytes]) -> None:
         with self._in_words():
             answer = obstore.get(self._store, key)
             wanted = int(answer.meta["size"])
@@ -200,8 +198,6 @@ class BucketBlobs:
         file.flush()
         if received != wanted:
             raise BucketUnavailable(f"{self._url} sent {received} of {wanted} bytes of an object.")
-        put_at: float = answer.meta["last_modified"].timestamp()
-        return put_at
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import structlog
-from sqlalchemy import Connection, Engine, bindparam, exists, func, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from cxr_node.peer_address import plain_address, site_of
@@ -68,7 +68,7 @@ class Admission(StrEnum):
     HELD = "held"  # stored, and a person decides whether it is analysed
     KEPT = "kept"  # stored, not to be analysed
     DUPLICATE = "duplicate"  # same UID, same bytes: already here
-    REVISION = "revision"  # same UID, other content than the newest has: queued as a new revision
+    REVISION = "revision"  # same UID, other content: queued as a new revision
     UNCONFIRMED = "unconfirmed"  # the same of one who may not correct it: looked at by the worker, and left to a person
 
 
@@ -76,12 +76,11 @@ class Admission(StrEnum):
 class Arrival:
     """An instance to be entered; see `admit`.
 
-    changed_instance: the setting, of what comes with other content under a known UID than the one that counts.
+    analyse_changed: False keeps what comes with other content under a known UID out of the queue.
     priority: of its job; higher ones are claimed first.
     on_duplicate: called within the transaction with the instance that it is a duplicate of.
     held_because: why its job is held from the beginning; empty: it isn't.
     peer: who its sender's address counts as, where each has its share of the queue; empty: its site.
-    is_found: its blob was found without a row: it came when its blob was put, not now.
     may_correct: False leaves what its sender sends under another sender's UID to a person (see `confirmations`).
     """
 
@@ -90,13 +89,12 @@ class Arrival:
     sender: Sender
     analyse: bool
     note: str = ""
-    changed_instance: Literal["new_revision", "keep", "refuse"] = "new_revision"
+    analyse_changed: bool = True
     priority: int = 0
     on_duplicate: Callable[[Connection, int], None] | None = None
     may_correct: bool = True
     held_because: str = ""
     peer: str = ""
-    is_found: bool = False
 
 
 @dataclass
@@ -178,9 +176,9 @@ def _admit(connection: Connection, one: Arrival, after: _After) -> Admission:
     same = _same([row.digest for row in known], stored.digest, lambda: _earlier_digest(one)) if known else None
     confirmed = [row for row in known if not row.unconfirmed]
     is_strange = bool(known) and not one.may_correct and not any(_is_sender_of(row, sender) for row in confirmed)
-    the_same = next((row for row in reversed(known) if row.digest == same), None)
-    if the_same is not None and (is_strange or not _is_replaced(connection, one, the_same)):
+    if same is not None:
         admission = Admission.DUPLICATE
+        the_same = next(row for row in known if row.digest == same)
         _take_duplicate(connection, one, the_same, now, after)
         if the_same.unconfirmed:
             admission = Admission.UNCONFIRMED
@@ -189,7 +187,7 @@ def _admit(connection: Connection, one: Arrival, after: _After) -> Admission:
                 admission = Admission.REVISION
     else:
         analyse = one.analyse
-        if known and analyse and one.changed_instance == "keep":
+        if known and analyse and not one.analyse_changed:
             analyse, note = False, _KEPT_CHANGED
         is_strange = is_strange and analyse
         ((instance_id,),) = _NEW_INSTANCE.execute(
@@ -293,26 +291,6 @@ def _take_duplicate(connection: Connection, one: Arrival, known: _Known, now: fl
     connection.execute(update(instances).where(instances.c.id == known.id).values(**values))
     if one.on_duplicate is not None:
         one.on_duplicate(connection, known.id)
-
-
-def _is_replaced(connection: Connection, one: Arrival, the_same: _Known) -> bool:
-    """Whether a corrected image is analysed in the place of this one, so that its return is a correction, too.
-
-    What was found without a row returns only if it came after that correction.
-    """
-    if not one.analyse or the_same.unconfirmed or one.changed_instance != "new_revision":
-        return False
-    corrected_at = connection.execute(
-        select(func.max(jobs.c.created_at))
-        .join(instances, jobs.c.instance_id == instances.c.id)
-        .where(
-            instances.c.sop_instance_uid == one.stored.header.sop_instance_uid,
-            instances.c.study_instance_uid == the_same.study_instance_uid,
-            instances.c.revision > the_same.revision,
-            instances.c.unconfirmed == 0,
-        )
-    ).scalar()
-    return corrected_at is not None and (not one.is_found or one.stored.kept_at > corrected_at)
 
 
 def _is_sender_of(known: _Known, sender: Sender) -> bool:

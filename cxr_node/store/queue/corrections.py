@@ -112,40 +112,30 @@ def revive(connection: Connection, by: int) -> None:
     connection.execute(update(deliveries).where(mine).values(superseded_by=None))
 
 
-def same_image(
-    engine: Engine, job: Job, content_digest: str, digest_of: Callable[[str], str], *, may_return: bool = True
-) -> int | None:
-    """The earlier revision that is the same image as this job's, however encoded; None: it is a new one.
-
-    An image that was corrected and comes back is a new one, too: it corrects its correction.
+def same_image(engine: Engine, job: Job, content_digest: str, digest_of: Callable[[str], str]) -> int | None:
+    """The earliest revision before this job's image that is the same image, however encoded; None: it is a new one.
 
     Args:
         engine: the database.
         job: whose image has an earlier one under its SOP instance UID.
         content_digest: of its image.
         digest_of: the content digest of the blob under a key; empty if it can't be read. Asked where no row tells.
-        may_return: False: it corrects nothing, and is the same as any earlier one.
     """
-    has_job = exists().where(jobs.c.instance_id == instances.c.id)
-    columns = (instances.c.id, instances.c.content_digest, instances.c.path, instances.c.removed_at, instances.c.unconfirmed)
     query = (
-        select(*columns, instances.c.study_instance_uid, has_job.label("is_analysed"))
+        select(instances.c.id, instances.c.content_digest, instances.c.path, instances.c.removed_at)
         .where(instances.c.sop_instance_uid == job.sop_instance_uid, instances.c.revision < job.revision)
         .where(instances.c.unconfirmed <= int(job.is_unconfirmed))  # nothing becomes one with what nobody has confirmed
-        .order_by(instances.c.revision.desc())
+        .order_by(instances.c.revision)
     )
     with engine.connect() as connection:
         rows = connection.execute(query).all()
-    found: int | None = None
     for row in rows:
         known = row.content_digest
         if not known and row.removed_at is None and (known := digest_of(row.path)):
             note_content(engine, row.id, known)
         if known == content_digest:
-            found = int(row.id)
-        elif known and row.is_analysed and row.study_instance_uid == job.study_instance_uid and may_return:
-            break
-    return found
+            return int(row.id)
+    return None
 
 
 def note_content(engine: Engine, instance_id: int, content_digest: str) -> None:
