@@ -102,7 +102,7 @@ def _give_way() -> None:
 def record_verification(engine: Engine, verification: ChainVerification, user: str, of: str = "") -> None:
     """Have the log tell that it was verified; a find is an alert, in the node's log too.
 
-    `of`: the backup or archive that was verified. That one is whole says nothing of the database, nor ends an alert of it.
+    `of`: the backup or archive that was verified. A sound copy says nothing about the database and does not end its alert.
     """
     detail = f"{of}: {verification.text}" if of else verification.text
     if verification.findings:

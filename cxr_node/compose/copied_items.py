@@ -1,4 +1,4 @@
-"""Copies of the items of sequences, which go from a source into results.
+"""Values and items of sequences that are copied from a source into results.
 
 An item is made anew of what can be read: what is broken, private or of a wrong kind is left out, and its neighbours stay. Its
 texts are decoded, so that the character set of the result is that of its items, too.
@@ -11,17 +11,32 @@ from typing import Any
 from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.tag import BaseTag, Tag
-from pydicom.valuerep import PersonName
+from pydicom.uid import UID
+from pydicom.valuerep import DT, PersonName, validate_value
 
 from cxr_node.prepare.header import UNREADABLE, as_list
 
 TEXT_VRS = frozenset(("LO", "SH", "PN", "ST", "LT", "UT", "UC"))
 """VRs that Specific Character Set governs (PS3.5 section 6.1.2.3)."""
 
+LONGEST_LO = 64
+"""Characters of a long string (PS3.5 section 6.2)."""
+
 _OVERHEAD = 8
 """What each element and item counts besides its own characters."""
 _DEEPEST = 8
 _CHARACTER_SET = Tag("SpecificCharacterSet")
+
+
+def is_valid(vr: str, value: str) -> bool:
+    """Whether a text is a value of a VR (PS3.5 section 6.2)."""
+    if vr == "UI":
+        return UID(value).is_valid
+    try:
+        validate_value(vr, value, validation_mode=2)
+        return vr != "DT" or bool(DT(value))
+    except ValueError:
+        return False
 
 
 class _NoRoomError(Exception):

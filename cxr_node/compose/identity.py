@@ -26,9 +26,9 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
-from pydicom.valuerep import DT, PersonName, validate_value
+from pydicom.valuerep import PersonName, validate_value
 
-from cxr_node.compose.copied_items import TEXT_VRS, copied_items
+from cxr_node.compose.copied_items import LONGEST_LO, TEXT_VRS, copied_items, is_valid
 from cxr_node.compose.encode import encode
 from cxr_node.compose.requests import add_requests
 from cxr_node.dicom.uids import derived_uid
@@ -59,7 +59,6 @@ _COPIED = (
     "TimezoneOffsetFromUTC",
 )
 
-_LONGEST_LO = 64
 _LONGEST_TEXT, _LONGEST_SEQUENCE = 1024, 65536
 """Characters of a value that are copied, and of all values in a sequence."""
 
@@ -386,7 +385,7 @@ def _acquisition(source: Dataset) -> ContributingEquipment | None:
     """What took the image: as highdicom's `for_image_acquisition`, which first searches its tables for the class's pixel data,
     and refuses everything where one value is invalid. Here an invalid value is left out, and a long manufacturer's name is cut.
     """
-    manufacturer = text(source, "Manufacturer")[:_LONGEST_LO]
+    manufacturer = text(source, "Manufacturer")[:LONGEST_LO]
     if not manufacturer:
         return None
     said: dict[str, Any] = {argument: _in_its_form(source, keyword) for argument, keyword in _ACQUISITION.items()}
@@ -402,15 +401,7 @@ def _in_its_form(source: Dataset, keyword: str) -> str | list[str] | None:
     """The value of an attribute, all of them where several are allowed; None where none is valid."""
     tag = tag_for_keyword(keyword)
     assert tag is not None
-    values = [str(value) for value in values_of(source, keyword) if _is_valid(dictionary_VR(tag), str(value))]
+    values = [str(value) for value in values_of(source, keyword) if is_valid(dictionary_VR(tag), str(value))]
     if not values:
         return None
     return values[0] if dictionary_VM(tag) == "1" or len(values) == 1 else values
-
-
-def _is_valid(vr: str, value: str) -> bool:
-    try:
-        validate_value(vr, value, validation_mode=2)
-        return vr != "DT" or bool(DT(value))
-    except ValueError:
-        return False

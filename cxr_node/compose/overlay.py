@@ -81,9 +81,9 @@ def draw_overlay(
 
 
 def shrink_for_overlay(pixels: NDArray[np.float32], max_side_px: int, pixel_aspect: float = 1.0) -> NDArray[np.float32]:
-    """The pixels that an overlay needs: shrunk by an integer factor where they are many more than it shows.
+    """Shrink pixels by an integer factor, if an overlay shows far fewer of them.
 
-    An overlay of the result is the same as one of all pixels.
+    The overlay of the result is identical to that of all pixels.
 
     Args:
         pixels: float32 (rows, columns).

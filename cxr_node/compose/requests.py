@@ -11,8 +11,8 @@ import re
 from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.uid import UID
-from pydicom.valuerep import validate_value
 
+from cxr_node.compose.copied_items import LONGEST_LO, is_valid
 from cxr_node.prepare.header import text, values_of
 
 _REQUEST = (
@@ -33,7 +33,6 @@ _ORDER_NUMBERS = ("PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberIm
 
 _NUMBERS = frozenset(("AccessionNumber", "RequestedProcedureID", "ScheduledProcedureStepID", *_ORDER_NUMBERS))
 _NAMES = frozenset(("RequestedProcedureDescription", "ScheduledProcedureStepDescription", "ReasonForTheRequestedProcedure"))
-_LONGEST_LO = 64
 
 _MOST_ITEMS, _LONGEST_NUMBER = 16, 256
 """Items of a sequence and characters of a number that are copied: they go into every result."""
@@ -125,8 +124,8 @@ def _copied(given: Dataset, keywords: tuple[str, ...]) -> Dataset:
             value = _number(given, keyword)
         else:
             value = _printable(given, keyword)
-            value = value[:_LONGEST_LO].strip() if keyword in _NAMES or keyword == "CodeMeaning" else value
-        if value and (keyword in _NUMBERS or _is_valid(keyword, value)):
+            value = value[:LONGEST_LO].strip() if keyword in _NAMES or keyword == "CodeMeaning" else value
+        if value and (keyword in _NUMBERS or is_valid(_vr(keyword), value)):
             _set(item, keyword, value)
     return item
 
@@ -139,17 +138,6 @@ def _number(ds: Dataset, keyword: str) -> str:
 
 def _printable(ds: Dataset, keyword: str) -> str:
     return re.sub(r"[\x00-\x1a\x1c-\x1f\\]", " ", text(ds, keyword)).strip()
-
-
-def _is_valid(keyword: str, value: str) -> bool:
-    vr = _vr(keyword)
-    if vr == "UI":
-        return UID(value).is_valid
-    try:
-        validate_value(vr, value, validation_mode=2)
-    except ValueError:
-        return False
-    return True
 
 
 def _set(item: Dataset, keyword: str, value: str) -> None:

@@ -207,7 +207,7 @@ class Worker:
         faults.point("reading", job.sop_instance_uid)
         with self._blobs.fetch(job.path) as path:
             source = read_dicom(path)
-        # three batches are in memory at a time, each of their images with the pixels that its overlay needs
+        # three batches are in memory at once: keep only the pixels that an overlay needs
         shown = shrink_for_overlay(source.radiograph.pixels, self._settings.overlay.max_side_px, pixel_aspect(source.ds))
         return replace(source, radiograph=replace(source.radiograph, pixels=shown))
 

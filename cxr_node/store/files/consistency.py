@@ -105,9 +105,9 @@ def note_instance_gone(engine: Engine, row_id: int, key: str) -> bool:
 
 
 def continues_with_its_file() -> ColumnElement[bool]:
-    """Whether a job is held, and goes on once its image comes again: all but one that reception left to a person.
+    """Whether a held job continues when its image arrives again: every one that reception did not leave to a person.
 
-    That one was never begun, and has a reason of its own, which it keeps while the file is gone.
+    A job that reception left to a person was never begun, and keeps its own reason while the file is gone.
     """
     left_to_a_person = and_(jobs.c.attempts == 0, jobs.c.reasons.not_in(("[]", json.dumps([_IMAGE_GONE]))))
     return and_(jobs.c.state == JobState.HELD, not_(left_to_a_person))
